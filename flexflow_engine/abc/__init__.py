@@ -1,0 +1,1 @@
+"""The extension contracts, and the plain data that crosses them. Imports no framework."""

@@ -1,0 +1,114 @@
+"""What a scheduler chooses, and what it chooses from. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+TensorClass = Literal["weights", "kv_cache", "activations"]
+TENSOR_CLASSES: tuple[TensorClass, ...] = ("weights", "kv_cache", "activations")
+
+AttentionPlace = Literal["device", "host"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Share of one tensor class on each tier, in percent, in the recipe's order of tiers; the shares add up to 100."""
+
+    shares: tuple[tuple[str, float], ...]
+
+    def fraction(self, tier: str) -> float:
+        """The tier's share, 0 to 1."""
+        return dict(self.shares).get(tier, 0.0) / 100
+
+    def as_dict(self) -> dict[str, float]:
+        return {tier: share for tier, share in self.shares if share}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a job is carried out."""
+
+    gpu_batch_size: int
+    """Sequences computed in one kernel call."""
+    num_gpu_batches: int
+    """GPU batches that share one load of a layer's weights."""
+    weights: Placement
+    kv_cache: Placement
+    activations: Placement
+    attention: AttentionPlace
+    kv_page_tokens: int
+    """Tokens of one sequence in one page of the KV cache."""
+
+    def placement(self, tensor_class: TensorClass) -> Placement:
+        return {"weights": self.weights, "kv_cache": self.kv_cache, "activations": self.activations}[tensor_class]
+
+    def as_fixed(self) -> dict[str, object]:
+        """The keys under which the `fixed` scheduler takes this policy."""
+        return {
+            "gpu_batch_size": self.gpu_batch_size,
+            "num_gpu_batches": self.num_gpu_batches,
+            "weights": self.weights.as_dict(),
+            "kv_cache": self.kv_cache.as_dict(),
+            "activations": self.activations.as_dict(),
+            "attention": self.attention,
+            "kv_page_tokens": self.kv_page_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierDescription:
+    """A tier of the recipe, as a scheduler sees it."""
+
+    name: str
+    plugin: str
+    budget_bytes: int
+    memory: str | None
+    direct: bool
+    reads_store: bool
+    read_concurrency: int
+    write_concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadShape:
+    """The job's size: what a scheduler may know of the prompts."""
+
+    prompt_tokens: tuple[int, ...]
+    """Length of each prompt."""
+    max_new_tokens: int
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return max(self.prompt_tokens)
+
+    @property
+    def max_cached_tokens(self) -> int:
+        """Longest KV cache of a sequence: the last generated token is never fed back."""
+        return self.max_prompt_tokens + self.max_new_tokens - 1
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLine:
+    """One entry of a policy's memory table."""
+
+    tier: str
+    what: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTable:
+    """What a policy puts on each tier: residents, slots and workspace; their sum is the peak."""
+
+    lines: tuple[MemoryLine, ...]
+    budgets: Mapping[str, int]
+
+    def peak_bytes(self, tier: str) -> int:
+        return sum(line.nbytes for line in self.lines if line.tier == tier)
+
+    @property
+    def exceeded(self) -> tuple[str, ...]:
+        """Tiers whose budget is too small, in the recipe's order."""
+        return tuple(tier for tier, budget in self.budgets.items() if self.peak_bytes(tier) > budget)

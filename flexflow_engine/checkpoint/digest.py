@@ -1,0 +1,96 @@
+"""What a checkpoint's content is called, so that a moved or copied checkpoint finds its weight store again.
+
+Reading hundreds of gigabytes at every start would cost minutes: a file's digest is remembered under its path, size,
+modification time and inode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flexflow_engine.errors import CheckpointError
+
+_BUFFER_NBYTES = 4 * 2**20
+
+
+def user_cache() -> Path:
+    """The folder of this user's cached files of the engine."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "flexflow_engine"
+
+
+class DigestCache:
+    """SHA-256 of files, remembered in one JSON file. A lost or broken cache costs time and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def content_key(self, files: Mapping[str, Path], progress: Callable[[int, int], None]) -> str:
+        """One digest of all `files`, by name and content. Raises CheckpointError when one can't be read."""
+        total = sum(_stat(path).st_size for path in files.values())
+        known, key, done = self._load(), hashlib.sha256(), 0
+        for name in sorted(files):
+            size = _stat(files[name]).st_size
+            digest = self._digest(files[name], known, lambda read, done=done: progress(done + read, total))  # type: ignore[misc]  # a default binds the loop's value
+            key.update(f"{name} {digest}\n".encode())
+            done += size
+        return key.hexdigest()
+
+    def _digest(self, path: Path, known: dict[str, Any], progress: Callable[[int], None]) -> str:
+        entry, stamp = known.get(str(path.resolve())), _stamp(path)
+        if isinstance(entry, list) and entry[:-1] == stamp and isinstance(entry[-1], str):
+            return entry[-1]
+        digest = _sha256(path, progress)
+        if stamp == _stamp(path):
+            known[str(path.resolve())] = [*stamp, digest]
+            self._store(known)
+        return digest
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def _store(self, known: dict[str, Any]) -> None:
+        """Best effort: a cache that can't be written is a slow start next time, not an error."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(known, file)
+            Path(temporary).replace(self._path)
+        except OSError:
+            return
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = _stat(path)
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise CheckpointError(f"the file can't be read: {error.strerror}", where=str(path)) from error
+
+
+def _sha256(path: Path, progress: Callable[[int], None]) -> str:
+    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(_BUFFER_NBYTES)), 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                done += count
+                progress(done)
+    except OSError as error:
+        raise CheckpointError(f"the file can't be read: {error.strerror}", where=str(path)) from error
+    return digest.hexdigest()

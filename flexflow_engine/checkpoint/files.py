@@ -1,0 +1,164 @@
+"""A checkpoint that is a set of files: safetensors or torch's own, whole or in shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.abc.model import Model
+from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
+from flexflow_engine.checkpoint.digest import DigestCache, user_cache
+from flexflow_engine.checkpoint.folders import SAFETENSORS, TORCH_FILES, CheckpointFolder, file_inside
+from flexflow_engine.checkpoint.places import TensorPlace, safetensors_places, torch_places
+from flexflow_engine.errors import CheckpointError, FlexFlowError, ProblemsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_READERS: Mapping[tuple[str, str], Callable[[Path], dict[str, TensorPlace]]] = {
+    SAFETENSORS: safetensors_places,  # preferred where both formats exist
+    TORCH_FILES: torch_places,
+}
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class FilesCheckpoint(Checkpoint):
+    """Tensors found through the files' own headers; the data are read page by page."""
+
+    def __init__(
+        self,
+        reference: str,
+        config: Mapping[str, Any],
+        models: Mapping[str, type[Model]],
+        dtype: DType,
+        folder: CheckpointFolder,
+    ) -> None:
+        super().__init__(reference, config, models, dtype)
+        self._folder = folder
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        return self._folder.tokenizer()
+
+    def content_key(self, progress: Progress = silent) -> str:
+        folder = self._folder.weights()
+        files = {name: file_inside(folder, name) for name in ("config.json", *self._shards.names)}
+        return DigestCache(user_cache() / "digests.json").content_key(files, progress)
+
+    def tensor_names(self) -> frozenset[str]:
+        return frozenset(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._places[name].shape
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._places[name].read_rows(start, stop)
+
+    def problem(self, name: str, shape: tuple[int, ...]) -> CheckpointError | None:
+        dtype = self._places[name].dtype
+        if dtype in _NUMBERS:
+            return super().problem(name, shape)
+        return CheckpointError(
+            f"{name} is stored as {str(dtype).removeprefix('torch.')}",
+            where=self.place(name),
+            fix="use a checkpoint that is not quantized",
+        )
+
+    def place(self, name: str) -> str:
+        return str(self._places[name].path)
+
+    @cached_property
+    def _shards(self) -> _Shards:
+        return _find_shards(self._folder.weights())
+
+    @cached_property
+    def _places(self) -> dict[str, TensorPlace]:
+        """Every tensor; all that is wrong with the files is told at once."""
+        shards, places, problems = self._shards, dict[str, TensorPlace](), list[FlexFlowError]()
+        for name in shards.names:
+            try:
+                found = shards.read(file_inside(shards.folder, name))
+            except CheckpointError as error:
+                problems.append(error)
+                continue
+            problems += _lacking(shards, name, found)
+            places |= found
+        raise_problems(problems)
+        return places
+
+
+class _Shards:
+    """The files of one format, and which tensors the index expects in each; nothing is expected of a single file."""
+
+    def __init__(
+        self, folder: Path, expected: Mapping[str, Iterable[str]], read: Callable[[Path], dict[str, TensorPlace]]
+    ) -> None:
+        self.folder = folder
+        self.names = tuple(sorted(expected))
+        self.expected = expected
+        self.read = read
+
+
+def raise_problems(problems: list[FlexFlowError]) -> None:
+    """Raise the one problem, or all of them together, or nothing."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ProblemsError(problems)
+
+
+def _find_shards(folder: Path) -> _Shards:
+    for (single, index), read in _READERS.items():
+        if (folder / single).exists():
+            return _Shards(folder, {single: ()}, read)
+        if (folder / index).exists():
+            return _Shards(folder, _read_index(folder, index), read)
+    looked_for = ", ".join(name for names in _READERS for name in names)
+    raise CheckpointError("the folder holds no weights", where=str(folder), fix=f"looked for {looked_for}")
+
+
+def _read_index(folder: Path, index: str) -> dict[str, list[str]]:
+    """Tensor names by file, from an index's `weight_map`."""
+    path = file_inside(folder, index)
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+        pairs = [(str(tensor), str(name)) for tensor, name in weight_map.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError("the index can't be read", where=str(path), fix="fetch the checkpoint again") from error
+    tensors: dict[str, list[str]] = {}
+    for tensor, name in pairs:
+        tensors.setdefault(name, []).append(tensor)
+    _check_shards(folder, path, tensors)
+    return tensors
+
+
+def _check_shards(folder: Path, index: Path, tensors: Mapping[str, list[str]]) -> None:
+    """Every file of the index must lie in the folder, and be there."""
+    problems: list[FlexFlowError] = []
+    for name in sorted(tensors):
+        try:
+            if not file_inside(folder, name).is_file():
+                problems.append(
+                    CheckpointError(
+                        f"the file {name} is missing, which should hold {len(tensors[name])} tensors",
+                        where=str(index),
+                        fix="fetch the checkpoint again",
+                    )
+                )
+        except CheckpointError as error:
+            problems.append(error)
+    raise_problems(problems)
+
+
+def _lacking(shards: _Shards, name: str, found: Mapping[str, TensorPlace]) -> list[FlexFlowError]:
+    return [
+        CheckpointError(f"the index promises {tensor}, which the file lacks", where=str(shards.folder / name))
+        for tensor in shards.expected[name]
+        if tensor not in found
+    ]

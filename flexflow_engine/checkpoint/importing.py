@@ -1,0 +1,174 @@
+"""Streaming a checkpoint into a weight store, page by page.
+
+    <root>/weights/<content key>-<dtype>-<codec>/       the store
+    <root>/weights/<content key>-<dtype>-<codec>.lock   held while it is written
+
+An import that was interrupted goes on where it stopped. Memory holds one page at a time, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the field's usual name
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.model import Model
+from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress
+from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
+from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.placement.pages import PagedTensor
+from flexflow_engine.store.array import METADATA, read_layout
+from flexflow_engine.store.failures import reporting
+from flexflow_engine.store.header import StoreHeader, read_header
+from flexflow_engine.store.weights import WeightStore
+from flexflow_engine.store.writing import StoreWriter, missing_nbytes
+
+WEIGHTS = "weights"
+"""The folder of all stores under a root."""
+
+
+def import_checkpoint(  # noqa: PLR0917  # in the order the data pass; every one of another type
+    checkpoint: Checkpoint, model: Model, codec: Codec, small_codec: Codec, root: Path, progress: Progress
+) -> WeightStore:
+    """The weight store of `checkpoint` under `root`, which is made unless it is there; the caller closes it.
+
+    codec: of the large tensors. progress: called after every page with the bytes done and in all. A second import of
+    the same content waits for the first. Raises CheckpointError or ProblemsError before anything is written,
+    StorageError when the disk is too small or fails.
+    """
+    plan = ImportPlan.of(model, codec, small_codec)
+    folder = store_folder(root, checkpoint, plan)
+    store = _finished(folder, plan)
+    if store is not None:
+        return store
+    names = find_names(checkpoint, model)
+    with locked(folder), _one_torch_thread():
+        store = _finished(folder, plan)
+        if store is None:
+            _import(folder, checkpoint, plan, names, progress)
+    return store or WeightStore.open(folder)
+
+
+def store_folder(root: Path, checkpoint: Checkpoint, plan: ImportPlan) -> Path:
+    return root / WEIGHTS / f"{checkpoint.content_key()[:16]}-{plan.dtype}-{plan.codec.name}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a store's folder; waits for whoever holds it. Raises StorageError."""
+    path = folder.with_name(folder.name + ".lock")
+    with reporting(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with reporting(path):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Casting a page is a copy, which one core does at the memory's speed.
+
+    With more, every page waits for a core that other programs use: opt-350m took 21 s instead of 3 on a machine of
+    two busy cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _finished(folder: Path, plan: ImportPlan) -> WeightStore | None:
+    """The store at `folder` when it is whole and cut as `plan` says. Raises StorageError for one of a newer format."""
+    if not (folder / METADATA).exists():
+        return None
+    try:
+        header = read_header(folder)
+        fits = header.complete and all(_is_stored(folder, header, entry) for entry in plan.tensors)
+    except CorruptDataError:
+        return None
+    return WeightStore(folder, header) if fits else None
+
+
+def _is_stored(folder: Path, header: StoreHeader, entry: TensorPlan) -> bool:
+    array = header.arrays.get(entry.name)
+    return array is not None and (folder / array).exists() and read_layout(folder / array) == entry.layout
+
+
+def _import(
+    folder: Path, checkpoint: Checkpoint, plan: ImportPlan, names: Mapping[str, str], progress: Progress
+) -> None:
+    layouts = {names[entry.name]: entry.layout for entry in plan.tensors}
+    _check_space(folder, missing_nbytes(folder, layouts))
+    writer = StoreWriter(folder, _header(checkpoint, plan, names), layouts)
+    done, total = 0, plan.nbytes
+    for entry in plan.tensors:
+        for page in range(entry.layout.num_pages):
+            if not writer.has_page(names[entry.name], page):
+                _write_page(writer, checkpoint, names[entry.name], entry, page)
+            done += len(entry.tensor.page_units(page)) * entry.layout.unit_nbytes
+            progress(done, total)
+    writer.finish()
+
+
+def _header(checkpoint: Checkpoint, plan: ImportPlan, names: Mapping[str, str]) -> StoreHeader:
+    return StoreHeader(
+        reference=checkpoint.reference,
+        content_key=checkpoint.content_key(),
+        dtype=plan.dtype,
+        codec=plan.codec.name,
+        small_codec=plan.small_codec.name,
+        arrays=names,
+        nbytes=plan.nbytes,
+    )
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    with reporting(folder.parent):
+        free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise StorageError(
+            f"the weights need {needed} bytes, and {free} are free",
+            where=str(folder.parent),
+            fix="free some space there, or choose a path on a larger disk",
+        )
+
+
+def _write_page(writer: StoreWriter, checkpoint: Checkpoint, array: str, entry: TensorPlan, page: int) -> None:
+    tensor, unit_nbytes = entry.tensor, entry.layout.unit_nbytes
+    units = tensor.page_units(page)
+    rows = _read_rows(checkpoint, array, tensor, units).to(getattr(torch, writer.dtype))
+    encoded = torch.empty(len(units) * unit_nbytes, dtype=torch.uint8)
+    for position, unit in enumerate(_cut(rows, tensor.unit_rows)):
+        entry.codec.encode(unit, encoded[position * unit_nbytes : (position + 1) * unit_nbytes])
+    writer.write_page(array, page, encoded.numpy())
+
+
+def _read_rows(checkpoint: Checkpoint, name: str, tensor: PagedTensor, units: range) -> torch.Tensor:
+    """The rows of `units` that the tensor has; a vector is read whole."""
+    if len(tensor.shape) == 1:
+        return checkpoint.read_rows(name, 0, tensor.shape[0])
+    first, last = units.start * tensor.unit_rows, units.stop * tensor.unit_rows
+    return checkpoint.read_rows(name, first, min(last, tensor.rows))
+
+
+def _cut(rows: torch.Tensor, unit_rows: int) -> Iterator[torch.Tensor]:
+    """Rows [R, columns] as units [unit_rows, columns], the last filled up with zeros; a vector is one unit."""
+    if rows.ndim == 1:
+        yield rows
+        return
+    for start in range(0, len(rows), unit_rows):
+        unit = rows[start : start + unit_rows]
+        yield unit if len(unit) == unit_rows else F.pad(unit, (0, 0, 0, unit_rows - len(unit)))

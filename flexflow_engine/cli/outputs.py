@@ -1,0 +1,51 @@
+"""Files that a run writes when it ends, and whose place is tried when it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from flexflow_engine.errors import StorageError
+
+
+def check_writable(path: Path) -> None:
+    """Raise StorageError when no regular file can be made at `path`; an existing one is left as it is."""
+    with LateFile(path):
+        pass
+
+
+class LateFile:
+    """A small text file that appears whole or not at all; None stands for a file nobody asked for.
+
+    Entering makes `<path>.partial`, leaving without `finish` removes it.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.partial") if path else None
+
+    def __enter__(self) -> Self:
+        if self._path and self._path.exists() and not self._path.is_file():
+            raise StorageError("this is no regular file, name another", where=str(self._path))
+        self._write("")
+        return self
+
+    def finish(self, text: str) -> None:
+        """Write the file under its own name. Raises StorageError."""
+        self._write(text)
+        if self._partial and self._path:
+            self._partial.replace(self._path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._partial:
+            self._partial.unlink(missing_ok=True)
+
+    def _write(self, text: str) -> None:
+        try:
+            if self._partial:
+                self._partial.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"it can't be written ({error.strerror})", where=str(self._path)) from error

@@ -1,0 +1,90 @@
+"""The engine's progress for whoever waits: a live line on a terminal, now and then a plain line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.status import Status
+
+from flexflow_engine.abc.progress import Progress
+from flexflow_engine.jobs.sizes import format_size
+
+PLAIN_INTERVAL_SECONDS = 5.0
+"""Between two plain lines about the same thing; its first and its last are always written."""
+
+
+@contextmanager
+def progress_on_stderr() -> Iterator[Progress]:
+    """The progress that suits where stderr goes."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield PlainProgress(sys.stderr, time.monotonic)
+        return
+    with console.status("starting") as status:
+        yield LiveProgress(console, status)
+
+
+class PlainProgress:
+    """One line an update, at most one in PLAIN_INTERVAL_SECONDS."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._last: dict[str, float] = {}
+
+    def importing(self, done_bytes: int, total_bytes: int) -> None:
+        if self._due("import", done_bytes == total_bytes):
+            self.notice(_importing(done_bytes, total_bytes))
+
+    def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
+        if self._due("step", finished_sequences == total_sequences):
+            self.notice(_step(finished_sequences, total_sequences, generated_tokens, seconds))
+
+    def notice(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def _due(self, about: str, last: bool) -> bool:
+        now = self._clock()
+        due = last or now - self._last.get(about, -PLAIN_INTERVAL_SECONDS) >= PLAIN_INTERVAL_SECONDS
+        if due:
+            self._last[about] = now
+        return due
+
+
+class LiveProgress:
+    """One line that changes in place; notices stay above it."""
+
+    def __init__(self, console: Console, status: Status) -> None:
+        self._console = console
+        self._status = status
+
+    def importing(self, done_bytes: int, total_bytes: int) -> None:
+        self._status.update(_importing(done_bytes, total_bytes))
+
+    def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
+        self._status.update(_step(finished_sequences, total_sequences, generated_tokens, seconds))
+
+    def notice(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+
+def _importing(done_bytes: int, total_bytes: int) -> str:
+    percent = 100 * done_bytes / total_bytes if total_bytes else 100
+    return f"importing weights: {format_size(done_bytes)} of {format_size(total_bytes)} ({percent:.0f} %)"
+
+
+def _step(finished: int, total: int, tokens: int, seconds: float) -> str:
+    rate = tokens / seconds if seconds else 0.0
+    left = f", about {_duration(seconds * (total - finished) / finished)} left" if 0 < finished < total else ""
+    return f"{finished} of {total} sequences, {tokens} tokens, {rate:.1f} tokens/s{left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

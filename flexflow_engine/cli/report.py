@@ -1,0 +1,95 @@
+"""A run's metrics and a policy's memory table, for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Policy
+from flexflow_engine.cli.columns import columns
+from flexflow_engine.jobs.sizes import format_size
+
+
+def render_run(metrics: Mapping[str, Any]) -> str:
+    """Throughput, what lay on each tier, and which lane was the busiest. `metrics` are those of `--metrics`."""
+    return "\n\n".join(["\n".join(_summary(metrics)), _tiers(metrics), _lanes(metrics)])
+
+
+def render_plan(policy: Policy, memory: MemoryTable) -> str:
+    """What the policy puts on each tier, against the budgets."""
+    rows = [(line.tier, line.what, format_size(line.nbytes)) for line in memory.lines]
+    totals = [_total(memory, tier, budget) for tier, budget in memory.budgets.items()]
+    chosen = columns(("policy", ""), [(key, json.dumps(value)) for key, value in policy.as_fixed().items()])
+    return "\n\n".join([chosen, columns(("tier", "what", "size"), rows), _totals(totals)])
+
+
+def plan_as_json(policy: Policy, memory: MemoryTable) -> dict[str, object]:
+    """The same for programs: the policy as `fixed` takes it, and each tier's lines."""
+    return {"policy": policy.as_fixed(), "memory": {tier: _tier_as_json(memory, tier) for tier in memory.budgets}}
+
+
+def _summary(metrics: Mapping[str, Any]) -> Iterator[str]:
+    seconds = metrics["prefill_s"] + metrics["decode_s"]
+    phases = f"prefill {metrics['prefill_s']:.1f} s, decode {metrics['decode_s']:.1f} s"
+    tokens = f"{metrics['prompt_tokens']} prompt and {metrics['generated_tokens']} generated tokens"
+    yield f"{tokens} in {seconds:.1f} s ({phases})"
+    yield "throughput: " + ", ".join(_throughput(metrics))
+    yield f"bound by: {_bound(metrics, seconds)}"
+    if match := metrics.get("exact_match"):
+        percent = 100 * match["matched"] / match["total"]
+        yield f"exact match: {match['matched']} of {match['total']} ({percent:.1f} %)"
+
+
+def _throughput(metrics: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{metrics['tokens_per_s']:.1f} tokens/s"
+    if metrics.get("decode_tokens_per_s") is not None:
+        yield f"{metrics['decode_tokens_per_s']:.1f} while decoding"
+    if metrics.get("predicted_tokens_per_s") is not None:
+        yield f"{metrics['predicted_tokens_per_s']:.1f} predicted"
+
+
+def _bound(metrics: Mapping[str, Any], seconds: float) -> str:
+    lane = metrics["bound_by"]
+    busy = metrics["lanes"][lane]["busy_s"]
+    return f"{lane} (busy {100 * busy / seconds:.0f} % of the time)" if seconds else str(lane)
+
+
+def _tiers(metrics: Mapping[str, Any]) -> str:
+    rows = [
+        [tier, *(format_size(metrics["placement"].get(name, {}).get(tier, 0)) for name in TENSOR_CLASSES), *_use(sizes)]
+        for tier, sizes in metrics["tiers"].items()
+    ]
+    return columns(("tier", *TENSOR_CLASSES, "peak", "budget"), rows)
+
+
+def _use(sizes: Mapping[str, int]) -> tuple[str, str]:
+    return format_size(sizes["peak_bytes"]), format_size(sizes["budget_bytes"])
+
+
+def _lanes(metrics: Mapping[str, Any]) -> str:
+    rows = [(lane, f"{use['busy_s']:.2f} s", *_work(use)) for lane, use in metrics["lanes"].items()]
+    return columns(("lane", "busy", "work", "rate"), rows)
+
+
+def _work(use: Mapping[str, float]) -> tuple[str, str]:
+    busy = use["busy_s"]
+    if "flops" in use:
+        rate = use["flops"] / busy if busy else 0.0
+        return f"{use['flops'] / 1e9:.1f} Gflop", f"{rate / 1e9:.1f} Gflop/s"
+    rate = use.get("bytes", 0) / busy if busy else 0.0
+    return format_size(use.get("bytes", 0)), f"{format_size(rate)}/s"
+
+
+def _total(memory: MemoryTable, tier: str, budget: int) -> tuple[str, str, str, str]:
+    peak = memory.peak_bytes(tier)
+    return tier, format_size(peak), format_size(budget), "too small" if peak > budget else ""
+
+
+def _totals(totals: list[tuple[str, str, str, str]]) -> str:
+    return columns(("tier", "peak", "budget", ""), totals)
+
+
+def _tier_as_json(memory: MemoryTable, tier: str) -> dict[str, object]:
+    lines = [{"what": line.what, "nbytes": line.nbytes} for line in memory.lines if line.tier == tier]
+    return {"budget_bytes": memory.budgets[tier], "peak_bytes": memory.peak_bytes(tier), "lines": lines}

@@ -1,0 +1,32 @@
+"""What most verbs begin with: the installed plugins, and the recipe as the command line changes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flexflow_engine.jobs.load import load_recipe
+from flexflow_engine.jobs.recipe import Recipe
+from flexflow_engine.plugins import BLOCK_VARIABLE, Registry
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; `schema` prints what may stand in it.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change the recipe: tiers.gpu.budget=8GiB. May be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+
+
+def load_registry() -> Registry:
+    """The installed plugins but those that the environment blocks."""
+    blocked = os.environ.get(BLOCK_VARIABLE, "")
+    return Registry.load(blocked=[name.strip() for name in blocked.split(",") if name.strip()])
+
+
+def load(path: Path, overrides: Sequence[str] | None) -> tuple[Recipe, Registry]:
+    registry = load_registry()
+    return load_recipe(path, overrides or (), registry), registry

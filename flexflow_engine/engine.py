@@ -1,0 +1,228 @@
+"""The facade: a recipe in, completions and metrics out.
+
+recipe -> checkpoint, model, prompts -> plan (policy, layout, memory) -> weight store -> session -> completions
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.policy import WorkloadShape
+from flexflow_engine.abc.progress import Progress
+from flexflow_engine.abc.step import Step
+from flexflow_engine.abc.tier import Tier
+from flexflow_engine.checkpoint.checkpoint import Checkpoint
+from flexflow_engine.checkpoint.digest import user_cache
+from flexflow_engine.checkpoint.importing import import_checkpoint
+from flexflow_engine.checkpoint.source import open_checkpoint
+from flexflow_engine.errors import FlexFlowError, ProblemsError
+from flexflow_engine.jobs.batching import Batcher, FinishedSequence
+from flexflow_engine.jobs.completions import CompletionWriter
+from flexflow_engine.jobs.prompts import Prompt, load_prompts
+from flexflow_engine.jobs.recipe import Recipe
+from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
+from flexflow_engine.planning.plan import Codecs, Plan, describe_tiers, make_plan, needs_staging
+from flexflow_engine.plugins import Registry
+from flexflow_engine.runtime.metrics import collect
+from flexflow_engine.runtime.session import OnStep, Session
+from flexflow_engine.store.weights import WeightStore
+
+STAGING_TIER = "staging"
+"""Host memory between a disk and a compute tier that the host can't address, where the recipe names none."""
+STAGING_PLUGIN = "pinned"
+STAGING_BUDGET = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run achieved; `metrics` is ready for JSON."""
+
+    metrics: Mapping[str, Any]
+    completions: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A recipe with everything that can be known of it before weights are read."""
+
+    checkpoint: Checkpoint
+    model: Model
+    tokenizer: Tokenizer | None
+    prompts: tuple[Prompt, ...]
+    codecs: Codecs
+    tier_classes: Mapping[str, type[Tier]]
+    plan: Plan
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is open while a job runs; `first_tokens` counts the tokens sampled from prompts."""
+
+    store: WeightStore
+    tiers: Mapping[str, Tier]
+    writer: CompletionWriter
+    progress: Progress
+    trace: Path | None
+    first_tokens: int = 0
+
+
+def run_recipe(
+    recipe: Recipe, registry: Registry, *, output: Path, trace: Path | None, progress: Progress
+) -> RunReport:
+    """Run a job. Completions are written to `output` in input order, whole or not at all.
+
+    Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
+    """
+    _check_tiers(recipe, registry)
+    job = _prepare(recipe, registry)
+    job.plan.require_fit()
+    with CompletionWriter(output, job.prompts, job.tokenizer) as writer:
+        store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
+        with _open_tiers(recipe, job) as tiers:
+            metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace))
+        writer.finish()
+    if writer.exact_match is not None:
+        metrics["exact_match"] = {"matched": writer.exact_match.matched, "total": writer.exact_match.total}
+    return RunReport(metrics, output)
+
+
+def plan_recipe(recipe: Recipe, registry: Registry) -> Plan:
+    """The plan of a job, whether it fits or not. Reads no weights."""
+    return _prepare(recipe, registry).plan
+
+
+def import_recipe(recipe: Recipe, registry: Registry, progress: Progress) -> WeightStore:
+    """Import the recipe's weights, if the store doesn't have them yet."""
+    checkpoint = _open_checkpoint(recipe, registry)
+    return _import(checkpoint, _codecs(recipe, registry), store_root(recipe, registry), progress)
+
+
+def store_root(recipe: Recipe, registry: Registry) -> Path:
+    """Where weight stores lie: under the first tier that reads them in place, else in the user's cache folder."""
+    roots = (registry.tier(tier.plugin).store_root(tier.options) for tier in recipe.tiers)
+    return next((root for root in roots if root is not None), user_cache())
+
+
+def _prepare(recipe: Recipe, registry: Registry) -> _Job:
+    checkpoint = _open_checkpoint(recipe, registry)
+    model, codecs = checkpoint.model, _codecs(recipe, registry)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
+    prompts = load_prompts(recipe.workload, tokenizer, model.config)
+    classes = {tier.name: registry.tier(tier.plugin) for tier in recipe.tiers}
+    budgets = {tier.name: tier.budget_bytes for tier in recipe.tiers}
+    if needs_staging(classes):
+        classes[STAGING_TIER], budgets[STAGING_TIER] = registry.tier(STAGING_PLUGIN), STAGING_BUDGET
+    plan = make_plan(
+        model=model,
+        codecs=codecs,
+        workload=WorkloadShape(tuple(len(p.token_ids) for p in prompts), recipe.workload.max_new_tokens),
+        tiers=describe_tiers(classes, budgets),
+        scheduler=registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options),
+    )
+    return _Job(checkpoint, model, tokenizer, prompts, codecs, classes, plan)
+
+
+def _check_tiers(recipe: Recipe, registry: Registry) -> None:
+    problems: list[FlexFlowError] = []
+    for tier in recipe.tiers:
+        try:
+            registry.tier(tier.plugin).check_available(tier.options)
+        except FlexFlowError as problem:
+            problems.append(problem)
+    if problems:
+        raise ProblemsError(problems)
+
+
+def _open_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
+    models = {name: registry.model(name) for name in registry.names("model")}
+    model = recipe.model
+    return open_checkpoint(model.checkpoint, models, model_name=model.plugin, dtype=model.dtype)
+
+
+def _codecs(recipe: Recipe, registry: Registry) -> Codecs:
+    weights, kv_cache = (registry.codec(name)() for name in (recipe.codecs.weights, recipe.codecs.kv_cache))
+    return Codecs(weights, kv_cache, registry.codec("none")())
+
+
+def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progress) -> WeightStore:
+    return import_checkpoint(checkpoint, checkpoint.model, codecs.weights, codecs.small, root, progress.importing)
+
+
+@contextmanager
+def _open_tiers(recipe: Recipe, job: _Job) -> Iterator[dict[str, Tier]]:
+    """The job's tiers, fastest first; closed on the way out, whatever happened."""
+    options = {tier.name: tier.options for tier in recipe.tiers}
+    with ExitStack() as stack:
+        tiers = {}
+        for description in job.plan.layout.tiers:
+            tier_class, name = job.tier_classes[description.name], description.name
+            tier = tier_class(
+                label=name,
+                budget_bytes=description.budget_bytes,
+                options=options[name] if name in options else tier_class.Options(),
+            )
+            tiers[name] = stack.enter_context(closing(tier))
+        yield tiers
+
+
+def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
+    """Carry the plan out on open tiers; completions go to the writer as sequences end."""
+    session = Session(
+        layout=job.plan.layout,
+        tiers=run.tiers,
+        model=job.model,
+        weight_codec=job.codecs.weights,
+        store=run.store,
+        prompts=[np.asarray(prompt.token_ids, np.int64) for prompt in job.prompts],
+    )
+    with closing(session):
+        batcher = _batcher(recipe, job)
+        times = session.run(batcher, _on_step(batcher, job, run))
+        if run.trace is not None:
+            session.trace.write(run.trace, {lane: _process(lane, job.plan) for lane in session.lanes})
+        return collect(
+            layout=job.plan.layout,
+            tiers=run.tiers,
+            lanes=session.trace.lanes(session.lanes),
+            times=times,
+            prompt_tokens=sum(len(prompt.token_ids) for prompt in job.prompts),
+            first_tokens=run.first_tokens,
+            generated_tokens=batcher.generated_tokens,
+        )
+
+
+def _batcher(recipe: Recipe, job: _Job) -> Batcher:
+    return Batcher(
+        [len(prompt.token_ids) for prompt in job.prompts],
+        max_new_tokens=recipe.workload.max_new_tokens,
+        eos_token_ids=() if recipe.workload.ignore_eos else job.model.config.eos_token_ids,
+        gpu_batch_size=job.plan.policy.gpu_batch_size,
+        num_gpu_batches=job.plan.policy.num_gpu_batches,
+    )
+
+
+def _on_step(batcher: Batcher, job: _Job, run: _Run) -> OnStep:
+    begin = time.perf_counter()
+
+    def on_step(step: Step, finished: Sequence[FinishedSequence]) -> None:
+        for sequence in finished:
+            run.writer.add(sequence)
+            run.first_tokens += bool(sequence.token_ids)
+        done, total = batcher.finished_sequences, len(job.prompts)
+        run.progress.step(done, total, batcher.generated_tokens, time.perf_counter() - begin)
+
+    return on_step
+
+
+def _process(lane: str, plan: Plan) -> str:
+    """What a lane's events are filed under in a trace: its tier."""
+    tier = lane.rpartition(".")[0]
+    return tier or plan.layout.device.name

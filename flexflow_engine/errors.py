@@ -1,0 +1,66 @@
+"""What a user or a plugin can cause. Every message says what, where, and what would work."""
+
+
+class FlexFlowError(Exception):
+    """Base of every error that the user can mend; the command line turns it into exit status 2.
+
+    what:  what is wrong, one sentence without a full stop.
+    where: the file, recipe key, tensor or line it was found at; empty when `what` says it.
+    fix:   what would work; empty when nothing but removing the cause would.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        located = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{located}; {self.fix}" if self.fix else located
+
+
+class RecipeError(FlexFlowError):
+    """The recipe, or a `--set`, asks for something that does not exist or contradicts itself."""
+
+
+class PluginError(FlexFlowError):
+    """A plugin is unknown, broken, duplicated or written for another API version."""
+
+
+class CheckpointError(FlexFlowError):
+    """A checkpoint is missing, incomplete, of the wrong shape, or unsafe to read."""
+
+
+class CorruptDataError(FlexFlowError):
+    """Stored bytes do not match their checksum, or are not what their metadata declares."""
+
+
+class StorageError(FlexFlowError):
+    """A path can't be written, or the disk is full."""
+
+
+class PromptError(FlexFlowError):
+    """A prompt file or one of its lines can't be used."""
+
+
+class TierError(FlexFlowError):
+    """A tier is not available on this machine, or was asked for more than its budget."""
+
+
+class PolicyError(FlexFlowError):
+    """A policy can't be carried out: something does not fit, or its shares make no sense."""
+
+
+class ProblemsError(FlexFlowError):
+    """Several problems of one recipe, told together."""
+
+    def __init__(self, problems: list[FlexFlowError]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class TaskError(Exception):
+    """A task of a run failed. Its cause is chained; a FlexFlowError cause is what the user sees."""
+
+
+class StalledError(Exception):
+    """No task of a run made progress for the watchdog's time: a bug of ours or a hung device."""

@@ -1,0 +1,153 @@
+"""Builds a step's graph task by task, and derives its edges from what the tasks read and write.
+
+Edges follow the three hazards of any memory: a read waits for the writers of the version it reads, a write of a new
+version waits for the readers and writers of the version before. A location is a slot as well as a resident region,
+so slot reuse needs no rule of its own.
+
+    changing state    tasks      of the step so far, in the order in which lanes will run them
+                      locations  each location's current version with its writers and readers
+                      rotation   how often each ring of slots has been advanced
+    constant          widths     of the lanes; in a lane of width 1 an earlier task is implied by a later one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import networkx as nx
+
+from flexflow_engine.graph.task import Operation, Task, TaskKind, TensorRef, Tile
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who touched a location's current version: (task, lane) pairs; and who must end before another part is added."""
+
+    version: int = 0
+    writers: tuple[tuple[str, str], ...] = ()
+    readers: tuple[tuple[str, str], ...] = ()
+    before: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def last(self) -> tuple[tuple[str, str], ...]:
+        """The tasks that must end before the location may change: each group implies the ones after it."""
+        return self.readers or self.writers or self.before
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """What the next step's graph is joined to."""
+
+    locations: Mapping[str, Access] = field(default_factory=dict)
+    rotation: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGraph:
+    """One step's tasks in emission order, which is a topological order and every lane's order.
+
+    `digraph` has a node for each task (attribute `task`) and for each carried task of earlier steps (no attribute).
+    """
+
+    step: int
+    tasks: tuple[Task, ...]
+    digraph: nx.DiGraph[str]
+
+
+class GraphBuilder:
+    """Used by the compiler for one step."""
+
+    def __init__(self, frontier: Frontier, widths: Mapping[str, int]) -> None:
+        self._tasks: list[Task] = []
+        self._digraph: nx.DiGraph[str] = nx.DiGraph()
+        self._locations = dict(frontier.locations)
+        self._rotation = dict(frontier.rotation)
+        self._widths = widths
+
+    def next_slot(self, ring: str, size: int) -> int:
+        """The slot of a ring whose turn it is."""
+        turn = self._rotation.get(ring, 0)
+        self._rotation[ring] = turn + 1
+        return turn % size
+
+    def add(
+        self,
+        *,
+        name: str,
+        kind: TaskKind,
+        tile: Tile,
+        lane: str,
+        operation: Operation,
+        reads: Iterable[str] = (),
+        writes: Iterable[str] = (),
+        adds: Iterable[str] = (),
+        nbytes: int = 0,
+        flops: float = 0.0,
+    ) -> None:
+        """Append a task. It reads locations, writes new versions of some, and adds parts to others' newest version
+        (made by `begin`).
+        """
+        key = f"{tile.step}/{tile.layer}/{tile.gpu_batch}/{name}"
+        predecessors: dict[str, None] = {}
+        read_refs = [self._read(location, key, lane, predecessors) for location in reads]
+        write_refs = [self._write(location, key, lane, predecessors) for location in writes]
+        write_refs += [self._add_part(location, key, lane, predecessors) for location in adds]
+        task = Task(
+            key=key,
+            kind=kind,
+            tile=tile,
+            lane=lane,
+            operation=operation,
+            reads=tuple(read_refs),
+            writes=tuple(write_refs),
+            nbytes=nbytes,
+            flops=flops,
+        )
+        self._tasks.append(task)
+        self._digraph.add_node(key, task=task)
+        self._digraph.add_edges_from((before, key) for before in predecessors if before != key)
+
+    def begin(self, location: str) -> None:
+        """Start a new version of a location that several tasks will fill, each a part."""
+        access = self._access(location)
+        self._locations[location] = Access(version=access.version + 1, before=access.last)
+
+    def result(self, step: int) -> tuple[TaskGraph, Frontier]:
+        return TaskGraph(step, tuple(self._tasks), self._digraph), Frontier(self._locations, self._rotation)
+
+    def _access(self, location: str) -> Access:
+        return self._locations.get(location, Access())
+
+    def _read(self, location: str, key: str, lane: str, predecessors: dict[str, None]) -> TensorRef:
+        access = self._access(location)
+        same_lane = [task for task, other in access.readers if other == lane and self._widths[lane] == 1]
+        for task in same_lane or [task for task, _ in access.writers or access.before]:
+            predecessors[task] = None
+        self._locations[location] = Access(
+            access.version, access.writers, self._joined(access.readers, key, lane), access.before
+        )
+        return TensorRef(location, access.version)
+
+    def _write(self, location: str, key: str, lane: str, predecessors: dict[str, None]) -> TensorRef:
+        access = self._access(location)
+        for task, _ in access.last:
+            predecessors[task] = None
+        self._locations[location] = Access(access.version + 1, ((key, lane),))
+        return TensorRef(location, access.version + 1)
+
+    def _add_part(self, location: str, key: str, lane: str, predecessors: dict[str, None]) -> TensorRef:
+        access = self._access(location)
+        assert not access.readers, f"{location} is read before it is whole"
+        for task, _ in access.before:
+            predecessors[task] = None
+        self._locations[location] = Access(
+            access.version, (*access.writers, (key, lane)), access.readers, access.before
+        )
+        return TensorRef(location, access.version, len(access.writers))
+
+    def _joined(self, tasks: tuple[tuple[str, str], ...], key: str, lane: str) -> tuple[tuple[str, str], ...]:
+        """Add a task; in a lane of width 1 it stands for the earlier ones."""
+        if self._widths[lane] == 1:
+            tasks = tuple(entry for entry in tasks if entry[1] != lane)
+        return (*tasks, (key, lane))

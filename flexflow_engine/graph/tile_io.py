@@ -1,0 +1,183 @@
+"""What a tile's computation needs from other tiers and leaves to them: rows of the table, cache pages, hidden states.
+
+Each function emits the tasks of one tile. Loads return the slot that they fill, None when nothing has to be loaded.
+"""
+
+from __future__ import annotations
+
+from flexflow_engine.abc.step import BatchStep
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.graph.builder import GraphBuilder
+from flexflow_engine.graph.lanes import read_lane
+from flexflow_engine.graph.task import Copy, GatherRows, Move, Tile
+from flexflow_engine.graph.transfers import Transfer, Transfers
+from flexflow_engine.placement.activations import HiddenPart
+from flexflow_engine.placement.kv import KVTile, Rectangle
+from flexflow_engine.placement.layout import EMBED_SLOTS, HIDDEN_SLOTS, KV_SLOTS, Layout
+from flexflow_engine.placement.span import Span
+
+
+class TileIO:
+    """Emits into one builder, for one step."""
+
+    def __init__(self, layout: Layout, builder: GraphBuilder) -> None:
+        self._layout = layout
+        self._device = layout.device.name
+        self._builder = builder
+        self._transfers = Transfers(layout, builder)
+
+    def gather_rows(self, tile: Tile, batch: BatchStep) -> int:
+        """Look up the table's rows that lie on far tiers; the computation looks up the compute tier's own."""
+        slot = self._builder.next_slot("embed", EMBED_SLOTS)
+        target = Span(self._device, f"embed.slot.{slot}", 0, batch.new_tokens)
+        far_tiers = sorted({run.tier for run in self._layout.weights.table} - self._layout.direct)
+        self._builder.begin(target.region)
+        if self._layout.device.memory != HOST and far_tiers:
+            assert self._layout.staging is not None
+            staged = Span(self._layout.staging, "staging.embed", 0, batch.new_tokens)
+            self._builder.begin(staged.region)
+            self._gather(tile, batch, far_tiers, staged)
+            self._builder.add(
+                name="load rows",
+                kind="load",
+                tile=tile,
+                lane=read_lane(staged.tier),
+                operation=Copy(staged.tier, (Move(staged, target),)),
+                reads=[staged.region],
+                adds=[target.region],
+                nbytes=staged.count * self._layout.embed_row_nbytes,
+            )
+        else:
+            self._gather(tile, batch, far_tiers, target)
+        return slot
+
+    def load_hidden(self, tile: Tile, batch: BatchStep) -> int | None:
+        parts = self._slotted_parts(batch)
+        if not parts:
+            return None
+        slot = self.hidden_slot()
+        location = f"hidden.slot.{slot}"
+        self._builder.begin(location)
+        for part, tokens in parts:
+            move = Transfer(
+                Span(part.tier, part.name, 0, tokens),
+                Span(self._device, location, part.slot_unit or 0, tokens),
+                self._layout.activations.token_nbytes,
+            )
+            self._transfers.load(part.name, tile, [move], reads=[part.name], adds=location)
+        return slot
+
+    def hidden_slot(self) -> int:
+        return self._builder.next_slot("hidden", HIDDEN_SLOTS)
+
+    def store_hidden(self, tile: Tile, batch: BatchStep, slot: int) -> None:
+        location = f"hidden.slot.{slot}"
+        for part, tokens in self._slotted_parts(batch):
+            move = Transfer(
+                Span(self._device, location, part.slot_unit or 0, tokens),
+                Span(part.tier, part.name, 0, tokens),
+                self._layout.activations.token_nbytes,
+            )
+            self._transfers.store(part.name, tile, [move], reads=location, writes=part.name)
+
+    def hidden_locations(self, batch: BatchStep, slot: int | None) -> list[str]:
+        """The locations that a computation updates: resident parts, and the slot."""
+        parts = self._layout.activations.parts[batch.gpu_batch]
+        resident = [part.name for part in parts if part.slot_unit is None and _tokens(part, batch)]
+        return resident if slot is None else [*resident, f"hidden.slot.{slot}"]
+
+    def has_slotted_hidden(self, batch: BatchStep) -> bool:
+        return bool(self._slotted_parts(batch))
+
+    def load_kv(self, tile: Tile, batch: BatchStep, cache: KVTile) -> int | None:
+        """The pages that are full already, in a decode step; a prompt's pages are computed into the slot instead."""
+        if not cache.slotted:
+            return None
+        slot = self._builder.next_slot("kv", KV_SLOTS)
+        location = f"kv.slot.{slot}"
+        self._builder.begin(location)
+        if batch.phase == "decode":
+            for rectangle, offset in cache.slotted:
+                if moves := self._prefix(rectangle, offset, location, self._full_pages(rectangle, batch, done=0)):
+                    loads = [Transfer(far, near, self._layout.kv.page_nbytes) for far, near in moves]
+                    self._transfers.load(rectangle.name, tile, loads, reads=[rectangle.name], adds=location)
+        return slot
+
+    def store_kv(self, tile: Tile, batch: BatchStep, cache: KVTile, slot: int) -> None:
+        """A prompt's full pages from the slot; in a decode step the tail pages that the new token filled."""
+        for rectangle, offset in cache.slotted:
+            if batch.phase == "prefill":
+                location = f"kv.slot.{slot}"
+                pairs = self._prefix(rectangle, offset, location, self._full_pages(rectangle, batch, done=1))
+            else:
+                location = self.tail(tile, batch)
+                pairs = self._filled_tails(location, batch, cache, rectangle)
+            if pairs:
+                stores = [Transfer(near, far, self._layout.kv.page_nbytes) for far, near in pairs]
+                self._transfers.store(rectangle.name, tile, stores, reads=location, writes=rectangle.name)
+
+    def kv_locations(self, tile: Tile, batch: BatchStep, cache: KVTile, slot: int | None) -> list[str]:
+        """The locations that attention updates: resident rectangles, the slot, the tail pages."""
+        locations = [r.name for r in cache.rectangles if r.tier in self._layout.direct]
+        if slot is not None:
+            locations += [f"kv.slot.{slot}", self.tail(tile, batch)]
+        return locations
+
+    def tail(self, tile: Tile, batch: BatchStep) -> str:
+        return f"kv.{self._layout.decoder(tile.layer)}.{batch.gpu_batch}.tail"
+
+    def _gather(self, tile: Tile, batch: BatchStep, far_tiers: list[str], target: Span) -> None:
+        for far in far_tiers:
+            self._builder.add(
+                name=f"gather rows from {far}",
+                kind="load",
+                tile=tile,
+                lane=read_lane(far),
+                operation=GatherRows(far, target, batch),
+                reads=[f"tokens.{batch.gpu_batch}"] if batch.phase == "decode" else [],
+                adds=[target.region],
+                nbytes=batch.new_tokens * self._layout.embed_row_nbytes,
+            )
+
+    def _slotted_parts(self, batch: BatchStep) -> list[tuple[HiddenPart, int]]:
+        """Parts that pass through a slot, with their number of tokens in this step."""
+        parts = self._layout.activations.parts[batch.gpu_batch]
+        return [(p, tokens) for p in parts if p.slot_unit is not None and (tokens := _tokens(p, batch))]
+
+    def _full_pages(self, rectangle: Rectangle, batch: BatchStep, done: int) -> int:
+        """Pages of the rectangle's longest row that are full before (done=0) or after (done=1) this step."""
+        rows = [row for row in batch.rows if rectangle.first_row <= row.row < rectangle.stop_row]
+        tokens = max((row.context + done * row.new_tokens for row in rows), default=0)
+        return min(tokens // self._layout.kv.page_tokens, rectangle.stop_page) - rectangle.first_page
+
+    def _prefix(self, rectangle: Rectangle, offset: int, location: str, pages: int) -> list[tuple[Span, Span]]:
+        """(far, near) spans of the first pages of all rows: keys, then values."""
+        if pages <= 0:
+            return []
+        units = pages * rectangle.rows
+        return [
+            (
+                Span(rectangle.tier, f"{rectangle.name}.{part}", 0, units),
+                Span(self._device, location, offset + index * rectangle.num_units, units),
+            )
+            for index, part in enumerate("kv")
+        ]
+
+    def _filled_tails(
+        self, location: str, batch: BatchStep, cache: KVTile, rectangle: Rectangle
+    ) -> list[tuple[Span, Span]]:
+        tokens = self._layout.kv.page_tokens
+        pairs = []
+        for row in batch.rows:
+            page, last = divmod(row.context, tokens)
+            if last == tokens - 1 and rectangle.holds(row.row, page):
+                unit, tail = rectangle.unit(row.row, page), row.row - cache.tail_rows.start
+                for index, part in enumerate("kv"):
+                    far = Span(rectangle.tier, f"{rectangle.name}.{part}", unit, 1)
+                    near = Span(self._device, location, index * len(cache.tail_rows) + tail, 1)
+                    pairs.append((far, near))
+        return pairs
+
+
+def _tokens(part: HiddenPart, batch: BatchStep) -> int:
+    return sum(row.new_tokens for row in batch.rows if part.first_row <= row.row < part.stop_row)

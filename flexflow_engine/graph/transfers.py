@@ -1,0 +1,138 @@
+"""Emits the tasks of one transfer: one task where the host addresses either end, else two through a staging slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from flexflow_engine.graph.builder import GraphBuilder
+from flexflow_engine.graph.lanes import read_lane, write_lane
+from flexflow_engine.graph.task import Copy, Move, Tile
+from flexflow_engine.placement.layout import STAGING_SLOTS, Layout
+from flexflow_engine.placement.span import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A move between a far tier and the compute tier."""
+
+    source: Span
+    target: Span
+    unit_nbytes: int
+    """Size of the far tier's units."""
+
+    def split(self, max_nbytes: int) -> Iterator[Transfer]:
+        """The same in parts of whole units of at most `max_nbytes`; both ends must have the same units then."""
+        far_units = min(self.source.count, self.target.count)
+        if far_units * self.unit_nbytes <= max_nbytes:
+            yield self
+            return
+        step = max_nbytes // self.unit_nbytes
+        assert self.source.count == self.target.count, "only spans of equal units are split"
+        for first in range(0, far_units, step):
+            count = min(step, far_units - first)
+            yield Transfer(_part(self.source, first, count), _part(self.target, first, count), self.unit_nbytes)
+
+
+class Transfers:
+    """Emits into one builder."""
+
+    def __init__(self, layout: Layout, builder: GraphBuilder) -> None:
+        self._layout = layout
+        self._builder = builder
+
+    def load(self, name: str, tile: Tile, transfers: Sequence[Transfer], *, reads: Sequence[str], adds: str) -> None:
+        """From one far tier into `adds`, a location of the compute tier that was begun."""
+        far = transfers[0].source.tier
+        if not self._layout.is_staged(far):
+            moves = tuple(Move(t.source, t.target) for t in transfers)
+            self._builder.add(
+                name=f"load {name}",
+                kind="load",
+                tile=tile,
+                lane=read_lane(far),
+                operation=Copy(far, moves),
+                reads=reads,
+                adds=[adds],
+                nbytes=_nbytes(transfers),
+            )
+            return
+        for index, (staging, part) in enumerate(self._staged(transfers)):
+            slot = self._staging_span(staging, part)
+            self._builder.add(
+                name=f"read {name}.{index}",
+                kind="load",
+                tile=tile,
+                lane=read_lane(far),
+                operation=Copy(far, (Move(part.source, slot),)),
+                reads=reads,
+                writes=[staging],
+                nbytes=slot.count,
+            )
+            self._builder.add(
+                name=f"load {name}.{index}",
+                kind="load",
+                tile=tile,
+                lane=read_lane(slot.tier),
+                operation=Copy(slot.tier, (Move(slot, part.target),)),
+                reads=[staging],
+                adds=[adds],
+                nbytes=slot.count,
+            )
+
+    def store(self, name: str, tile: Tile, transfers: Sequence[Transfer], *, reads: str, writes: str) -> None:
+        """From `reads`, on the compute tier, to the location `writes` on one far tier."""
+        far = transfers[0].target.tier
+        self._builder.begin(writes)
+        if not self._layout.is_staged(far):
+            moves = tuple(Move(t.source, t.target) for t in transfers)
+            self._builder.add(
+                name=f"store {name}",
+                kind="store",
+                tile=tile,
+                lane=write_lane(far),
+                operation=Copy(far, moves),
+                reads=[reads],
+                adds=[writes],
+                nbytes=_nbytes(transfers),
+            )
+            return
+        for index, (staging, part) in enumerate(self._staged(transfers)):
+            slot = self._staging_span(staging, part)
+            self._builder.add(
+                name=f"store {name}.{index}",
+                kind="store",
+                tile=tile,
+                lane=write_lane(slot.tier),
+                operation=Copy(slot.tier, (Move(part.source, slot),)),
+                reads=[reads],
+                writes=[staging],
+                nbytes=slot.count,
+            )
+            self._builder.add(
+                name=f"write {name}.{index}",
+                kind="store",
+                tile=tile,
+                lane=write_lane(far),
+                operation=Copy(far, (Move(slot, part.target),)),
+                reads=[staging],
+                adds=[writes],
+                nbytes=slot.count,
+            )
+
+    def _staged(self, transfers: Sequence[Transfer]) -> Iterator[tuple[str, Transfer]]:
+        for transfer in transfers:
+            for part in transfer.split(self._layout.staging_nbytes):
+                yield f"staging.{self._builder.next_slot('staging', STAGING_SLOTS)}", part
+
+    def _staging_span(self, location: str, part: Transfer) -> Span:
+        assert self._layout.staging is not None
+        return Span(self._layout.staging, location, 0, min(part.source.count, part.target.count) * part.unit_nbytes)
+
+
+def _part(span: Span, first: int, count: int) -> Span:
+    return Span(span.tier, span.region, span.first + first, count)
+
+
+def _nbytes(transfers: Sequence[Transfer]) -> int:
+    return sum(min(t.source.count, t.target.count) * t.unit_nbytes for t in transfers)

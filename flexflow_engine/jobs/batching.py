@@ -1,0 +1,154 @@
+"""Which sequences compute in which step.
+
+Sequences wait in admission order (longest prompt first, ties in input order). Each gpu batch has rows; when all the
+sequences of its rows are known to have ended, it takes the next ones, and prefills while the others decode.
+
+A step is composed before the tokens of the step before it are known. What is known is a matter of step numbers and
+not of time: step s sees the tokens of steps up to s - LAG, accepted early or not, so that the same job has the same
+steps whoever runs it.
+
+    step            0         1         2         3
+    row a, EOS:     .         EOS       surplus   -          the surplus token is dropped by `accept`
+    row b, length:  .         .         last      -          the count needs no token: known at once
+
+Constant: the prompts' lengths, max_new_tokens, the EOS ids. Changing:
+    _waiting        sequences not admitted yet, in admission order
+    _rows           gpu batch -> row -> the sequence's number
+    _composed       sequence -> tokens composed so far, surplus included
+    _tokens         sequence -> tokens accepted so far, EOS and surplus left out
+    _ended_at       sequence -> step whose token was its EOS
+    _finished       sequences whose last token was accepted
+    _outstanding    steps composed and not accepted, oldest first
+    _next_index     number of the next step
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flexflow_engine.abc.step import BatchStep, RowStep, Step
+
+FinishReason = Literal["stop", "length"]
+
+LAG = 2
+"""Step s is composed from the tokens of step s - 2 and before; those of s - 1 are still being computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedSequence:
+    """A sequence that has all its tokens."""
+
+    sequence: int
+    token_ids: tuple[int, ...]
+    """Generated ids, EOS not among them."""
+    finish_reason: FinishReason
+
+
+class Batcher:
+    """Composes a job's steps and collects their tokens; single-threaded, plain Python."""
+
+    def __init__(
+        self,
+        prompt_lengths: Sequence[int],
+        *,
+        max_new_tokens: int,
+        eos_token_ids: Collection[int],
+        gpu_batch_size: int,
+        num_gpu_batches: int,
+    ) -> None:
+        """eos_token_ids: empty where EOS is to be ignored."""
+        assert min(max_new_tokens, gpu_batch_size, num_gpu_batches, *prompt_lengths) > 0
+        self._prompt_lengths = tuple(prompt_lengths)
+        self._max_new_tokens = max_new_tokens
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._gpu_batch_size = gpu_batch_size
+        self._waiting = deque(sorted(range(len(prompt_lengths)), key=lambda s: (-prompt_lengths[s], s)))
+        self._rows: list[tuple[int, ...]] = [() for _ in range(num_gpu_batches)]
+        self._composed = [0] * len(prompt_lengths)
+        self._tokens: list[list[int]] = [[] for _ in prompt_lengths]
+        self._ended_at: dict[int, int] = {}
+        self._finished: set[int] = set()
+        self._outstanding: deque[Step] = deque()
+        self._next_index = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether every sequence has its tokens and no composed step is left to accept."""
+        return len(self._finished) == len(self._prompt_lengths) and not self._outstanding
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens accepted so far, over all sequences; EOS and surplus are not counted."""
+        return sum(map(len, self._tokens))
+
+    @property
+    def finished_sequences(self) -> int:
+        return len(self._finished)
+
+    def next_step(self) -> Step | None:
+        """The next step, or None when there is nothing (left) to compose; then accept what is outstanding.
+
+        At most one composed step may be outstanding when it is called.
+        """
+        assert len(self._outstanding) < LAG, "accept the oldest step first"
+        if len(self._finished) == len(self._prompt_lengths):
+            return None
+        batches = tuple(batch for k in range(len(self._rows)) if (batch := self._compose(k)).rows)
+        if not batches:
+            return None
+        step = Step(self._next_index, batches)
+        self._next_index += 1
+        self._outstanding.append(step)
+        return step
+
+    def accept(self, step_index: int, tokens: Mapping[int, Sequence[int]]) -> list[FinishedSequence]:
+        """Take the sampled tokens of the oldest outstanding step: gpu batch -> one token a composed row, in its order.
+
+        Returns the sequences that ended with this step, in the order of gpu batch and row.
+        """
+        step = self._outstanding.popleft()
+        assert step.index == step_index, "steps are accepted in their order"
+        finished = []
+        for batch in step.batches:
+            for row, token in zip(batch.rows, tokens[batch.gpu_batch], strict=True):
+                finished += self._accept_token(step_index, row.sequence, token)
+        return finished
+
+    def _compose(self, gpu_batch: int) -> BatchStep:
+        live = [(row, s) for row, s in enumerate(self._rows[gpu_batch]) if not self._known_ended(s)]
+        if not live:
+            live = list(enumerate(self._admit(gpu_batch)))
+        return BatchStep(gpu_batch, tuple(self._compose_row(row, sequence) for row, sequence in live))
+
+    def _admit(self, gpu_batch: int) -> tuple[int, ...]:
+        count = min(self._gpu_batch_size, len(self._waiting))
+        self._rows[gpu_batch] = tuple(self._waiting.popleft() for _ in range(count))
+        return self._rows[gpu_batch]
+
+    def _compose_row(self, row: int, sequence: int) -> RowStep:
+        composed, prompt = self._composed[sequence], self._prompt_lengths[sequence]
+        self._composed[sequence] += 1
+        if not composed:
+            return RowStep(row=row, sequence=sequence, new_tokens=prompt, context=0)
+        return RowStep(row=row, sequence=sequence, new_tokens=1, context=prompt + composed - 1)
+
+    def _known_ended(self, sequence: int) -> bool:
+        at_length = self._composed[sequence] == self._max_new_tokens
+        return at_length or self._ended_at.get(sequence, self._next_index) <= self._next_index - LAG
+
+    def _accept_token(self, step_index: int, sequence: int, token: int) -> list[FinishedSequence]:
+        if sequence in self._finished:
+            return []
+        if token in self._eos_token_ids:
+            self._ended_at[sequence] = step_index
+            return [self._finish(sequence, "stop")]
+        self._tokens[sequence].append(token)
+        at_length = len(self._tokens[sequence]) == self._max_new_tokens
+        return [self._finish(sequence, "length")] if at_length else []
+
+    def _finish(self, sequence: int, reason: FinishReason) -> FinishedSequence:
+        self._finished.add(sequence)
+        return FinishedSequence(sequence, tuple(self._tokens[sequence]), reason)

@@ -1,0 +1,174 @@
+"""From a recipe file and the command line's `--set` to a `Recipe`, or to everything that is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flexflow_engine.errors import PluginError, ProblemsError, RecipeError
+from flexflow_engine.jobs.document import Document, read_document
+from flexflow_engine.jobs.overrides import apply_overrides
+from flexflow_engine.jobs.paths import expand_home
+from flexflow_engine.jobs.problems import Problems
+from flexflow_engine.jobs.recipe import (
+    CodecsRecipe,
+    ModelRecipe,
+    Recipe,
+    SchedulerRecipe,
+    SyntheticPrompts,
+    TierRecipe,
+    Workload,
+)
+from flexflow_engine.jobs.schema import RecipeDocument, WorkloadSection
+from flexflow_engine.plugins import Registry
+
+_HUB_ID = re.compile(r"(synthetic:.+|[\w.-]+(/[\w.-]+)?)", re.ASCII)
+
+
+def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Recipe:
+    """Read, change and check a recipe; touches no device and reads no weight.
+
+    A relative `prompts` or local `checkpoint` is looked for beside the recipe, a plugin's path in the working
+    directory. Raises ProblemsError with every problem of the recipe and the overrides.
+    """
+    document, problems = _read(path, overrides)
+    parsed = problems.validate(RecipeDocument, document)
+    tier_options = _read_tiers(document, registry, problems)
+    scheduler_options = _read_scheduler(document, registry, problems)
+    _check_names(document, registry, problems)
+    if parsed is not None:
+        model = _model(parsed, path.parent, problems)
+        workload = _workload(parsed.workload, path.parent, problems)
+    problems.raise_any()
+    assert parsed is not None, "what does not validate is a problem"
+    return Recipe(
+        name=parsed.name,
+        model=model,
+        tiers=_tiers(parsed, tier_options),
+        codecs=CodecsRecipe(weights=parsed.codecs.weights, kv_cache=parsed.codecs.kv_cache),
+        scheduler=SchedulerRecipe(plugin=parsed.scheduler.plugin, options=scheduler_options),
+        workload=workload,
+    )
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[Document, Problems]:
+    try:
+        document, found = apply_overrides(read_document(path), overrides)
+        json.dumps(document)
+    except RecipeError as error:
+        raise ProblemsError([error]) from error
+    except ValueError as error:
+        raise ProblemsError([RecipeError("an alias refers to what it is part of", where=str(path))]) from error
+    return _spread_synthetic(document), Problems(path, found)
+
+
+def _spread_synthetic(document: Document) -> Document:
+    """`prompts: {synthetic: …}` means `synthetic: …`."""
+    workload = _section(document, "workload")
+    prompts = workload.get("prompts")
+    if not isinstance(prompts, dict) or list(prompts) != ["synthetic"] or "synthetic" in workload:
+        return document
+    rest = {key: value for key, value in workload.items() if key != "prompts"}
+    return {**document, "workload": {**rest, **prompts}}
+
+
+def _read_tiers(document: Document, registry: Registry, problems: Problems) -> dict[str, Any]:
+    """Each tier's options, by the recipe's name for it."""
+    options: dict[str, Any] = {}
+    for index, (name, section) in enumerate(_section(document, "tiers").items()):
+        if isinstance(section, dict) and isinstance(plugin := section.get("plugin"), str):
+            options[name] = _read_tier(name, plugin, section, registry, problems)
+            if index == 0:
+                _check_computes(name, plugin, registry, problems)
+    return options
+
+
+def _read_tier(name: str, plugin: str, section: Document, registry: Registry, problems: Problems) -> Any:
+    key = f"tiers.{name}"
+    try:
+        tier = registry.tier(plugin)
+    except PluginError as error:
+        return problems.take(error, f"{key}.plugin")
+    rest = {option: value for option, value in section.items() if option not in ("plugin", "budget")}
+    return problems.options(tier.Options, rest, key, ("plugin", "budget"))
+
+
+def _check_computes(name: str, plugin: str, registry: Registry, problems: Problems) -> None:
+    if plugin in registry.names("tier") and not registry.tier(plugin).computes:
+        able = [tier for tier in registry.names("tier") if registry.tier(tier).computes]
+        what = f"the first tier is where the model computes, and the {plugin} tier can't"
+        problems.add(what, f"tiers.{name}.plugin", f"begin with one of {', '.join(able)}")
+
+
+def _read_scheduler(document: Document, registry: Registry, problems: Problems) -> Any:
+    section = _section(document, "scheduler")
+    if not isinstance(plugin := section.get("plugin"), str):
+        return None
+    try:
+        scheduler = registry.scheduler(plugin)
+    except PluginError as error:
+        return problems.take(error, "scheduler.plugin")
+    rest = {option: value for option, value in section.items() if option != "plugin"}
+    options = problems.options(scheduler.Options, rest, "scheduler", ("plugin",))
+    if options is not None:
+        for problem in scheduler(options).problems(tuple(_section(document, "tiers"))):
+            problems.add(problem, "scheduler")
+    return options
+
+
+def _check_names(document: Document, registry: Registry, problems: Problems) -> None:
+    """Names of plugins that take no options."""
+    codecs = _section(document, "codecs")
+    lookups = [
+        ("model.plugin", _section(document, "model").get("plugin"), registry.model),
+        ("codecs.weights", codecs.get("weights"), registry.codec),
+        ("codecs.kv_cache", codecs.get("kv_cache"), registry.codec),
+    ]
+    for key, name, lookup in lookups:
+        try:
+            if isinstance(name, str):
+                lookup(name)
+        except PluginError as error:
+            problems.take(error, key)
+
+
+def _model(parsed: RecipeDocument, folder: Path, problems: Problems) -> ModelRecipe:
+    section = parsed.model
+    checkpoint = section.checkpoint
+    local = folder / expand_home(checkpoint)
+    if local.is_dir() and not checkpoint.startswith("synthetic:"):
+        checkpoint = str(local.resolve())
+    elif not _HUB_ID.fullmatch(checkpoint) or checkpoint.startswith("."):
+        problems.add(f"there is no folder {local}", "model.checkpoint", "give a folder, a hub id or synthetic:NAME")
+    return ModelRecipe(plugin=section.plugin, checkpoint=checkpoint, dtype=section.dtype)
+
+
+def _workload(section: WorkloadSection, folder: Path, problems: Problems) -> Workload:
+    synthetic = section.synthetic
+    prompts = folder / expand_home(section.prompts or "")
+    if (section.prompts is None) == (synthetic is None):
+        how_many = "neither `prompts` nor `synthetic` is" if synthetic is None else "both `prompts` and `synthetic` are"
+        problems.add(f"{how_many} given", "workload", "give exactly one")
+    elif synthetic is None and not prompts.is_file():
+        problems.add(f"there is no file {prompts}", "workload.prompts")
+    return Workload(
+        prompts=SyntheticPrompts(**synthetic.model_dump()) if synthetic else prompts.resolve(),
+        max_new_tokens=section.max_new_tokens,
+        ignore_eos=section.ignore_eos or synthetic is not None,
+    )
+
+
+def _tiers(parsed: RecipeDocument, options: Mapping[str, Any]) -> tuple[TierRecipe, ...]:
+    return tuple(
+        TierRecipe(name=name, plugin=section.plugin, budget_bytes=section.budget, options=options[name])
+        for name, section in parsed.tiers.items()
+    )
+
+
+def _section(document: Document, key: str) -> Document:
+    """A part of the document, empty where it is missing or no mapping; validation tells that."""
+    section = document.get(key)
+    return section if isinstance(section, dict) else {}

@@ -1,0 +1,1 @@
+"""What lies where: pages of weights, pages of the KV cache, rows of activations, and the memory they take."""

@@ -1,0 +1,144 @@
+"""Which page of the KV cache lies on which tier.
+
+A page holds `page_tokens` tokens of one row in one decoder layer, as [num_kv_heads, page_tokens, head_dim]; keys and
+values are separate. A tile (layer, gpu_batch) has rows x pages of them. They are dealt to the tiers row by row, so
+that a whole row mostly lies on one tier, and cut into rectangles:
+
+    row 0   d d d d d        d device: rectangle rows 0-2, all pages
+    row 1   d d d d d        h host:   row 2's pages 2-4, rows 3-4 all pages
+    row 2   d d h h h
+    row 3   h h h h h        inside a rectangle's region pages lie in the order (page, row): what a step
+    row 4   h h h h h        needs of it, the first pages of all its rows, is one contiguous read
+
+On a tier that the compute tier can't compute on in place, tokens collect in a *tail* page on the compute tier, and
+the page moves once, when it is full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from flexflow_engine.abc.policy import Placement
+from flexflow_engine.placement.diffusion import Cut, cut_groups
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """Rows [first_row, stop_row) x pages [first_page, stop_page) of one tile's cache, on one tier."""
+
+    tier: str
+    name: str
+    first_row: int
+    stop_row: int
+    first_page: int
+    stop_page: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop_row - self.first_row
+
+    @property
+    def pages(self) -> int:
+        return self.stop_page - self.first_page
+
+    @property
+    def num_units(self) -> int:
+        return self.rows * self.pages
+
+    def unit(self, row: int, page: int) -> int:
+        """Index of a page in the rectangle's region."""
+        return (page - self.first_page) * self.rows + row - self.first_row
+
+    def holds(self, row: int, page: int) -> bool:
+        return self.first_row <= row < self.stop_row and self.first_page <= page < self.stop_page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVTile:
+    """The cache of one (decoder layer, gpu_batch)."""
+
+    rectangles: tuple[Rectangle, ...]
+    slotted: tuple[tuple[Rectangle, int], ...]
+    """Rectangles that pass through a slot, each with the slot's unit where its keys start; its values follow."""
+    tail_rows: range
+    """Rows that have a tail page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVLayout:
+    """The whole cache, placed."""
+
+    page_tokens: int
+    pages_per_row: int
+    page_nbytes: int
+    """Encoded size of a page of keys, or of values."""
+    tail_page_nbytes: int
+    """Size of a tail page: the same tokens, exact."""
+    tiles: tuple[tuple[KVTile, ...], ...]
+    """[decoder layer][gpu_batch]"""
+
+    @property
+    def slot_units(self) -> int:
+        """Units of the largest tile's slotted rectangles, keys and values."""
+        return max((sum(2 * r.num_units for r, _ in tile.slotted) for row in self.tiles for tile in row), default=0)
+
+
+def place_kv(
+    *,
+    num_layers: int,
+    gpu_batch_size: int,
+    num_gpu_batches: int,
+    cached_tokens: int,
+    page_tokens: int,
+    page_nbytes: int,
+    tail_page_nbytes: int,
+    placement: Placement,
+    direct: frozenset[str],
+) -> KVLayout:
+    """Deal the pages that `cached_tokens` tokens a row may need among the tiers."""
+    pages = ceil(cached_tokens / page_tokens)
+    cuts = cut_groups([[1] * (gpu_batch_size * pages)] * (num_layers * num_gpu_batches), placement)
+    tiles = [
+        [_tile(f"{j}.{k}", cuts[j * num_gpu_batches + k], pages, direct) for k in range(num_gpu_batches)]
+        for j in range(num_layers)
+    ]
+    return KVLayout(
+        page_tokens=page_tokens,
+        pages_per_row=pages,
+        page_nbytes=page_nbytes,
+        tail_page_nbytes=tail_page_nbytes,
+        tiles=tuple(tuple(row) for row in tiles),
+    )
+
+
+def _tile(name: str, cuts: tuple[Cut, ...], pages: int, direct: frozenset[str]) -> KVTile:
+    rectangles: list[Rectangle] = []
+    for cut in cuts:
+        for rows, columns in _rectangles(cut.start, cut.stop, pages):
+            label = f"kv.{name}.{len(rectangles)}"
+            rectangles.append(Rectangle(cut.tier, label, rows.start, rows.stop, columns.start, columns.stop))
+    slotted, offset = [], 0
+    for rectangle in rectangles:
+        if rectangle.tier not in direct:
+            slotted.append((rectangle, offset))
+            offset += 2 * rectangle.num_units
+    first = min((r.first_row for r, _ in slotted), default=0)
+    stop = max((r.stop_row for r, _ in slotted), default=0)
+    return KVTile(rectangles=tuple(rectangles), slotted=tuple(slotted), tail_rows=range(first, stop))
+
+
+def _rectangles(start: int, stop: int, pages: int) -> list[tuple[range, range]]:
+    """Units [start, stop), counted row by row, as (rows, pages): at most a row's end, whole rows, a row's start."""
+    parts: list[tuple[range, range]] = []
+    while start < stop:
+        row, page = divmod(start, pages)
+        whole = (stop - start) // pages if page == 0 else 0
+        if whole:
+            parts.append((range(row, row + whole), range(pages)))
+            start += whole * pages
+        else:
+            length = min(pages - page, stop - start)
+            parts.append((range(row, row + 1), range(page, page + length)))
+            start += length
+    return parts

@@ -1,0 +1,185 @@
+"""Where every byte of a run lies: residents, slots and workspace of one policy, known before the first byte moves.
+
+The same layout is compiled into task graphs, allocated by the runtime and summed into the memory table
+(`placement.memory`).
+
+    locations on the compute tier                    on every tier that is named
+    small                 norms, biases, positions   weights.TENSOR.UNIT      resident pages
+    weights.slot.S        a layer being loaded       kv.LAYER.BATCH.N.k, .v   rectangles of the cache
+    kv.slot.S             a tile's cache             hidden.BATCH.ROW         hidden states
+    hidden.slot.S         a tile's hidden states
+    embed.slot.S          rows of the table          on the staging tier, where the disk can't reach the compute tier
+    kv.LAYER.BATCH.tail   tail pages                 staging.S, embed.staging
+    features.BATCH, candidates.BATCH.values, .ids
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.dtypes import ITEM_NBYTES
+from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.placement.activations import ActivationLayout, place_activations
+from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
+from flexflow_engine.placement.pages import PagedTensor
+from flexflow_engine.placement.span import Span
+from flexflow_engine.placement.weights import ALIGNMENT, Page, Run, WeightLayout, place_weights
+from flexflow_engine.placement.workspace import workspace_nbytes
+
+WEIGHT_SLOTS = 2
+"""One layer is computed while the next one loads."""
+KV_SLOTS = 2
+HIDDEN_SLOTS = 3
+"""One being stored, one computed on, one loading."""
+EMBED_SLOTS = 2
+STAGING_SLOTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """All of it. `tiers` are the recipe's, fastest first."""
+
+    tiers: tuple[TierDescription, ...]
+    policy: Policy
+    weights: WeightLayout
+    kv: KVLayout
+    activations: ActivationLayout
+    small_offsets: dict[str, int]
+    """Byte offset of each small tensor in the region `small`."""
+    small_nbytes: int
+    embed_rows: int
+    """Rows of the embedding table that one GPU batch looks up at most."""
+    embed_row_nbytes: int
+    attention_width: int
+    """Numbers of one token's query, over all heads."""
+    workspace_nbytes: int
+
+    @property
+    def device(self) -> TierDescription:
+        """The tier where the model computes."""
+        return self.tiers[0]
+
+    @property
+    def direct(self) -> frozenset[str]:
+        """Tiers that are computed on in place."""
+        return direct_tiers(self.tiers)
+
+    def tier(self, name: str) -> TierDescription:
+        return next(tier for tier in self.tiers if tier.name == name)
+
+    @property
+    def staging(self) -> str | None:
+        """The tier of the staging slots: the fastest that the host can address; None without one."""
+        return next((tier.name for tier in self.tiers[1:] if tier.memory == HOST), None)
+
+    @property
+    def staging_nbytes(self) -> int:
+        """Size of a staging slot: the largest page; 0 when the host addresses the compute tier."""
+        if self.device.memory == HOST or len(self.tiers) == 1:
+            return 0
+        pages = [page.nbytes for layer in self.weights.layers for run in layer.runs for page in run.pages]
+        return max(*pages, self.kv.tail_page_nbytes, self.kv.page_nbytes, self.activations.token_nbytes)
+
+    def decoder(self, layer: int) -> int:
+        """Which decoder layer a layer of the engine is, counted from 0."""
+        return layer - next(x.index for x in self.weights.layers if x.spec.kind == "decoder")
+
+    def kv_tile(self, layer: int, gpu_batch: int) -> KVTile:
+        return self.kv.tiles[self.decoder(layer)][gpu_batch]
+
+    def unit_span(self, run: Run, unit: int) -> Span:
+        """Where one unit of a run's tensor lies, counted from the tensor's start."""
+        if self.tier(run.tier).reads_store:
+            return Span(run.tier, store_region(run.tensor.name), unit, 1)
+        return Span(run.tier, run.region, unit - run.first_unit, 1)
+
+    def page_span(self, run: Run, page: Page) -> Span:
+        """Where a page of weights lies: in its run's region, or in the stored tensor where the tier reads the store."""
+        first = self.unit_span(run, page.first_unit)
+        return Span(first.tier, first.region, first.first, page.num_units)
+
+    def is_staged(self, tier: str) -> bool:
+        """Whether bytes between `tier` and the compute tier pass through host memory."""
+        return HOST not in {self.tier(tier).memory, self.device.memory}
+
+
+def store_region(tensor: str) -> str:
+    """Name under which the runtime attaches a stored tensor to a tier that reads the store."""
+    return f"store.{tensor}"
+
+
+def direct_tiers(tiers: tuple[TierDescription, ...]) -> frozenset[str]:
+    """The compute tier, and every tier whose memory its processor computes on in place."""
+    device = tiers[0]
+    return frozenset(t.name for t in tiers if t is device or (t.direct and t.memory == device.memory))
+
+
+def make_layout(
+    *,
+    model: Model,
+    tensors: tuple[PagedTensor, ...],
+    kv_codec: Codec,
+    policy: Policy,
+    workload: WorkloadShape,
+    tiers: tuple[TierDescription, ...],
+) -> Layout:
+    """Lay out a policy."""
+    config, direct = model.config, direct_tiers(tiers)
+    item = ITEM_NBYTES[model.dtype]
+    page = (config.num_kv_heads, policy.kv_page_tokens, config.head_dim)
+    weights = place_weights(model, tensors, policy.weights)
+    kv = place_kv(
+        num_layers=config.num_layers,
+        gpu_batch_size=policy.gpu_batch_size,
+        num_gpu_batches=policy.num_gpu_batches,
+        cached_tokens=workload.max_cached_tokens,
+        page_tokens=policy.kv_page_tokens,
+        page_nbytes=kv_codec.encoded_nbytes(page, model.dtype),
+        tail_page_nbytes=page[0] * page[1] * page[2] * item,
+        placement=policy.kv_cache,
+        direct=direct,
+    )
+    activations = place_activations(
+        gpu_batch_size=policy.gpu_batch_size,
+        num_gpu_batches=policy.num_gpu_batches,
+        max_new_tokens=workload.max_prompt_tokens,
+        token_nbytes=config.hidden_size * item,
+        placement=policy.activations,
+        direct=direct,
+    )
+    table = weights.table[0].tensor
+    head_rows = max(
+        sum(run.stop_row - run.first_row for run in layer.runs) for layer in weights.layers if layer.spec.kind == "head"
+    )
+    small_offsets, small_nbytes = _pack(weights.small)
+    return Layout(
+        tiers=tiers,
+        policy=policy,
+        weights=weights,
+        kv=kv,
+        activations=activations,
+        small_offsets=small_offsets,
+        small_nbytes=small_nbytes,
+        embed_rows=policy.gpu_batch_size * workload.max_prompt_tokens,
+        embed_row_nbytes=table.columns * item,
+        attention_width=config.num_heads * config.head_dim,
+        workspace_nbytes=workspace_nbytes(
+            model,
+            rows=policy.gpu_batch_size,
+            prompt_tokens=workload.max_prompt_tokens,
+            cached_tokens=workload.max_cached_tokens,
+            page_tokens=policy.kv_page_tokens,
+            head_rows=head_rows,
+        ),
+    )
+
+
+def _pack(tensors: tuple[PagedTensor, ...]) -> tuple[dict[str, int], int]:
+    offsets, end = {}, 0
+    for tensor in tensors:
+        offsets[tensor.name] = end
+        end += tensor.nbytes + -tensor.nbytes % ALIGNMENT
+    return offsets, end

@@ -1,0 +1,114 @@
+"""How parameters are cut into pages, whatever the policy: the geometry of the weight store.
+
+A page is a run of rows (output features) of one tensor and the unit of placement, of I/O and of overlap. A page is
+made of units, the smallest thing that is read and verified: one unit for a matrix, a few rows for a table, because
+a table's rows are looked up one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.dtypes import ITEM_NBYTES
+from flexflow_engine.abc.model import Model, Role, TensorSpec
+
+MAX_PAGE_NBYTES = 16 * 2**20
+PAGES_PER_LAYER = 16
+"""A layer is cut at least this finely, so that a few percent of a small model can be placed too."""
+MIN_UNIT_NBYTES = 4096
+"""A table's unit is as many rows as fill a block of the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagedTensor:
+    """One parameter and its cut."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    page_rows: int
+    """Rows of a page; a multiple of `unit_rows`; the last page may hold fewer."""
+    unit_rows: int
+    unit_nbytes: int
+    """Encoded size of one whole unit."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tensor; a vector is one row."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def units_per_page(self) -> int:
+        return self.page_rows // self.unit_rows
+
+    @property
+    def num_pages(self) -> int:
+        return ceil(self.rows / self.page_rows)
+
+    @property
+    def num_units(self) -> int:
+        """Units that hold rows; the last may be padded with zeros."""
+        return ceil(self.rows / self.unit_rows)
+
+    @property
+    def nbytes(self) -> int:
+        return self.num_units * self.unit_nbytes
+
+    def page_units(self, page: int) -> range:
+        """The units of one page; the last page may have fewer than `units_per_page`."""
+        return range(page * self.units_per_page, min((page + 1) * self.units_per_page, self.num_units))
+
+
+def paged_tensors(model: Model, codec: Codec, small_codec: Codec) -> tuple[PagedTensor, ...]:
+    """The cut of every parameter of `model`, large ones encoded by `codec` and small ones by `small_codec`."""
+    page_nbytes = min(MAX_PAGE_NBYTES, _largest_decoder_nbytes(model) // PAGES_PER_LAYER)
+    return tuple(
+        _whole(spec, model, small_codec) if spec.role == "small" else _paged(spec, model, codec, page_nbytes)
+        for spec in model.tensors()
+    )
+
+
+def _largest_decoder_nbytes(model: Model) -> int:
+    """Size in bytes, before encoding, of the largest decoder layer's matrices."""
+    shapes = {spec.name: spec.shape for spec in model.tensors()}
+    return max(
+        sum(shapes[name][0] * shapes[name][1] for name in layer.matrices.values()) * ITEM_NBYTES[model.dtype]
+        for layer in model.layers()
+        if layer.kind == "decoder"
+    )
+
+
+def _paged(spec: TensorSpec, model: Model, codec: Codec, page_nbytes: int) -> PagedTensor:
+    rows, columns = spec.shape
+    row_nbytes = columns * ITEM_NBYTES[model.dtype]
+    page_rows = max(1, min(rows, page_nbytes // row_nbytes))
+    unit_rows = page_rows
+    if spec.role == "table":
+        unit_rows = min(page_rows, ceil(MIN_UNIT_NBYTES / row_nbytes))
+        page_rows -= page_rows % unit_rows
+    return PagedTensor(
+        name=spec.name,
+        shape=spec.shape,
+        role=spec.role,
+        page_rows=page_rows,
+        unit_rows=unit_rows,
+        unit_nbytes=codec.encoded_nbytes((unit_rows, columns), model.dtype),
+    )
+
+
+def _whole(spec: TensorSpec, model: Model, codec: Codec) -> PagedTensor:
+    rows = spec.shape[0] if len(spec.shape) > 1 else 1
+    return PagedTensor(
+        name=spec.name,
+        shape=spec.shape,
+        role=spec.role,
+        page_rows=rows,
+        unit_rows=rows,
+        unit_nbytes=codec.encoded_nbytes(spec.shape, model.dtype),
+    )

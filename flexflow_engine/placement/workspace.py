@@ -1,0 +1,51 @@
+"""What one tile's computation allocates on the compute tier, at most. Sizes in bytes; tested against real peaks."""
+
+from __future__ import annotations
+
+from flexflow_engine.abc.dtypes import ITEM_NBYTES
+from flexflow_engine.abc.model import Model
+
+SCORE_NBYTES = 4
+"""Scores and probabilities are float32 whatever the cache's format."""
+
+
+def workspace_nbytes(
+    model: Model, *, rows: int, prompt_tokens: int, cached_tokens: int, page_tokens: int, head_rows: int
+) -> int:
+    """The largest of all layers' workspaces, for `rows` rows a GPU batch, prompts of up to `prompt_tokens` tokens and
+    parts of the head with `head_rows` rows.
+    """
+    tokens = rows * prompt_tokens
+    decoder = model.workspace_nbytes("decoder", tokens) + max(
+        _prefill_attention(model, tokens), _decode_attention(model, rows, cached_tokens, page_tokens)
+    )
+    head = rows * head_rows * (ITEM_NBYTES[model.dtype] + SCORE_NBYTES) + model.workspace_nbytes("head", rows)
+    assembled = tokens * model.config.hidden_size * ITEM_NBYTES[model.dtype]
+    return max(
+        model.workspace_nbytes("embed", tokens),
+        decoder + assembled,
+        model.workspace_nbytes("final", rows) + assembled,
+        head,
+    )
+
+
+def _prefill_attention(model: Model, tokens: int) -> int:
+    """The attended values, and their copy as the kernel returns them."""
+    config = model.config
+    return 2 * tokens * config.num_heads * config.head_dim * ITEM_NBYTES[model.dtype]
+
+
+def _decode_attention(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:
+    """Scores of every cached position in three copies (product, masked, softmax), the query repeated for every page
+    and one partial sum of values a page.
+    """
+    config = model.config
+    pages = -(-cached_tokens // page_tokens) + 1
+    scores = rows * config.num_heads * pages * page_tokens
+    vectors = rows * config.num_heads * config.head_dim
+    item = ITEM_NBYTES[model.dtype]
+    return (
+        scores * (3 * SCORE_NBYTES + item)
+        + rows * pages * page_tokens * 9
+        + vectors * (2 * pages * item + 4 * SCORE_NBYTES + 2 * item)
+    )

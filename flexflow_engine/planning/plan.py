@@ -1,0 +1,104 @@
+"""A plan: the policy that the scheduler chose, its layout and its memory table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.policy import MemoryTable, Policy, TierDescription, WorkloadShape
+from flexflow_engine.abc.scheduler import PlanRequest, Scheduler
+from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.errors import PolicyError
+from flexflow_engine.jobs.sizes import format_size
+from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.memory import memory_table
+from flexflow_engine.placement.pages import paged_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Codecs:
+    """The codecs of a run. Small parameters are never encoded."""
+
+    weights: Codec
+    kv_cache: Codec
+    small: Codec
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do. It may not fit: see `require_fit`."""
+
+    policy: Policy
+    layout: Layout
+    memory: MemoryTable
+
+    def require_fit(self) -> None:
+        """Raise PolicyError if a budget is exceeded: what does not fit, and the smallest budgets that would do."""
+        if not self.memory.exceeded:
+            return
+        excess = [self._excess(tier) for tier in self.memory.exceeded]
+        needs = ", ".join(f"{tier} {self.memory.peak_bytes(tier)} bytes" for tier in self.memory.exceeded)
+        raise PolicyError(
+            f"the policy does not fit: {'; '.join(excess)}",
+            where="tiers",
+            fix=f"the smallest budgets that would do: {needs}; or place less there, or use smaller GPU batches",
+        )
+
+    def _excess(self, tier: str) -> str:
+        lines = sorted((x for x in self.memory.lines if x.tier == tier), key=lambda x: -x.nbytes)
+        parts = ", ".join(f"{line.what} {format_size(line.nbytes)}" for line in lines if line.nbytes)
+        peak, budget = self.memory.peak_bytes(tier), self.memory.budgets[tier]
+        return f"{tier} needs {format_size(peak)} ({parts}) and has {format_size(budget)}"
+
+
+def make_plan(
+    *,
+    model: Model,
+    codecs: Codecs,
+    workload: WorkloadShape,
+    tiers: tuple[TierDescription, ...],
+    scheduler: Scheduler,
+) -> Plan:
+    """Ask the scheduler, and lay its policy out. Raises PolicyError when it finds none."""
+    tensors = paged_tensors(model, codecs.weights, codecs.small)
+
+    def lay_out(policy: Policy) -> Layout:
+        return make_layout(
+            model=model, tensors=tensors, kv_codec=codecs.kv_cache, policy=policy, workload=workload, tiers=tiers
+        )
+
+    policy = scheduler.choose(
+        PlanRequest(
+            config=model.config,
+            dtype=model.dtype,
+            workload=workload,
+            tiers=tiers,
+            memory_table=lambda policy: memory_table(lay_out(policy)),
+        )
+    )
+    layout = lay_out(policy)
+    return Plan(policy, layout, memory_table(layout))
+
+
+def describe_tiers(classes: Mapping[str, type[Tier]], budgets: Mapping[str, int]) -> tuple[TierDescription, ...]:
+    """The tiers as schedulers and layouts see them, in the given order."""
+    return tuple(
+        TierDescription(
+            name=name,
+            plugin=tier.name,
+            budget_bytes=budgets[name],
+            memory=tier.memory,
+            direct=tier.direct,
+            reads_store=tier.reads_store,
+            read_concurrency=tier.read_concurrency,
+            write_concurrency=tier.write_concurrency,
+        )
+        for name, tier in classes.items()
+    )
+
+
+def needs_staging(classes: Mapping[str, type[Tier]]) -> bool:
+    """Whether bytes must pass through host memory and no tier of the recipe is in it."""
+    return len(classes) > 1 and all(tier.memory != HOST for tier in classes.values())

@@ -1,0 +1,218 @@
+"""The registry: every tier, codec, model and scheduler class, by name.
+
+A plugin is an entry point of the group `flexflow_engine`; its module's hooks return classes. The engine's own
+plugins come the same way as anyone's. What fails to load is remembered with its error and takes nothing else down:
+it matters only to somebody who asks for a name that nobody has.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any, Literal
+
+import pluggy
+
+from flexflow_engine import hookspecs
+from flexflow_engine.abc import codec, model, scheduler, tier
+from flexflow_engine.abc.near_miss import near_miss
+from flexflow_engine.errors import PluginError
+from flexflow_engine.hookspecs import NAME
+
+Kind = Literal["tier", "codec", "model", "scheduler"]
+
+BLOCK_VARIABLE = f"{NAME.upper()}_BLOCK"
+"""Environment variable that the command line reads: names of entry points or distributions not to load."""
+
+PUBLISHED_ELSEWHERE: Mapping[tuple[Kind, str], str] = {}
+"""(kind, plugin name) -> the distribution to install for it. Only what really can be installed is listed."""
+
+HOOKS: Mapping[Kind, str] = {
+    "tier": "flexflow_register_tiers",
+    "codec": "flexflow_register_codecs",
+    "model": "flexflow_register_models",
+    "scheduler": "flexflow_register_schedulers",
+}
+CONTRACTS: Mapping[Kind, tuple[type[Any], int]] = {
+    "tier": (tier.Tier, tier.API_VERSION),
+    "codec": (codec.Codec, codec.API_VERSION),
+    "model": (model.Model, model.API_VERSION),
+    "scheduler": (scheduler.Scheduler, scheduler.API_VERSION),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginRow:
+    """One class that a plugin registered, or one plugin that registered none because of its error."""
+
+    kind: Kind | Literal["entry point"]
+    name: str
+    module: str
+    distribution: str
+    version: str
+    error: str | None = None
+
+
+class Registry:
+    """Built once, then only read."""
+
+    def __init__(
+        self,
+        classes: Mapping[tuple[Kind, str], type[Any]],
+        rows: tuple[PluginRow, ...],
+        elsewhere: Mapping[tuple[Kind, str], str],
+    ) -> None:
+        self._classes = classes
+        self._rows = rows
+        self._elsewhere = elsewhere
+
+    @classmethod
+    def load(
+        cls, blocked: Collection[str] = (), elsewhere: Mapping[tuple[Kind, str], str] = PUBLISHED_ELSEWHERE
+    ) -> Registry:
+        """Import every installed plugin. Raises PluginError when two classes of one kind share a name.
+
+        blocked: names of entry points or distributions that are left alone.
+        """
+        manager = pluggy.PluginManager(NAME)
+        manager.add_hookspecs(hookspecs)
+        classes: dict[tuple[Kind, str], type[Any]] = {}
+        rows: list[PluginRow] = []
+        for entry in _installed():
+            for row, plugin_class in _load_entry(manager, entry, blocked):
+                rows.append(row)
+                if plugin_class is not None:
+                    _add(classes, row, plugin_class)
+        return cls(classes, tuple(rows), elsewhere)
+
+    def tier(self, name: str) -> type[tier.Tier]:
+        """Raises PluginError when there is none of that name; so do the three methods below."""
+        return self._find("tier", name)
+
+    def codec(self, name: str) -> type[codec.Codec]:
+        return self._find("codec", name)
+
+    def model(self, name: str) -> type[model.Model]:
+        return self._find("model", name)
+
+    def scheduler(self, name: str) -> type[scheduler.Scheduler]:
+        return self._find("scheduler", name)
+
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        """The names that can be asked for, sorted."""
+        return tuple(sorted(name for of_kind, name in self._classes if of_kind == kind))
+
+    def listing(self) -> tuple[PluginRow, ...]:
+        """Everything found, broken plugins included, by kind and name."""
+        return tuple(sorted(self._rows, key=lambda row: (row.kind, row.name, row.module)))
+
+    def _find(self, kind: Kind, name: str) -> type[Any]:
+        found = self._classes.get((kind, name))
+        if found is None:
+            raise PluginError(f"unknown {kind} plugin {name!r}", fix="; ".join(self._advice(kind, name)))
+        return found
+
+    def _advice(self, kind: Kind, name: str) -> Iterator[str]:
+        known = self.names(kind)
+        if (kind, name) in self._elsewhere:
+            yield f"`pip install {self._elsewhere[kind, name]}` brings it"
+        if "did you mean" in (hint := near_miss(name, known)):
+            yield hint
+        yield f"known: {', '.join(known) or 'none'}"
+        for row in self._rows:
+            if row.error and row.kind in (kind, "entry point"):
+                yield f"{row.kind} `{row.name}` of {row.distribution} could not be loaded: {row.error}"
+
+
+def _installed() -> list[EntryPoint]:
+    return sorted(entry_points(group=NAME), key=lambda entry: (_distribution(entry), entry.name))
+
+
+def _load_entry(
+    manager: pluggy.PluginManager, entry: EntryPoint, blocked: Collection[str]
+) -> list[tuple[PluginRow, type[Any] | None]]:
+    """The rows of one entry point, each with its class unless that can't be used."""
+    if {entry.name, _distribution(entry)} & set(blocked):
+        return [(_row("entry point", entry.name, entry, f"blocked by {BLOCK_VARIABLE}"), None)]
+    try:
+        registered = _register(manager, entry)
+    except Exception as error:  # a plugin's import may raise anything; it is told to whoever misses the plugin
+        return [(_row("entry point", entry.name, entry, f"{type(error).__name__}: {error}"), None)]
+    return [_checked(kind, candidate, entry) for kind, candidate in registered]
+
+
+def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> list[tuple[Kind, Any]]:
+    module = entry.load()
+    name = f"{_distribution(entry)}:{entry.name}"
+    try:
+        manager.register(module, name=name)
+        manager.check_pending()
+        _check_unmarked(module)
+        return [(kind, candidate) for kind in HOOKS for candidate in _call(manager, kind, module)]
+    except Exception:
+        if manager.has_plugin(name):
+            manager.unregister(name=name)
+        raise
+
+
+def _call(manager: pluggy.PluginManager, kind: Kind, module: ModuleType) -> Iterator[Any]:
+    for implementation in getattr(manager.hook, HOOKS[kind]).get_hookimpls():
+        if implementation.plugin is module:
+            yield from implementation.function()
+
+
+def _check_unmarked(module: ModuleType) -> None:
+    """Find the hook that pluggy can't see, because its author forgot the marker."""
+    for name, member in vars(module).items():
+        marked = hasattr(member, f"{NAME}_impl")
+        if name.startswith("flexflow_register") and inspect.isfunction(member) and not marked:
+            hint = near_miss(name, HOOKS.values())
+            raise PluginError(f"{name} is not marked with `flexflow_engine.hookimpl`", where=module.__name__, fix=hint)
+
+
+def _checked(kind: Kind, candidate: Any, entry: EntryPoint) -> tuple[PluginRow, type[Any] | None]:
+    problem = _class_problem(kind, candidate)
+    name = getattr(candidate, "name", None)
+    module = getattr(candidate, "__module__", entry.module)
+    row = _row(kind, name if isinstance(name, str) else repr(candidate), entry, problem)
+    return replace(row, module=module), None if problem else candidate
+
+
+def _class_problem(kind: Kind, candidate: Any) -> str | None:
+    contract, version = CONTRACTS[kind]
+    bases: tuple[type[Any], ...] = getattr(candidate, "__mro__", ())
+    if contract not in bases:
+        return f"it is no subclass of {contract.__module__}.{contract.__name__}"
+    if candidate.api_version != version:
+        return f"it is written for version {candidate.api_version} of the {kind} API, this engine has {version}"
+    if not isinstance(getattr(candidate, "name", None), str):
+        return "it has no `name`"
+    if inspect.isabstract(candidate):
+        return f"it does not implement {', '.join(sorted(candidate.__abstractmethods__))}"
+    if kind in ("tier", "scheduler") and not is_dataclass(getattr(candidate, "Options", None)):
+        return "its `Options` is no dataclass"
+    return None
+
+
+def _add(classes: dict[tuple[Kind, str], type[Any]], row: PluginRow, plugin_class: type[Any]) -> None:
+    assert row.kind != "entry point"
+    other = classes.setdefault((row.kind, row.name), plugin_class)
+    if other is not plugin_class:
+        modules = f"{other.__module__} and {plugin_class.__module__}"
+        raise PluginError(
+            f"two {row.kind} plugins are called {row.name!r}, in {modules}",
+            fix=f"uninstall one, or block it: {BLOCK_VARIABLE}={row.distribution}",
+        )
+
+
+def _row(kind: Kind | Literal["entry point"], name: str, entry: EntryPoint, error: str | None) -> PluginRow:
+    version = entry.dist.version if entry.dist else ""
+    distribution = _distribution(entry)
+    return PluginRow(kind=kind, name=name, module=entry.module, distribution=distribution, version=version, error=error)
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else ""

@@ -1,0 +1,115 @@
+"""Causal attention over one tile: of prompts over themselves, and of one new token a row over its cached pages.
+
+Scores are softmax(scale * q k^T) v (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1), computed in float32 from
+products in the cache's own format. Queries may share keys (grouped-query attention): num_heads is a multiple of
+num_kv_heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the field's usual name
+
+from flexflow_engine.abc.step import RowStep
+from flexflow_engine.runtime.kv_cache import TileCache
+
+
+def attend_prompts(
+    rows: Sequence[RowStep], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """q [N, num_heads, head_dim], k and v [N, num_kv_heads, head_dim], the rows' tokens one row after another ->
+    [N, num_heads * head_dim]. Adjoining prompts of one length share a kernel call.
+    """
+    attended = torch.empty_like(q)
+    start = 0
+    for tokens, group in groupby(row.new_tokens for row in rows):
+        part = slice(start, start + tokens * len(list(group)))
+        qs, ks, vs = (x[part].view(-1, tokens, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))  # [rows, heads, S, d]
+        grouped = q.shape[1] != k.shape[1]
+        output = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=scale, enable_gqa=grouped)
+        attended[part].view(-1, tokens, *q.shape[1:]).copy_(output.transpose(1, 2))
+        start = part.stop
+    return attended.flatten(1)
+
+
+def attend_tokens(
+    rows: Sequence[RowStep], q: torch.Tensor, cache: TileCache, gpu_batch_size: int, scale: float
+) -> torch.Tensor:
+    """q [len(rows), num_heads, head_dim], one new token a row, its key and value cached already ->
+    [len(rows), num_heads * head_dim].
+
+    Works on the pages where they lie, part by part: scores of all parts, one softmax, sums of values of all parts.
+    """
+    places = torch.tensor([row.row for row in rows], device=q.device)
+    pieces = list(_pieces(rows, cache))
+    kv_heads, head_dim = pieces[0].keys.shape[2], pieces[0].keys.shape[4]
+    query = q.new_zeros((gpu_batch_size, kv_heads, q.shape[1] // kv_heads, head_dim))
+    query[places] = q.view(len(rows), kv_heads, -1, head_dim)
+    columns = max(piece.columns.stop for piece in pieces)
+    scores = query.new_full((*query.shape[:3], columns), float("-inf"), dtype=torch.float32)
+    for piece in pieces:
+        piece.score(query, scores)
+    scores.mul_(scale).masked_fill_(~_visible(rows, cache, gpu_batch_size, columns, q.device), float("-inf"))
+    weights = scores.softmax(dim=-1)
+    output = query.new_zeros(query.shape, dtype=torch.float32)
+    for piece in pieces:
+        piece.accumulate(weights, output)
+    return output[places].to(q.dtype).flatten(1)
+
+
+class _Piece:
+    """Pages [pages, rows, num_kv_heads, page_tokens, head_dim] of rows [first_row, …), and their columns of scores."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, first_row: int, first_column: int) -> None:
+        self.keys, self.values = keys, values
+        self._rows = slice(first_row, first_row + keys.shape[1])
+        self.columns = slice(first_column, first_column + keys.shape[0] * keys.shape[3])
+
+    def score(self, query: torch.Tensor, scores: torch.Tensor) -> None:
+        """query [rows, kv_heads, g, d] times the keys into scores [rows, kv_heads, g, columns]."""
+        pages, rows, heads, tokens, _ = self.keys.shape
+        q = query[self._rows].transpose(2, 3).expand(pages, -1, -1, -1, -1)  # [pages, rows, heads, d, g]
+        product = torch.bmm(self.keys.flatten(0, 2), q.flatten(0, 2)).view(pages, rows, heads, tokens, -1)
+        target = scores[self._rows, :, :, self.columns].view(rows, heads, -1, pages, tokens)
+        target.copy_(product.permute(1, 2, 4, 0, 3))
+
+    def accumulate(self, weights: torch.Tensor, output: torch.Tensor) -> None:
+        """Add weights [rows, kv_heads, g, columns] times the values to output [rows, kv_heads, g, d]."""
+        pages, rows, heads, tokens, _ = self.values.shape
+        w = weights[self._rows, :, :, self.columns].view(rows, heads, -1, pages, tokens).permute(3, 0, 1, 2, 4)
+        product = torch.bmm(w.to(self.values.dtype).flatten(0, 2), self.values.flatten(0, 2))
+        output[self._rows] += product.view(pages, rows, heads, -1, self.values.shape[4]).sum(dim=0, dtype=torch.float32)
+
+
+def _pieces(rows: Sequence[RowStep], cache: TileCache) -> Iterator[_Piece]:
+    """The parts' pages that any row has; then the tail pages, whose columns follow those of all pages."""
+    tokens = cache.page_tokens
+    pages = max(row.context for row in rows) // tokens + 1
+    for part in cache.parts:
+        r = part.rectangle
+        count = min(r.stop_page, pages) - r.first_page
+        if count > 0:
+            yield _Piece(part.keys[:count], part.values[:count], r.first_row, r.first_page * tokens)
+    if cache.tail_keys is not None and cache.tail_values is not None:
+        yield _Piece(cache.tail_keys[None], cache.tail_values[None], cache.tail_rows.start, pages * tokens)
+
+
+def _visible(
+    rows: Sequence[RowStep], cache: TileCache, gpu_batch_size: int, columns: int, device: torch.device
+) -> torch.Tensor:
+    """Which columns each row attends to: bool [gpu_batch_size, 1, 1, columns]. A row without a sequence sees column 0,
+    so that its softmax, which nobody reads, stays finite.
+    """
+    tokens = cache.page_tokens
+    tail_start = (max(row.context for row in rows) // tokens + 1) * tokens
+    paged, tail = [1] * gpu_batch_size, [0] * gpu_batch_size
+    for row in rows:
+        tail[row.row] = cache.tail_tokens(row, row.context + 1)
+        paged[row.row] = row.context + 1 - tail[row.row]
+    column = torch.arange(columns, device=device)
+    in_pages = column < torch.tensor(paged, device=device)[:, None]
+    in_tail = (column >= tail_start) & (column < tail_start + torch.tensor(tail, device=device)[:, None])
+    return (in_pages | in_tail)[:, None, None, :]

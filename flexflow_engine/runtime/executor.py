@@ -1,0 +1,237 @@
+"""Two executors of the same graphs: by dataflow in parallel lanes, and one task after another for reference.
+
+A lane takes its tasks in the order of emission. A task is *issued* when its call has returned; its completion tells
+when its work is done. A task starts when all its predecessors have been issued, after its lane's context was told to
+wait for their completions: on the host that blocks the lane's worker, on CUDA it queues an event on the lane's stream.
+
+    changing state, guarded by one lock
+        _waiting     task -> predecessors not yet issued
+        _followers   task -> tasks that wait for it
+        _completions issued tasks of the steps in flight; a task missing here ended with a step that is over
+        _left        step -> its tasks not yet issued
+        _failure     the first exception; ends every lane
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+import torch
+
+from flexflow_engine.abc.tier import Completion, LaneContext
+from flexflow_engine.errors import StalledError, TaskError
+from flexflow_engine.graph.builder import TaskGraph
+from flexflow_engine.graph.task import TOKENS_LANE, Task
+from flexflow_engine.runtime.trace import TaskEvent, Trace
+
+RunTask = Callable[[Task], None]
+ContextFor = Callable[[str], LaneContext]
+
+
+class Executor(ABC):
+    """Runs the steps' graphs in the order in which they are submitted. Used from one thread."""
+
+    @abstractmethod
+    def submit(self, graph: TaskGraph) -> None:
+        """Take a step's graph on. Returns at once, or when it is done. Raises TaskError if a task has failed."""
+
+    @abstractmethod
+    def wait(self, step: int) -> None:
+        """Block until every task of a submitted step has run. Raises TaskError with the cause if one failed,
+        StalledError if nothing happens for too long.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End every thread and release every context, finished or not. Idempotent."""
+
+
+class SequentialExecutor(Executor):
+    """One task after another, in the order of emission: what the dataflow executor must agree with, bit for bit."""
+
+    def __init__(self, run: RunTask, widths: Mapping[str, int], context_for: ContextFor, trace: Trace) -> None:
+        self._run, self._trace = run, trace
+        self._contexts = {lane: context_for(lane) for lane in widths}
+
+    def submit(self, graph: TaskGraph) -> None:
+        with torch.inference_mode():
+            for task in graph.tasks:
+                self._trace.events.append(_run_in(self._contexts[task.lane], self._run, task, worker=0))
+                self._trace.events[-1].completion.wait()
+
+    def wait(self, step: int) -> None:
+        return
+
+    def close(self) -> None:
+        for context in self._contexts.values():
+            context.close()
+        self._contexts = {}
+
+
+class DataflowExecutor(Executor):
+    """Every lane has its own worker threads; see the module's docstring for the state they share."""
+
+    def __init__(
+        self,
+        run: RunTask,
+        widths: Mapping[str, int],
+        context_for: ContextFor,
+        trace: Trace,
+        stall_seconds: float = 900.0,
+    ) -> None:
+        """stall_seconds: after this long without a task starting or ending, `wait` gives up."""
+        self._run, self._trace, self._stall_seconds = run, trace, stall_seconds
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._lanes = {lane: _Lane(threading.Condition(self._lock)) for lane in widths}
+        self._waiting: dict[str, int] = {}
+        self._followers: dict[str, list[Task]] = defaultdict(list)
+        self._predecessors: dict[str, tuple[str, ...]] = {}
+        self._completions: dict[str, Completion] = {}
+        self._left: dict[int, int] = {}
+        self._keys: dict[int, list[str]] = {}
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._progress_at = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._work, args=(lane, worker, context_for), name=f"{lane}-{worker}", daemon=True)
+            for lane, width in widths.items()
+            for worker in range(width)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, graph: TaskGraph) -> None:
+        with self._lock:
+            self._raise_failure()
+            self._progress_at = time.monotonic()
+            self._left[graph.step] = len(graph.tasks)
+            self._keys[graph.step] = [task.key for task in graph.tasks]
+            for task in graph.tasks:
+                self._enlist(task, tuple(graph.digraph.predecessors(task.key)))
+            for lane in self._lanes.values():
+                lane.changed.notify_all()
+
+    def wait(self, step: int) -> None:
+        with self._lock:
+            while self._left[step]:
+                self._raise_failure()
+                self._idle.wait(timeout=min(1.0, self._stall_seconds / 4))
+                self._raise_stall()
+            self._raise_failure()
+            del self._left[step]
+            for key in self._keys.pop(step):
+                del self._completions[key], self._waiting[key], self._predecessors[key]
+                self._followers.pop(key, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._wake_all()
+        for thread in self._threads:
+            thread.join(timeout=10.0)
+
+    def _enlist(self, task: Task, predecessors: tuple[str, ...]) -> None:
+        unissued = [key for key in predecessors if key in self._waiting and key not in self._completions]
+        for key in unissued:
+            self._followers[key].append(task)
+        self._waiting[task.key] = len(unissued)
+        self._predecessors[task.key] = predecessors
+        self._lanes[task.lane].queue.append(task)
+
+    def _work(self, lane_name: str, worker: int, context_for: ContextFor) -> None:
+        try:
+            context = context_for(lane_name)
+            try:
+                with torch.inference_mode():
+                    while task := self._next(self._lanes[lane_name]):
+                        self._execute(task, worker, context)
+            finally:
+                context.close()
+        except BaseException as error:  # a thread's exception is the run's: wait() raises it
+            with self._lock:
+                self._failure = self._failure or error
+                self._wake_all()
+
+    def _next(self, lane: _Lane) -> Task | None:
+        """The lane's next task once it may start; None when the run is over."""
+        with self._lock:
+            while not lane.queue and not self._over:
+                lane.changed.wait()
+            if self._over:
+                return None
+            task = lane.queue.popleft()
+            while self._waiting[task.key] and not self._over:
+                lane.changed.wait()
+            self._progress_at = time.monotonic()
+            return None if self._over else task
+
+    def _execute(self, task: Task, worker: int, context: LaneContext) -> None:
+        with self._lock:
+            before = [self._completions[key] for key in self._predecessors[task.key] if key in self._completions]
+        for completion in before:
+            context.after(completion)
+        try:
+            event = _run_in(context, self._run, task, worker)
+        except Exception as error:
+            raise TaskError(f"task {task.key!r} failed: {error}") from error
+        with self._lock:
+            self._finish(task, event)
+
+    def _finish(self, task: Task, event: TaskEvent) -> None:
+        self._trace.events.append(event)
+        self._progress_at = time.monotonic()
+        self._completions[task.key] = event.completion
+        for follower in self._followers[task.key]:
+            self._waiting[follower.key] -= 1
+            if not self._waiting[follower.key]:
+                self._lanes[follower.lane].changed.notify_all()
+        self._left[task.tile.step] -= 1
+        if not self._left[task.tile.step]:
+            self._idle.notify_all()
+
+    @property
+    def _over(self) -> bool:
+        return self._closed or self._failure is not None
+
+    def _wake_all(self) -> None:
+        self._idle.notify_all()
+        for lane in self._lanes.values():
+            lane.changed.notify_all()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _raise_stall(self) -> None:
+        if time.monotonic() - self._progress_at > self._stall_seconds:
+            heads = [lane.queue[0].key for lane in self._lanes.values() if lane.queue]
+            _stall(self._stall_seconds, heads)
+
+
+class _Lane:
+    """Tasks not yet started, in order."""
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self.queue: deque[Task] = deque()
+        self.changed = changed
+
+
+def _run_in(context: LaneContext, run: RunTask, task: Task, worker: int) -> TaskEvent:
+    start = time.perf_counter()
+    with context:
+        run(task)
+        completion = context.record()
+    if task.lane == TOKENS_LANE:
+        completion.wait()  # the host reads the tokens as soon as the task counts as issued
+    return TaskEvent(task, worker, start, time.perf_counter(), completion)
+
+
+def _stall(seconds: float, heads: list[str]) -> NoReturn:
+    waiting = ", ".join(heads) or "none"
+    raise StalledError(f"no task started or ended for {seconds:g} s; next in their lanes: {waiting}")

@@ -1,0 +1,117 @@
+"""A layout's regions on real tiers, and the copies between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from flexflow_engine.abc.tier import HOST, HostBytes, Region, Tier
+from flexflow_engine.graph.task import Copy
+from flexflow_engine.placement.layout import Layout, store_region
+from flexflow_engine.placement.memory import allocations
+from flexflow_engine.placement.span import Span
+from flexflow_engine.placement.weights import Run
+from flexflow_engine.store.weights import WeightStore
+
+
+class Memory:
+    """Owns every region of a run. Made before the lanes start, closed after they have ended."""
+
+    def __init__(self, layout: Layout, tiers: Mapping[str, Tier], store: WeightStore) -> None:
+        """Allocate all regions and fill the resident weights. Raises TierError, StorageError or CorruptDataError."""
+        self._tiers = tiers
+        self._regions: dict[tuple[str, str], Region] = {}
+        self._device = tiers[layout.device.name]
+        self._reserved = layout.workspace_nbytes
+        try:
+            self._allocate(layout, store)
+            self._fill_weights(layout, store)
+        except BaseException:
+            self.close()
+            raise
+
+    def tensor(self, span: Span) -> torch.Tensor:
+        """The bytes of a span on a tier with addressable memory: uint8, a view."""
+        region = self._regions[span.tier, span.region]
+        return self._tiers[span.tier].tensor(region, span.first, span.count)
+
+    def region_tensor(self, tier: str, region: str) -> torch.Tensor:
+        """The bytes of a whole region: uint8, a view."""
+        return self.tensor(Span(tier, region, 0, self._regions[tier, region].spec.num_units))
+
+    def copy(self, copy: Copy) -> None:
+        """Carry out the moves over the far tier's link. The host addresses at least one end."""
+        for move in copy.moves:
+            if move.source.tier == copy.far:
+                self._transfer(far=move.source, near=move.target, inwards=True)
+            else:
+                self._transfer(far=move.target, near=move.source, inwards=False)
+
+    def read(self, span: Span, out: HostBytes) -> None:
+        """Read a span of any tier into host memory."""
+        self._tiers[span.tier].read(self._regions[span.tier, span.region], span.first, span.count, out)
+
+    def close(self) -> None:
+        """Give everything back. Idempotent."""
+        for (tier, _), region in self._regions.items():
+            self._tiers[tier].free(region)
+        self._regions = {}
+
+    def _transfer(self, *, far: Span, near: Span, inwards: bool) -> None:
+        far_tier, near_tier = self._tiers[far.tier], self._tiers[near.tier]
+        far_region, near_region = self._regions[far.tier, far.region], self._regions[near.tier, near.region]
+        if near_tier.memory == HOST:
+            host = near_tier.tensor(near_region, near.first, near.count).numpy()
+            if inwards:
+                far_tier.read(far_region, far.first, far.count, host)
+            else:
+                far_tier.write(far_region, far.first, far.count, host)
+        else:
+            host = far_tier.tensor(far_region, far.first, far.count).numpy()
+            if inwards:
+                near_tier.write(near_region, near.first, near.count, host)
+            else:
+                near_tier.read(near_region, near.first, near.count, host)
+
+    def _allocate(self, layout: Layout, store: WeightStore) -> None:
+        self._device.reserve(self._reserved, what="workspace")
+        for allocation in allocations(layout):
+            key = allocation.tier, allocation.spec.name
+            self._regions[key] = self._tiers[allocation.tier].allocate(allocation.spec)
+        for tier in layout.tiers:
+            if tier.reads_store:
+                self._attach(tier.name, layout.weights.placed(tier.name), store)
+
+    def _attach(self, tier: str, runs: tuple[Run, ...], store: WeightStore) -> None:
+        placed: dict[str, int] = {}
+        for run in runs:
+            placed[run.tensor.name] = placed.get(run.tensor.name, 0) + run.num_units
+        for name, units in placed.items():
+            region = self._tiers[tier].attach(store.stored(name), placed_units=units)
+            self._regions[tier, store_region(name)] = region
+
+    def _fill_weights(self, layout: Layout, store: WeightStore) -> None:
+        context = self._device.lane_context()
+        with context:
+            for tensor in layout.weights.small:
+                span = Span(layout.device.name, "small", layout.small_offsets[tensor.name], tensor.nbytes)
+                self._fill(span, tensor.name, range(tensor.num_units), store)
+            for tier in layout.tiers:
+                for run in () if tier.reads_store else layout.weights.placed(tier.name):
+                    for page in run.pages:
+                        units = range(page.first_unit, page.first_unit + page.num_units)
+                        self._fill(layout.page_span(run, page), run.tensor.name, units, store)
+            context.record().wait()
+        context.close()
+
+    def _fill(self, span: Span, name: str, units: range, store: WeightStore) -> None:
+        """Copy stored units into a span; through a buffer of one page where the host can't address the tier."""
+        tier, region = self._tiers[span.tier], self._regions[span.tier, span.region]
+        if tier.memory == HOST:
+            store.read_units(name, units.start, len(units), tier.tensor(region, span.first, span.count).numpy())
+            return
+        page = np.empty(span.count * region.spec.unit_nbytes, np.uint8)
+        store.read_units(name, units.start, len(units), page)
+        tier.write(region, span.first, span.count, page)

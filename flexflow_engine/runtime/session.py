@@ -1,0 +1,127 @@
+"""One run on open tiers: memory, lanes and the loop that keeps two steps in flight."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.policy import TierDescription
+from flexflow_engine.abc.step import Step
+from flexflow_engine.abc.tier import HostContext, LaneContext, Tier
+from flexflow_engine.graph.builder import Frontier, TaskGraph
+from flexflow_engine.graph.check import check_graph
+from flexflow_engine.graph.compile import StepCompiler
+from flexflow_engine.graph.lanes import read_lane, write_lane
+from flexflow_engine.jobs.batching import Batcher, FinishedSequence
+from flexflow_engine.placement.layout import Layout
+from flexflow_engine.placement.memory import memory_table
+from flexflow_engine.runtime.executor import ContextFor, DataflowExecutor, Executor, RunTask
+from flexflow_engine.runtime.memory import Memory
+from flexflow_engine.runtime.tiles import TileRunner, TokenIds
+from flexflow_engine.runtime.trace import Trace
+from flexflow_engine.store.weights import WeightStore
+
+CHECKED_STEPS = 3
+"""Steps whose graphs are checked: the first prompts, the first tokens, and how the two join."""
+CHECKED_TASKS = 5000
+"""Larger graphs differ from smaller ones of the same layout in length only, and checking them costs seconds."""
+
+OnStep = Callable[[Step, Sequence[FinishedSequence]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """When a step ended, in seconds since the run began; `step` tells what it computed."""
+
+    step: Step
+    end_s: float
+
+
+class Session:
+    """Owns the regions and the lanes of a run; the tiers stay their opener's."""
+
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        tiers: Mapping[str, Tier],
+        model: Model,
+        weight_codec: Codec,
+        store: WeightStore,
+        prompts: Sequence[TokenIds],
+        executor: Callable[[RunTask, Mapping[str, int], ContextFor, Trace], Executor] = DataflowExecutor,
+    ) -> None:
+        """prompts: each sequence's token ids, int64."""
+        self._layout = layout
+        self._compiler = StepCompiler(layout)
+        self.trace = Trace()
+        self._memory = Memory(layout, tiers, store)
+        device = tiers[layout.device.name]
+        self._runner = TileRunner(
+            layout=layout,
+            memory=self._memory,
+            model=model,
+            weight_codec=weight_codec,
+            device=device.torch_device,
+            prompts=prompts,
+        )
+        self._executor = executor(self._runner, self._compiler.widths, _contexts(layout, device), self.trace)
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        return tuple(self._compiler.widths)
+
+    def run(self, batcher: Batcher, on_step: OnStep) -> list[StepTime]:
+        """Run every step that the batcher composes. A step is compiled and submitted while the one before it runs.
+
+        on_step is called from this thread after each step, with the sequences that it finished.
+        """
+        begin = time.perf_counter()
+        frontier, steps, flying = Frontier(), list[Step](), deque[Step]()
+        checked: list[TaskGraph] = []
+        while not batcher.done:
+            step = batcher.next_step()
+            if step is not None:
+                graph, frontier = self._compiler.compile(step, frontier)
+                self._check(checked, graph)
+                self._executor.submit(graph)
+                flying.append(step)
+                steps.append(step)
+            if step is None or len(flying) > 1:
+                finished = flying.popleft()
+                on_step(finished, self._finish(finished, batcher))
+        ends = self.trace.step_ends()
+        return [StepTime(step, ends[step.index] - begin) for step in steps]
+
+    def close(self) -> None:
+        """End the lanes, then give the memory back. Idempotent."""
+        self._executor.close()
+        self._memory.close()
+
+    def _finish(self, step: Step, batcher: Batcher) -> list[FinishedSequence]:
+        self._executor.wait(step.index)
+        tokens = {batch.gpu_batch: self._runner.take(step.index, batch.gpu_batch) for batch in step.batches}
+        return batcher.accept(step.index, tokens)
+
+    def _check(self, checked: list[TaskGraph], graph: TaskGraph) -> None:
+        if graph.step < CHECKED_STEPS and len(graph.tasks) <= CHECKED_TASKS:
+            checked.append(graph)
+            check_graph(checked[-2:], self._compiler.widths, memory_table(self._layout))
+
+
+def _contexts(layout: Layout, device: Tier) -> Callable[[str], LaneContext]:
+    """A lane whose copies the compute tier carries out uses that tier's context; one to storage is the host's."""
+    staged = {lane for tier in layout.tiers[1:] if layout.is_staged(tier.name) for lane in _lanes(tier)}
+
+    def context_for(lane: str) -> LaneContext:
+        return HostContext() if lane in staged else device.lane_context()
+
+    return context_for
+
+
+def _lanes(tier: TierDescription) -> tuple[str, str]:
+    return read_lane(tier.name), write_lane(tier.name)

@@ -1,0 +1,195 @@
+"""Runs tasks: what each operation of the graph means on the layout's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.model import LayerWeights, Model
+from flexflow_engine.abc.step import BatchStep
+from flexflow_engine.graph.task import Compute, Copy, FetchTokens, GatherRows, Task
+from flexflow_engine.placement.activations import HiddenPart
+from flexflow_engine.placement.layout import Layout
+from flexflow_engine.placement.span import Span
+from flexflow_engine.placement.weights import PlacedLayer, Run
+from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
+from flexflow_engine.runtime.kv_cache import KVCache
+from flexflow_engine.runtime.memory import Memory
+from flexflow_engine.runtime.weights import Weights
+
+TokenIds = NDArray[np.int64]
+
+
+class TileRunner:
+    """The function that an executor calls for each task, from its lanes' threads.
+
+    constant state    the layout, its memory, the model, the prompts
+    changing state    sampled   (step, gpu_batch) -> token ids of the rows; filled by the tokens lane, emptied by `take`
+                      newest    gpu_batch -> token id of every row's last token
+    """
+
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        memory: Memory,
+        model: Model,
+        weight_codec: Codec,
+        device: str,
+        prompts: Sequence[TokenIds],
+    ) -> None:
+        self._layout, self._memory, self._model, self._prompts = layout, memory, model, prompts
+        self._dtype: torch.dtype = getattr(torch, model.dtype)
+        self._device = torch.device(device)
+        self._weights = Weights(layout, memory, weight_codec, self._dtype)
+        self._cache = KVCache(layout, memory, model.config, self._dtype)
+        self._sampled: dict[tuple[int, int], TokenIds] = {}
+        shape = (layout.policy.num_gpu_batches, layout.policy.gpu_batch_size)
+        self._newest: TokenIds = np.zeros(shape, np.int64)
+
+    def __call__(self, task: Task) -> None:
+        operation = task.operation
+        if isinstance(operation, Copy):
+            self._memory.copy(operation)
+        elif isinstance(operation, GatherRows):
+            self._gather(operation)
+        elif isinstance(operation, FetchTokens):
+            self._fetch(operation, task.tile.step)
+        else:
+            self._compute(operation)
+
+    def take(self, step: int, gpu_batch: int) -> list[int]:
+        """The token ids sampled for a batch's rows in a step that has ended; once."""
+        return [int(token) for token in self._sampled.pop((step, gpu_batch))]
+
+    def _compute(self, compute: Compute) -> None:
+        layer = self._layout.weights.layers[compute.layer]
+        weights = self._weights.layer(layer.index, compute.weight_slot)
+        {
+            "embed": self._embed,
+            "decoder": self._decoder,
+            "final": self._final,
+            "head": self._head,
+        }[layer.spec.kind](layer, weights, compute)
+
+    def _embed(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
+        ids = self._token_ids(compute.batch)
+        rows = self._rows(f"embed.slot.{compute.embed_slot}", len(ids), self._layout.embed_row_nbytes)
+        for first, part in self._weights.table_parts():
+            chosen = np.flatnonzero((ids >= first) & (ids < first + part.shape[0]))
+            if len(chosen):
+                index = torch.from_numpy(ids[chosen] - first).to(self._device)
+                rows[torch.from_numpy(chosen).to(self._device)] = part[index]
+        positions = np.concatenate([np.arange(r.context, r.context + r.new_tokens) for r in compute.batch.rows])
+        hidden = self._model.embed(weights, rows, torch.from_numpy(positions).to(self._device))
+        self._write_hidden(compute, hidden)
+
+    def _decoder(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
+        batch, scale = compute.batch, self._model.config.attention_scale
+        parts = self._hidden_parts(compute)
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        cache = self._cache.tile(layer.index, batch.gpu_batch, compute.kv_slot)
+        q, k, v = self._model.attention_inputs(weights, hidden)
+        if batch.phase == "prefill":
+            cache.write_prompts(batch.rows, k, v)
+            attended = attend_prompts(batch.rows, q, k, v, scale)
+        else:
+            cache.append(batch.rows, k, v)
+            attended = attend_tokens(batch.rows, q, cache, self._layout.policy.gpu_batch_size, scale)
+        del q, k, v
+        self._model.attention_output(weights, hidden, attended)
+        if len(parts) > 1:
+            self._write_hidden(compute, hidden)
+
+    def _final(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
+        parts = self._hidden_parts(compute)
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        last = np.cumsum([row.new_tokens for row in compute.batch.rows]) - 1
+        features = self._model.final(weights, hidden[torch.from_numpy(last).to(self._device)])
+        self._features(compute.batch).copy_(features)
+
+    def _head(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
+        """Greedy: keep each row's best logit over the parts of the vocabulary; the lowest token id among equals."""
+        batch = compute.batch
+        logits = self._model.logits(weights, self._features(batch)).float()
+        best, ids = logits.max(dim=-1)
+        ids += layer.first_row
+        values, tokens = self._candidates(batch)
+        if layer.first_row:
+            better = best > values
+            best, ids = torch.where(better, best, values), torch.where(better, ids, tokens)
+        values.copy_(best)
+        tokens.copy_(ids)
+
+    def _gather(self, gather: GatherRows) -> None:
+        """Read each distinct token's unit once, and copy its row to every place that wants it."""
+        ids = self._token_ids(gather.batch)
+        target = self._memory.tensor(gather.target).view(self._dtype).view(len(ids), -1)
+        for run in self._layout.weights.table:
+            if run.tier == gather.far:
+                self._gather_run(run, ids, target)
+
+    def _gather_run(self, run: Run, ids: TokenIds, target: torch.Tensor) -> None:
+        table = run.tensor
+        unit = np.empty(table.unit_nbytes, np.uint8)
+        units = ids // table.unit_rows
+        for index in np.unique(units[(ids >= run.first_row) & (ids < run.stop_row)]):
+            self._memory.read(self._layout.unit_span(run, int(index)), unit)
+            rows = self._weights.decode_rows(table, torch.from_numpy(unit), table.unit_rows)
+            for place in np.flatnonzero(units == index):
+                target[place] = rows[ids[place] - index * table.unit_rows]
+
+    def _fetch(self, fetch: FetchTokens, step: int) -> None:
+        batch = fetch.batch
+        tokens = np.empty(len(batch.rows), np.int64)
+        span = Span(self._layout.device.name, f"candidates.{batch.gpu_batch}.ids", 0, len(tokens))
+        self._memory.read(span, tokens.view(np.uint8))
+        self._sampled[step, batch.gpu_batch] = tokens
+        self._newest[batch.gpu_batch, [row.row for row in batch.rows]] = tokens
+
+    def _token_ids(self, batch: BatchStep) -> TokenIds:
+        """The new tokens of all rows, one row after another."""
+        if batch.phase == "prefill":
+            return np.concatenate([self._prompts[row.sequence] for row in batch.rows])
+        return self._newest[batch.gpu_batch, [row.row for row in batch.rows]]
+
+    def _features(self, batch: BatchStep) -> torch.Tensor:
+        """[rows, head_width]"""
+        return self._rows(f"features.{batch.gpu_batch}", len(batch.rows), self._layout.embed_row_nbytes)
+
+    def _candidates(self, batch: BatchStep) -> tuple[torch.Tensor, torch.Tensor]:
+        """Best logit float32 [rows] and its token id int64 [rows]."""
+        device, name, count = self._layout.device.name, f"candidates.{batch.gpu_batch}", len(batch.rows)
+        values = self._memory.tensor(Span(device, f"{name}.values", 0, count)).view(torch.float32)
+        return values, self._memory.tensor(Span(device, f"{name}.ids", 0, count)).view(torch.int64)
+
+    def _rows(self, region: str, count: int, nbytes: int) -> torch.Tensor:
+        tensor = self._memory.tensor(Span(self._layout.device.name, region, 0, count))
+        return tensor.view(self._dtype).view(count, nbytes // self._dtype.itemsize)
+
+    def _hidden_parts(self, compute: Compute) -> list[torch.Tensor]:
+        """The hidden states of the batch's tokens, [tokens of the part, hidden_size] each, in order of rows."""
+        parts = []
+        for part in self._layout.activations.parts[compute.batch.gpu_batch]:
+            if tokens := _part_tokens(part, compute.batch):
+                span = self._hidden_span(part, tokens, compute.hidden_slot)
+                parts.append(self._memory.tensor(span).view(self._dtype).view(tokens, -1))
+        return parts
+
+    def _hidden_span(self, part: HiddenPart, tokens: int, slot: int | None) -> Span:
+        if part.slot_unit is None:
+            return Span(part.tier, part.name, 0, tokens)
+        return Span(self._layout.device.name, f"hidden.slot.{slot}", part.slot_unit, tokens)
+
+    def _write_hidden(self, compute: Compute, hidden: torch.Tensor) -> None:
+        parts = self._hidden_parts(compute)
+        for part, rows in zip(parts, torch.split(hidden, [len(part) for part in parts]), strict=True):
+            part.copy_(rows)
+
+
+def _part_tokens(part: HiddenPart, batch: BatchStep) -> int:
+    return sum(row.new_tokens for row in batch.rows if part.first_row <= row.row < part.stop_row)

@@ -1,0 +1,15 @@
+"""Arrays in Zarr v3 files, read and written unit by unit.
+
+    shard.py        one shard file: where each unit lies, its checksum, the index
+    array.py        one Zarr array: how it is cut into shard files, and its zarr.json
+    header.py       what the group of a weight store says about itself
+    weights.py      WeightStore: the imported weights of one model, read by tensor name
+    writing.py      StoreWriter: makes a weight store page by page, and goes on with an unfinished one
+    scratch.py      regions that live as long as a run, in a folder that is cleaned up even after a crash
+    descriptors.py  open files, a bounded number of them
+    failures.py     operating system errors as StorageError
+
+Stock zarr-python reads every array; this package moves the bytes itself, because it can then read straight into the
+buffer that they are wanted in. A *unit* is an inner chunk of Zarr's `sharding_indexed` codec, a *page* is a shard.
+bfloat16, which Zarr lacks, is stored as its bits in uint16 with the attribute `{"dtype": "bfloat16"}`.
+"""

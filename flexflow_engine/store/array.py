@@ -1,0 +1,220 @@
+"""One Zarr v3 array: how it is cut into shard files along its first axis, and the zarr.json that says so."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.errors import CorruptDataError
+from flexflow_engine.store.failures import reporting
+from flexflow_engine.store.shard import ShardFile
+
+METADATA = "zarr.json"
+_ITEM_NBYTES = {"uint8": 1, "uint16": 2, "float16": 2, "float32": 4}
+_DATA_TYPES: dict[DType, str] = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayLayout:
+    """Shape and cut of an array; pages and units are whole in every axis but the first."""
+
+    shape: tuple[int, ...]
+    data_type: str
+    """Zarr's name."""
+    page_shape: tuple[int, ...]
+    unit_shape: tuple[int, ...]
+    attributes: tuple[tuple[str, str | tuple[int, ...]], ...] = ()
+
+    @classmethod
+    def plain(cls, shape: tuple[int, ...], dtype: DType, *, page_rows: int, unit_rows: int) -> ArrayLayout:
+        """Numbers as they are. A vector is one page of one unit, whatever the rows."""
+        matrix = len(shape) > 1
+        return cls(
+            shape=shape,
+            data_type=_DATA_TYPES[dtype],
+            page_shape=(page_rows, *shape[1:]) if matrix else shape,
+            unit_shape=(unit_rows, *shape[1:]) if matrix else shape,
+            attributes=(("dtype", "bfloat16"),) if dtype == "bfloat16" else (),
+        )
+
+    @classmethod
+    def opaque(
+        cls,
+        *,
+        num_units: int,
+        unit_nbytes: int,
+        units_per_page: int,
+        attributes: tuple[tuple[str, str | tuple[int, ...]], ...] = (),
+    ) -> ArrayLayout:
+        """Bytes that Zarr has no type for: uint8 [num_units, unit_nbytes]; `attributes` say what they are."""
+        return cls(
+            shape=(num_units, unit_nbytes),
+            data_type="uint8",
+            page_shape=(units_per_page, unit_nbytes),
+            unit_shape=(1, unit_nbytes),
+            attributes=attributes,
+        )
+
+    @property
+    def num_units(self) -> int:
+        return ceil(self.shape[0] / self.unit_shape[0])
+
+    @property
+    def units_per_page(self) -> int:
+        return self.page_shape[0] // self.unit_shape[0]
+
+    @property
+    def num_pages(self) -> int:
+        return ceil(self.shape[0] / self.page_shape[0])
+
+    @property
+    def unit_nbytes(self) -> int:
+        return prod(self.unit_shape) * _ITEM_NBYTES[self.data_type]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all units, padding included, checksums and indices not."""
+        return self.num_units * self.unit_nbytes
+
+    def page_path(self, folder: Path, page: int) -> Path:
+        """The shard file of `page` of the array at `folder` (Zarr's default chunk keys)."""
+        return folder.joinpath("c", str(page), *("0" for _ in self.shape[1:]))
+
+    def page_file(self, folder: Path, page: int, *, name: str, fix: str) -> ShardFile:
+        """The shard file of `page`; its last units have no place where the array ends before them."""
+        return ShardFile(
+            path=self.page_path(folder, page),
+            name=name,
+            num_units=self.units_per_page,
+            num_slots=min(self.units_per_page, self.num_units - page * self.units_per_page),
+            unit_nbytes=self.unit_nbytes,
+            fix=fix,
+        )
+
+
+def create_array(folder: Path, layout: ArrayLayout) -> None:
+    """Make an array without pages at `folder`. Raises StorageError when that can't be written."""
+    with reporting(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_metadata(folder, _array_metadata(layout))
+
+
+def write_metadata(folder: Path, content: bytes) -> None:
+    """Write zarr.json in one step: readers see the old one or the new one."""
+    path = folder / METADATA
+    unfinished = path.with_name(METADATA + ".partial")
+    with reporting(path):
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the file, or the folder's list of names, is on the disk."""
+    with reporting(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_layout(folder: Path) -> ArrayLayout:
+    """The layout of the array at `folder`, from its zarr.json.
+
+    Raises StorageError when there is none, CorruptDataError when it is not an array in this package's layout.
+    """
+    metadata = read_metadata(folder)
+    try:
+        layout = _parse(metadata)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _foreign(folder) from error
+    if layout is None:
+        raise _foreign(folder)
+    return layout
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The content of zarr.json at `folder`. Raises StorageError or CorruptDataError like `read_layout`."""
+    path = folder / METADATA
+    with reporting(path):
+        content = path.read_bytes()
+    try:
+        metadata = json.loads(content)
+    except ValueError as error:
+        raise CorruptDataError("not readable as JSON", where=str(path)) from error
+    if not isinstance(metadata, dict):
+        raise CorruptDataError("not the metadata of a Zarr node", where=str(path))
+    return metadata
+
+
+def _parse(metadata: dict[str, Any]) -> ArrayLayout | None:
+    """The layout that `metadata` describes; None, or an error of the lookup, when it is not one of ours."""
+    (sharding,) = metadata["codecs"]
+    inner = sharding["configuration"]
+    layout = ArrayLayout(
+        shape=tuple(metadata["shape"]),
+        data_type=metadata["data_type"],
+        page_shape=tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
+        unit_shape=tuple(inner["chunk_shape"]),
+        attributes=tuple((key, _hashable(value)) for key, value in metadata.get("attributes", {}).items()),
+    )
+    ours = (
+        metadata["zarr_format"] == 3
+        and sharding["name"] == "sharding_indexed"
+        and inner.get("index_location", "end") == "end"
+        and _is_checksummed(inner["codecs"])
+        and _is_checksummed(inner["index_codecs"])
+        and metadata["chunk_key_encoding"]["name"] == "default"
+        and layout.data_type in _ITEM_NBYTES
+        and layout.shape[1:] == layout.page_shape[1:] == layout.unit_shape[1:]
+        and layout.page_shape[0] % layout.unit_shape[0] == 0
+    )
+    return layout if ours else None
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_checksummed(codecs: list[dict[str, Any]]) -> bool:
+    plain, checksum = codecs
+    endian = plain.get("configuration", {}).get("endian", "little")  # bytes of one byte have no order
+    return (plain["name"], endian, checksum["name"]) == ("bytes", "little", "crc32c")
+
+
+def _foreign(folder: Path) -> CorruptDataError:
+    return CorruptDataError(
+        "this Zarr array is not cut the way the engine reads it",
+        where=str(folder),
+        fix="only arrays that the engine wrote itself can be read; import the checkpoint to another folder",
+    )
+
+
+@lru_cache(maxsize=256)  # zarr-python takes 3 ms for what hundreds of equal regions share
+def _array_metadata(layout: ArrayLayout) -> bytes:
+    """zarr.json as zarr-python writes it."""
+    import zarr  # noqa: PLC0415  # 0.6 s, and plugins are listed without it
+    from zarr.codecs import BytesCodec, Crc32cCodec  # noqa: PLC0415
+    from zarr.core.buffer import Buffer  # noqa: PLC0415
+    from zarr.storage import MemoryStore  # noqa: PLC0415
+
+    files: dict[str, Buffer] = {}
+    zarr.create_array(
+        MemoryStore(files),
+        shape=layout.shape,
+        dtype=layout.data_type,
+        shards=layout.page_shape,
+        chunks=layout.unit_shape,
+        filters=None,
+        serializer=BytesCodec(endian="little"),
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+        attributes=dict(layout.attributes),
+    )
+    return files[METADATA].to_bytes()

@@ -1,0 +1,39 @@
+"""What the operating system refuses, told as StorageError with a path and a way out."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flexflow_engine.errors import StorageError
+
+_FIXES = {
+    errno.ENOSPC: "free some space there, or choose a path on a larger disk",
+    errno.EDQUOT: "free some space there, or choose a path outside the quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another file system",
+    errno.EACCES: "choose a path that you may read and write",
+    errno.EPERM: "choose a path that you may read and write",
+    errno.EROFS: "choose a path on a file system that is mounted writable",
+    errno.EIO: "the disk may be failing: look at the system's log, or choose a path on another disk",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENOENT: "the file was removed while it was in use: run again",
+    errno.ENOTDIR: "choose a path whose parents are folders",
+    errno.EEXIST: "choose a path that is a folder, or does not exist yet",
+}
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """The StorageError that tells `error`, met at `path`."""
+    reason = error.strerror or str(error)
+    return StorageError(reason[:1].lower() + reason[1:], where=str(path), fix=_FIXES.get(error.errno or 0, ""))
+
+
+@contextmanager
+def reporting(path: Path) -> Iterator[None]:
+    """Turn an OSError of the body into a StorageError about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path) from error

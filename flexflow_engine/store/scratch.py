@@ -1,0 +1,168 @@
+"""Regions of one run on a disk: written and read at random, gone when the run ends.
+
+    <root>/runs/<pid>-<random>/lock              held with flock while the run lives
+    <root>/runs/<pid>-<random>/<region>/         a Zarr v3 array uint8 [num_units, unit_nbytes], one shard file
+
+The files are sparse: a unit takes room once it is written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from flexflow_engine.abc.tier import HostBytes, RegionSpec
+from flexflow_engine.store.array import ArrayLayout, create_array
+from flexflow_engine.store.descriptors import Descriptors
+from flexflow_engine.store.failures import reporting
+
+_LOCK = "lock"
+_FIX = "run again; if it happens again, the disk or the memory may be failing"
+
+
+class RunFolder:
+    """A folder for one run's files. Folders of runs that died are removed when a new one is made."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises StorageError when `root` can't be written."""
+        runs = root / "runs"
+        with reporting(runs):
+            runs.mkdir(parents=True, exist_ok=True)
+            _remove_dead(runs)
+            self.path, self._lock = _make_locked(runs)
+        self._closed = False
+
+    def close(self) -> None:
+        """Remove the folder with everything in it. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            with reporting(self.path):
+                _remove(self.path)
+        finally:
+            os.close(self._lock)
+
+
+class ScratchArray:
+    """One region's array. Thread-safe as long as two calls at once concern different units.
+
+    Changing state: `_written`, bool [num_units]; the index in the file says the same after `flush`.
+    """
+
+    def __init__(self, folder: Path, spec: RegionSpec, descriptors: Descriptors) -> None:
+        """Make the array in `folder`. Raises StorageError when that can't be written."""
+        layout = ArrayLayout.opaque(
+            num_units=spec.num_units, unit_nbytes=spec.unit_nbytes, units_per_page=spec.num_units
+        )
+        self._folder = folder / spec.name
+        self._file = layout.page_file(self._folder, 0, name=spec.name, fix=_FIX)
+        self._descriptors = descriptors
+        self._written = np.zeros(spec.num_units, np.bool_)
+        create_array(self._folder, layout)
+        with reporting(self._file.path):
+            self._file.path.parent.mkdir(parents=True)
+            self._file.path.touch()
+
+    def read(self, first: int, count: int, out: HostBytes) -> None:
+        """Units [first, first + count) into `out`, uint8 [count * unit_nbytes]; zeros where none was written.
+
+        Raises CorruptDataError or StorageError.
+        """
+        written = self._written[first : first + count]
+        if written.all():
+            self._read_written(first, count, out)
+            return
+        bounds = [0, *(np.flatnonzero(np.diff(written)) + 1).tolist(), count]
+        for start, stop in pairwise(bounds):
+            part = out[start * self._file.unit_nbytes : stop * self._file.unit_nbytes]
+            if written[start]:
+                self._read_written(first + start, stop - start, part)
+            else:
+                part.fill(0)
+
+    def write(self, first: int, count: int, data: HostBytes) -> int:
+        """`data` into units [first, first + count); how many of them had never been written.
+
+        Raises StorageError when the disk is full or fails.
+        """
+        with self._descriptors.lend(self._file.path, self._open) as descriptor:
+            self._file.write_units(descriptor, first, count, data)
+        fresh = count - int(np.count_nonzero(self._written[first : first + count]))
+        self._written[first : first + count] = True
+        return fresh
+
+    def flush(self) -> None:
+        """Write the index, so that any Zarr reader sees what was written so far. Raises StorageError."""
+        with self._descriptors.lend(self._file.path, self._open) as descriptor:
+            self._file.write_index(descriptor, self._written)
+
+    @property
+    def stride(self) -> int:
+        """Bytes that a unit takes in the file."""
+        return self._file.stride
+
+    @property
+    def unwritten_nbytes(self) -> int:
+        """Bytes that the file will still grow by, at most."""
+        return self._file.stride * (self._file.num_slots - int(np.count_nonzero(self._written)))
+
+    def close(self) -> None:
+        """Close and remove the array; nobody may be using it."""
+        self._descriptors.drop(self._file.path)
+        with reporting(self._folder):
+            shutil.rmtree(self._folder)
+
+    def _read_written(self, first: int, count: int, out: HostBytes) -> None:
+        with self._descriptors.lend(self._file.path, self._open) as descriptor:
+            self._file.read_units(descriptor, first, count, out)
+
+    def _open(self) -> int:
+        with reporting(self._file.path):
+            return os.open(self._file.path, os.O_RDWR)
+
+
+def _make_locked(runs: Path) -> tuple[Path, int]:
+    """A new folder in `runs` and the descriptor that holds its lock.
+
+    It gets its name only once it is locked, so that nobody takes it for the folder of a dead run.
+    """
+    name = f"{os.getpid()}-{secrets.token_hex(4)}"
+    draft = runs / f".{name}"
+    draft.mkdir()
+    lock = os.open(draft / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return draft.rename(runs / name), lock
+
+
+def _remove_dead(runs: Path) -> None:
+    """Remove the folders in `runs` whose lock nobody holds; what belongs to another user is left alone."""
+    for folder in sorted(runs.glob("[!.]*")):
+        try:
+            lock = os.open(folder / _LOCK, os.O_RDWR)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(folder)
+        except OSError:
+            continue
+        finally:
+            os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a locked folder, its lock last: until then nobody else may take it."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK:
+            entry.unlink()
+    (folder / _LOCK).unlink(missing_ok=True)
+    folder.rmdir()

@@ -1,0 +1,148 @@
+"""The imported weights of one model: a Zarr group with an array a parameter, read unit by unit.
+
+`StoredUnits` reads one array; tiers that serve weights in place use it too. `WeightStore` finds arrays by the names
+that the model gives its tensors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from flexflow_engine.abc.tier import HostBytes, StoredTensor
+from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.store.array import METADATA, ArrayLayout, read_layout
+from flexflow_engine.store.descriptors import Descriptors
+from flexflow_engine.store.failures import reporting
+from flexflow_engine.store.header import StoreHeader, read_header
+from flexflow_engine.store.shard import ShardFile
+
+FIX = "remove the weight store and import the checkpoint again"
+
+
+class StoredUnits:
+    """The units of one stored array, across its page files. Thread-safe; its descriptors belong to the caller."""
+
+    def __init__(self, tensor: StoredTensor, descriptors: Descriptors) -> None:
+        """Raises CorruptDataError when zarr.json is not what `tensor` says, StorageError when there is none."""
+        self.tensor = tensor
+        self._layout = read_layout(tensor.path)
+        self._descriptors = descriptors
+        if stored_tensor(tensor.name, tensor.path, self._layout) != tensor:
+            raise CorruptDataError(f"{tensor.name} is cut otherwise than expected", where=str(tensor.path), fix=FIX)
+
+    def check_pages(self) -> None:
+        """Raise CorruptDataError when a page file is missing or of the wrong size; their content is not read."""
+        for page in range(self._layout.num_pages):
+            _check_size(self.page_file(page))
+
+    def page_file(self, page: int) -> ShardFile:
+        return self._layout.page_file(self.tensor.path, page, name=self.tensor.name, fix=FIX)
+
+    def close(self) -> None:
+        """Close this array's page files; nobody may be reading. Idempotent."""
+        for page in range(self._layout.num_pages):
+            self._descriptors.drop(self._layout.page_path(self.tensor.path, page))
+
+    def read(self, first: int, count: int, out: HostBytes) -> None:
+        """Read units [first, first + count) into `out`, uint8 [count * unit_nbytes], verifying each.
+
+        Raises CorruptDataError or StorageError.
+        """
+        unit_nbytes, units_per_page = self.tensor.unit_nbytes, self.tensor.units_per_page
+        assert 0 <= first <= first + count <= self.tensor.num_units
+        done = 0
+        while done < count:
+            page, start = divmod(first + done, units_per_page)
+            stop = min(start + count - done, units_per_page)
+            part = out[done * unit_nbytes : (done + stop - start) * unit_nbytes]
+            self._read_page(page, start, stop - start, part)
+            done += stop - start
+
+    def _read_page(self, page: int, first: int, count: int, out: HostBytes) -> None:
+        file = self.page_file(page)
+        with self._descriptors.lend(file.path, file.open_complete) as descriptor:
+            file.read_units(descriptor, first, count, out)
+
+
+class WeightStore:
+    """A complete weight store, open for reading. Thread-safe; close it, or use it as a context manager."""
+
+    def __init__(self, path: Path, header: StoreHeader) -> None:
+        self.path = path
+        self.header = header
+        self._descriptors = Descriptors()
+        self._units: dict[str, StoredUnits] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> WeightStore:
+        """Open the store at `path`; its page files are opened and checked when they are read.
+
+        Raises StorageError when there is none, or one that is unfinished or newer; CorruptDataError if it is foreign.
+        """
+        if not (path / METADATA).exists():
+            raise StorageError("there is no weight store", where=str(path), fix="import the checkpoint first")
+        header = read_header(path)
+        if not header.complete:
+            raise StorageError(
+                "the weight store is incomplete", where=str(path), fix="import the checkpoint again: it goes on"
+            )
+        return cls(path, header)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all units, checksums not counted."""
+        return self.header.nbytes
+
+    def stored(self, name: str) -> StoredTensor:
+        """Where the model's tensor `name` lies.
+
+        Raises CorruptDataError when the store has no such tensor, or its array is damaged.
+        """
+        return self._open_units(name).tensor
+
+    def read_units(self, name: str, first: int, count: int, out: HostBytes) -> None:
+        """Read units [first, first + count) of tensor `name` into `out`, uint8 [count * unit_nbytes], verified.
+
+        Units are counted over all pages of the tensor. Raises CorruptDataError or StorageError.
+        """
+        self._open_units(name).read(first, count, out)
+
+    def close(self) -> None:
+        """Close the open page files. Idempotent; reading again opens them anew."""
+        self._descriptors.close()
+
+    def __enter__(self) -> WeightStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_units(self, name: str) -> StoredUnits:
+        array = self.header.arrays.get(name)
+        if array is None:
+            raise CorruptDataError(f"the weight store has no tensor {name}", where=str(self.path), fix=FIX)
+        if array not in self._units:
+            folder = self.path / array
+            self._units[array] = StoredUnits(stored_tensor(array, folder, read_layout(folder)), self._descriptors)
+        return self._units[array]
+
+
+def stored_tensor(name: str, folder: Path, layout: ArrayLayout) -> StoredTensor:
+    return StoredTensor(
+        name=name,
+        path=folder,
+        num_units=layout.num_units,
+        unit_nbytes=layout.unit_nbytes,
+        units_per_page=layout.units_per_page,
+    )
+
+
+def _check_size(file: ShardFile) -> None:
+    with reporting(file.path):
+        found = file.path.stat().st_size if file.path.exists() else None
+    if found != file.nbytes:
+        what = "is missing" if found is None else f"has {found} bytes instead of {file.nbytes}"
+        raise CorruptDataError(f"a page of {file.name} {what}", where=str(file.path), fix=FIX)

@@ -1,0 +1,124 @@
+"""Making a weight store page by page. A page appears under its final name only when it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from flexflow_engine.abc.tier import HostBytes
+from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.store.array import METADATA, ArrayLayout, create_array, read_layout, sync_file
+from flexflow_engine.store.failures import reporting
+from flexflow_engine.store.header import StoreHeader, write_header
+from flexflow_engine.store.shard import ShardFile
+from flexflow_engine.store.weights import FIX
+
+
+class StoreWriter:
+    """Writes the arrays of one store; what an earlier, interrupted writer finished is kept.
+
+    One writer at a time: the caller holds a lock. Constant state: the folder, the header, each array's layout.
+    """
+
+    def __init__(self, path: Path, header: StoreHeader, layouts: dict[str, ArrayLayout]) -> None:
+        """layouts: by array name. Raises StorageError when `path` can't be written."""
+        self.path = path
+        self._header = replace(header, complete=False)
+        self._layouts = layouts
+        with reporting(path):
+            path.mkdir(parents=True, exist_ok=True)
+        write_header(path, self._header)
+        for name, layout in layouts.items():
+            self._prepare(name, layout)
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the tensors before they are encoded."""
+        return self._header.dtype
+
+    def page_file(self, name: str, page: int) -> ShardFile:
+        return self._layouts[name].page_file(self.path / name, page, name=name, fix=FIX)
+
+    def has_page(self, name: str, page: int) -> bool:
+        """Whether the page is there with its size and index right. Raises StorageError when it can't be read."""
+        file = self.page_file(name, page)
+        if not file.path.exists():
+            return False
+        try:
+            os.close(file.open_complete())
+        except CorruptDataError:
+            return False
+        return True
+
+    def write_page(self, name: str, page: int, data: HostBytes) -> None:
+        """Write a page's units, uint8 [num_slots * unit_nbytes]. Raises StorageError, and then leaves no file."""
+        file = self.page_file(name, page)
+        with _unfinished(file.path) as descriptor:
+            file.write_units(descriptor, 0, file.num_slots, data)
+            file.write_index(descriptor, np.ones(file.num_slots, np.bool_))
+
+    def finish(self) -> None:
+        """Declare the store complete, once every page is on the disk and not only in the system's cache."""
+        for name, layout in self._layouts.items():
+            for page in range(layout.num_pages):
+                sync_file(self.page_file(name, page).path)
+        write_header(self.path, replace(self._header, complete=True))
+        sync_file(self.path / METADATA)
+        sync_file(self.path)
+
+    def _prepare(self, name: str, layout: ArrayLayout) -> None:
+        """Make the array, unless it is there in this very layout."""
+        folder = self.path / name
+        if (folder / METADATA).exists() and _layout_or_none(folder) == layout:
+            return
+        with reporting(folder):
+            if folder.exists():
+                shutil.rmtree(folder)
+        create_array(folder, layout)
+
+
+def missing_nbytes(path: Path, layouts: dict[str, ArrayLayout]) -> int:
+    """Bytes that writing the store at `path` will still take, checksums and indices included."""
+    files = (
+        layout.page_file(path / name, page, name=name, fix=FIX)
+        for name, layout in layouts.items()
+        for page in range(layout.num_pages)
+    )
+    return sum(file.nbytes for file in files if not _has_size(file.path, file.nbytes))
+
+
+def _has_size(path: Path, nbytes: int) -> bool:
+    with reporting(path):
+        return path.exists() and path.stat().st_size == nbytes
+
+
+def _layout_or_none(folder: Path) -> ArrayLayout | None:
+    try:
+        return read_layout(folder)
+    except (CorruptDataError, StorageError):
+        return None
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[int]:
+    """A descriptor of a new file that takes the name `path` when the body succeeds, and is removed when it fails."""
+    temporary = path.with_name(path.name + ".partial")
+    with reporting(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+        with reporting(path):
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

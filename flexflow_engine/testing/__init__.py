@@ -1,0 +1,12 @@
+"""Conformance suites that plugins inherit, and tiers that make hardware's behaviour testable without the hardware.
+
+tier_suite   `TierTests`: subclass it for a tier of your own
+model_suite  `ModelTests`: subclass it for a model of your own
+tiers        `ThrottledTier`, a slow link; `IslandTier`, memory that the host can't address
+traffic      `read_units`, `write_units`: a lane's work in one call
+dense        `DenseMatrix`, weights that are simply there
+layer_run    `LayerRun`, a model's functions on random weights
+allocations  `PeakAllocations`, the most bytes that torch held at once
+
+Needs the packages of the extra `test`: pytest and hypothesis.
+"""

@@ -1,0 +1,10 @@
+"""Built-in codecs."""
+
+from flexflow_engine import hookimpl
+from flexflow_engine.abc.codec import Codec
+from flexflow_plugins.codecs.none import NoneCodec
+
+
+@hookimpl
+def flexflow_register_codecs() -> list[type[Codec]]:
+    return [NoneCodec]

@@ -1,0 +1,10 @@
+"""Built-in schedulers."""
+
+from flexflow_engine import hookimpl
+from flexflow_engine.abc.scheduler import Scheduler
+from flexflow_plugins.schedulers.fixed import FixedScheduler
+
+
+@hookimpl
+def flexflow_register_schedulers() -> list[type[Scheduler]]:
+    return [FixedScheduler]

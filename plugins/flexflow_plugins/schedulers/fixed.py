@@ -1,0 +1,105 @@
+"""The scheduler that does as it is told: the recipe gives the whole policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Literal
+
+from flexflow_engine.abc.near_miss import near_miss
+from flexflow_engine.abc.policy import TENSOR_CLASSES, AttentionPlace, Placement, Policy
+from flexflow_engine.abc.scheduler import PlanRequest, Scheduler
+from flexflow_engine.errors import PolicyError
+
+KV_PAGE_TOKENS = (16, 8, 4, 2, 1)
+"""Candidates for the tokens of a KV page, the preferred first.
+
+A sequence's last page stays on the compute tier until it is full, so a policy pays for one page per sequence and layer
+there: long pages are better I/O, short ones need less of the smallest memory.
+"""
+
+TOLERANCE = 1e-6
+"""How far from 100 a sum of shares may be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedOptions:
+    """The recipe's keys; the shares are percentages by tier name."""
+
+    gpu_batch_size: int
+    num_gpu_batches: int
+    weights: dict[str, float]
+    kv_cache: dict[str, float]
+    activations: dict[str, float]
+    attention: Literal["device", "host", "auto"] = "auto"
+    kv_page_tokens: int | None = None
+    """None takes the longest page that fits."""
+
+
+class FixedScheduler(Scheduler):
+    """Whether the policy fits the budgets is checked by the engine, as for any scheduler's."""
+
+    name = "fixed"
+    Options = FixedOptions
+
+    def __init__(self, options: FixedOptions) -> None:
+        super().__init__(options)
+        self._options = options
+
+    def problems(self, tiers: tuple[str, ...]) -> list[str]:
+        found = [*self._wrong_sizes()]
+        for tensor_class in TENSOR_CLASSES:
+            found += _wrong_shares(tensor_class, getattr(self._options, tensor_class), tiers)
+        return found
+
+    def choose(self, request: PlanRequest) -> Policy:
+        tiers = tuple(tier.name for tier in request.tiers)
+        policy = Policy(
+            gpu_batch_size=self._options.gpu_batch_size,
+            num_gpu_batches=self._options.num_gpu_batches,
+            weights=_placement(self._options.weights, tiers),
+            kv_cache=_placement(self._options.kv_cache, tiers),
+            activations=_placement(self._options.activations, tiers),
+            attention=self._attention(),
+            kv_page_tokens=self._options.kv_page_tokens or KV_PAGE_TOKENS[-1],
+        )
+        return policy if self._options.kv_page_tokens else _with_longest_pages(policy, request)
+
+    def _wrong_sizes(self) -> Iterator[str]:
+        for key in ("gpu_batch_size", "num_gpu_batches", "kv_page_tokens"):
+            value = getattr(self._options, key)
+            if value is not None and value <= 0:
+                yield f"`{key}` must be more than 0, not {value}"
+
+    def _attention(self) -> AttentionPlace:
+        if self._options.attention == "host":
+            raise PolicyError(
+                "attention on the host isn't available in this version",
+                where="scheduler.attention",
+                fix="`device` and `auto` work",
+            )
+        return "device"
+
+
+def _wrong_shares(tensor_class: str, shares: Mapping[str, float], tiers: tuple[str, ...]) -> Iterator[str]:
+    for tier, share in shares.items():
+        if tier not in tiers:
+            yield f"`{tensor_class}` has a share on `{tier}`, which is no tier of the recipe; {near_miss(tier, tiers)}"
+        if not isfinite(share) or share < 0:
+            yield f"`{tensor_class}.{tier}` must be a percentage, not {share:g}"
+    total = sum(shares.values())
+    if not abs(total - 100) <= TOLERANCE:
+        yield f"the shares of `{tensor_class}` add up to {total:g} and not to 100"
+
+
+def _placement(shares: Mapping[str, float], tiers: tuple[str, ...]) -> Placement:
+    return Placement(tuple((tier, float(shares.get(tier, 0))) for tier in tiers))
+
+
+def _with_longest_pages(policy: Policy, request: PlanRequest) -> Policy:
+    for tokens in KV_PAGE_TOKENS:
+        candidate = replace(policy, kv_page_tokens=tokens)
+        if not request.memory_table(candidate).exceeded:
+            return candidate
+    return policy

@@ -1,0 +1,135 @@
+"""What the command line makes of errors, progress, metrics and files, without a process of its own."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from flexflow_engine.abc.policy import MemoryLine, MemoryTable, Placement, Policy
+from flexflow_engine.cli.exits import with_exit_status
+from flexflow_engine.cli.outputs import LateFile, check_writable
+from flexflow_engine.cli.progress import PlainProgress
+from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
+from flexflow_engine.errors import CorruptDataError, FlexFlowError, ProblemsError, RecipeError, StorageError, TaskError
+
+METRICS = {
+    "prompt_tokens": 1000,
+    "generated_tokens": 200,
+    "prefill_s": 1.0,
+    "decode_s": 3.0,
+    "tokens_per_s": 50.0,
+    "decode_tokens_per_s": 60.0,
+    "predicted_tokens_per_s": None,
+    "policy": {},
+    "tiers": {"device": {"budget_bytes": 2**20, "peak_bytes": 2**19}, "disk": {"budget_bytes": 2**30, "peak_bytes": 0}},
+    "lanes": {"compute": {"busy_s": 2.0, "flops": 4e9}, "disk read": {"busy_s": 3.0, "bytes": 3 * 2**30}},
+    "bound_by": "disk read",
+    "placement": {"weights": {"device": 2**18, "disk": 2**20}, "kv_cache": {"device": 2**10}, "activations": {}},
+    "exact_match": {"matched": 19, "total": 20},
+}
+ALL_ON_DEVICE = Placement((("device", 100.0),))
+POLICY = Policy(
+    gpu_batch_size=4,
+    num_gpu_batches=2,
+    weights=ALL_ON_DEVICE,
+    kv_cache=ALL_ON_DEVICE,
+    activations=ALL_ON_DEVICE,
+    attention="device",
+    kv_page_tokens=16,
+)
+MEMORY = MemoryTable((MemoryLine("device", "weights", 2048), MemoryLine("device", "workspace", 1024)), {"device": 2048})
+
+
+def status_of(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    def verb() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        with_exit_status(verb)()
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_an_error_that_the_user_can_mend_is_status_2_and_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(RecipeError("no such key", where="r.yaml: a"), capsys) == (2, "error: r.yaml: a: no such key\n")
+
+
+def test_every_problem_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    problems: list[FlexFlowError] = [RecipeError("one"), RecipeError("two")]
+    assert status_of(ProblemsError(problems), capsys) == (2, "error: one\nerror: two\n")
+
+
+def test_ctrl_c_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(KeyboardInterrupt(), capsys) == (130, "interrupted\n")
+
+
+def test_a_failed_task_shows_the_cause_that_the_user_can_mend(capsys: pytest.CaptureFixture[str]) -> None:
+    error = TaskError("LOAD failed")
+    error.__cause__ = RuntimeError("in a lane")
+    error.__cause__.__cause__ = CorruptDataError("a flipped byte", where="c/0")
+    assert status_of(error, capsys) == (2, "error: c/0: a flipped byte\n")
+
+
+@pytest.mark.parametrize("error", [TaskError("COMPUTE failed"), AssertionError("an invariant")])
+def test_our_own_bugs_pass_through(error: Exception) -> None:
+    def verb() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        with_exit_status(verb)()
+
+
+def test_the_report_tells_throughput_placement_and_the_lane_that_bound() -> None:
+    text = render_run(METRICS)
+    assert "1000 prompt and 200 generated tokens in 4.0 s (prefill 1.0 s, decode 3.0 s)" in text
+    assert "throughput: 50.0 tokens/s, 60.0 while decoding\n" in text
+    assert "bound by: disk read (busy 75 % of the time)" in text
+    assert "exact match: 19 of 20 (95.0 %)" in text
+    rows = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert rows["device"].split() == ["device", "256.0", "KiB", "1.0", "KiB", "0", "B", "512.0", "KiB", "1.0", "MiB"]
+    assert rows["disk read"].split() == ["disk", "read", "3.00", "s", "3.0", "GiB", "1.0", "GiB/s"]
+    assert rows["compute"].endswith("2.0 Gflop/s")
+
+
+def test_a_plan_shows_every_line_and_what_does_not_fit() -> None:
+    text = render_plan(POLICY, MEMORY)
+    assert "device  workspace  1.0 KiB" in text
+    assert "device  3.0 KiB  2.0 KiB  too small" in text
+    memory = plan_as_json(POLICY, MEMORY)["memory"]
+    assert isinstance(memory, dict)
+    assert (memory["device"]["peak_bytes"], memory["device"]["budget_bytes"]) == (3072, 2048)
+
+
+def test_plain_progress_writes_a_line_now_and_then_and_always_the_last() -> None:
+    stream, times = io.StringIO(), iter([0.0, 1.0, 4.9, 5.1, 5.2])
+    progress = PlainProgress(stream, lambda: next(times))
+    for finished in (0, 1, 2, 3, 4):
+        progress.step(finished, 4, finished * 10, 2.0)
+    assert stream.getvalue().splitlines() == [
+        "0 of 4 sequences, 0 tokens, 0.0 tokens/s",
+        "3 of 4 sequences, 30 tokens, 15.0 tokens/s, about 0:01 left",
+        "4 of 4 sequences, 40 tokens, 20.0 tokens/s",
+    ]
+
+
+def test_plain_progress_tells_the_import_in_bytes() -> None:
+    stream = io.StringIO()
+    PlainProgress(stream, lambda: 0.0).importing(2**20, 2**22)
+    assert stream.getvalue() == "importing weights: 1.0 MiB of 4.0 MiB (25 %)\n"
+
+
+def test_a_late_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    with LateFile(path):
+        pass
+    assert not any(tmp_path.iterdir())
+    with LateFile(path) as file:
+        file.finish("{}\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("place", ["missing/metrics.json", "."])
+def test_an_unwritable_place_is_told_before_the_run(tmp_path: Path, place: str) -> None:
+    with pytest.raises(StorageError):
+        check_writable(tmp_path / place)

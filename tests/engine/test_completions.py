@@ -1,0 +1,146 @@
+"""The completion file is whole, in input order, or not there."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexflow_engine.errors import StorageError
+from flexflow_engine.jobs.batching import FinishedSequence
+from flexflow_engine.jobs.completions import CompletionWriter, ExactMatch
+from flexflow_engine.jobs.prompts import Prompt
+from flexflow_engine.jobs.tokenizer import Tokenizer
+
+
+class Letters(Tokenizer):
+    """Id n is the n-th letter of the alphabet, id 0 a blank."""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(" abcdefghijklmnopqrstuvwxyz".index(letter) for letter in text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(" abcdefghijklmnopqrstuvwxyz"[token_id] for token_id in token_ids)
+
+
+def prompts(*expected: str | None) -> tuple[Prompt, ...]:
+    return tuple(Prompt(f"p{index}", (1, 2, 3), text) for index, text in enumerate(expected))
+
+
+def test_lines_are_those_of_the_user_surface(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with CompletionWriter(path, prompts(None, None), Letters()) as writer:
+        writer.add(FinishedSequence(0, (8, 9), "stop"))
+        writer.add(FinishedSequence(1, (8,), "length"))
+        writer.finish()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {
+            "custom_id": "p0",
+            "text": "hi",
+            "token_ids": [8, 9],
+            "finish_reason": "stop",
+            "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+        },
+        {
+            "custom_id": "p1",
+            "text": "h",
+            "token_ids": [8],
+            "finish_reason": "length",
+            "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+        },
+    ]
+    assert not path.with_name("out.jsonl.partial").exists()
+
+
+@given(order=st.permutations(range(6)))
+def test_lines_come_in_input_order_however_sequences_end(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int]
+) -> None:
+    path = tmp_path_factory.mktemp("completions") / "out.jsonl"
+    with CompletionWriter(path, prompts(*[None] * 6), None) as writer:
+        for index in order:
+            writer.add(FinishedSequence(index, (index,), "stop"))
+        writer.finish()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["token_ids"] for line in lines] == [[index] for index in range(6)]
+    assert {line["text"] for line in lines} == {None}
+
+
+def test_what_is_complete_from_the_first_line_on_can_be_read_during_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    partial = tmp_path / "out.jsonl.partial"
+    with CompletionWriter(path, prompts(None, None, None), None) as writer:
+        writer.add(FinishedSequence(1, (), "stop"))
+        assert partial.read_text() == ""
+        writer.add(FinishedSequence(0, (), "stop"))
+        assert len(partial.read_text().splitlines()) == 2
+
+
+def test_leaving_before_the_end_keeps_the_partial_file_and_the_earlier_result(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("of an earlier run\n")
+    with CompletionWriter(path, prompts(None, None), None) as writer:
+        writer.add(FinishedSequence(0, (4,), "stop"))
+    assert path.read_text() == "of an earlier run\n"
+    assert len((tmp_path / "out.jsonl.partial").read_text().splitlines()) == 1
+
+
+def test_an_existing_result_is_replaced_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("of an earlier run\n")
+    with CompletionWriter(path, prompts(None), None) as writer:
+        writer.add(FinishedSequence(0, (4,), "stop"))
+        assert path.read_text() == "of an earlier run\n"
+        writer.finish()
+    assert json.loads(path.read_text())["token_ids"] == [4]
+
+
+def test_exact_match_compares_stripped_text_where_it_is_expected(tmp_path: Path) -> None:
+    with CompletionWriter(tmp_path / "out.jsonl", prompts("hi", " hi", "ho", None), Letters()) as writer:
+        assert writer.exact_match is None
+        for index in range(4):
+            writer.add(FinishedSequence(index, (0, 8, 9), "stop"))
+        assert writer.exact_match == ExactMatch(matched=2, total=3)
+
+
+def test_without_a_tokenizer_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    with CompletionWriter(tmp_path / "out.jsonl", prompts("hi"), None) as writer:
+        writer.add(FinishedSequence(0, (8, 9), "stop"))
+        assert writer.exact_match is None
+
+
+def test_a_folder_that_does_not_exist_is_told_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"No such file or directory.*--output"):
+        CompletionWriter(tmp_path / "missing" / "out.jsonl", prompts(None), None)
+
+
+@pytest.mark.parametrize("place", ["", "/dev/null"])
+def test_a_folder_or_a_device_is_not_replaced(tmp_path: Path, place: str) -> None:
+    with pytest.raises(StorageError, match="no regular file"):
+        CompletionWriter(Path(place or tmp_path), prompts(None), None)
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Files of this process can't grow past one KiB, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_told_before_the_run(tmp_path: Path) -> None:
+    with no_room(), pytest.raises(StorageError, match="can't be written"):
+        CompletionWriter(tmp_path / "out.jsonl", prompts(None), None)
+    assert not any(tmp_path.iterdir())
