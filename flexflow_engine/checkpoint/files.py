@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,9 +18,6 @@ from flexflow_engine.checkpoint.digest import DigestCache, user_cache
 from flexflow_engine.checkpoint.folders import SAFETENSORS, TORCH_FILES, CheckpointFolder, file_inside
 from flexflow_engine.checkpoint.places import TensorPlace, safetensors_places, torch_places
 from flexflow_engine.errors import CheckpointError, FlexFlowError, ProblemsError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _READERS: Mapping[tuple[str, str], Callable[[Path], dict[str, TensorPlace]]] = {
     SAFETENSORS: safetensors_places,  # preferred where both formats exist
@@ -93,16 +91,18 @@ class FilesCheckpoint(Checkpoint):
         return places
 
 
+@dataclass(frozen=True, slots=True)
 class _Shards:
-    """The files of one format, and which tensors the index expects in each; nothing is expected of a single file."""
+    """The files of one format."""
 
-    def __init__(
-        self, folder: Path, expected: Mapping[str, Iterable[str]], read: Callable[[Path], dict[str, TensorPlace]]
-    ) -> None:
-        self.folder = folder
-        self.names = tuple(sorted(expected))
-        self.expected = expected
-        self.read = read
+    folder: Path
+    read: Callable[[Path], dict[str, TensorPlace]]
+    expected: Mapping[str, Iterable[str]]
+    """File name -> the tensors that the index promises in it; a single file has no index."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.expected))
 
 
 def raise_problems(problems: list[FlexFlowError]) -> None:
@@ -116,9 +116,9 @@ def raise_problems(problems: list[FlexFlowError]) -> None:
 def _find_shards(folder: Path) -> _Shards:
     for (single, index), read in _READERS.items():
         if (folder / single).exists():
-            return _Shards(folder, {single: ()}, read)
+            return _Shards(folder, read, {single: ()})
         if (folder / index).exists():
-            return _Shards(folder, _read_index(folder, index), read)
+            return _Shards(folder, read, _read_index(folder, index))
     looked_for = ", ".join(name for names in _READERS for name in names)
     raise CheckpointError("the folder holds no weights", where=str(folder), fix=f"looked for {looked_for}")
 

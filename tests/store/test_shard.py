@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.store.array import ArrayLayout, create_array
 from flexflow_engine.store.shard import ShardFile
-from tests.store.stores import flip_byte
+from store.stores import flip_byte
 
 
 def make(folder: Path, num_units: int, unit_nbytes: int) -> ShardFile:

@@ -15,7 +15,7 @@ from flexflow_engine.errors import CorruptDataError, FlexFlowError, StorageError
 from flexflow_engine.store.header import KEY, read_header
 from flexflow_engine.store.weights import WeightStore
 from flexflow_engine.store.writing import StoreWriter
-from tests.store.stores import (
+from store.stores import (
     BIAS,
     HALF,
     HEADER,

@@ -17,7 +17,7 @@ from flexflow_engine.abc.tier import RegionSpec
 from flexflow_engine.errors import CorruptDataError, StorageError, TierError
 from flexflow_engine.store.weights import WeightStore
 from flexflow_tiers.zarr import ZarrOptions, ZarrTier
-from tests.store.stores import TABLE, flip_byte, unit_bytes, write_store
+from store.stores import TABLE, flip_byte, unit_bytes, write_store
 
 SPEC = RegionSpec(name="kv.3.0.k.1", num_units=8, unit_nbytes=100)
 

@@ -1,0 +1,161 @@
+"""What a reference may name: hub ids and made-up checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from checkpoint.checkpoints import CONFIG, FC1, MODELS, TABLE, opened, tensors, write_safetensors
+from flexflow_engine.checkpoint.source import open_checkpoint
+from flexflow_engine.checkpoint.synthetic import SyntheticCheckpoint
+from flexflow_engine.errors import CheckpointError
+from flexflow_plugins.models.opt import OPTModel
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def cache_model(hub_cache: Path, hub_id: str) -> Path:
+    """Put the tiny checkpoint into the cache, laid out as the hub's client does."""
+    repository = hub_cache / f"models--{hub_id.replace('/', '--')}"
+    snapshot = write_safetensors(repository / "snapshots" / ("0" * 40), tensors())
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    return snapshot
+
+
+def test_a_cached_hub_checkpoint_is_used_offline(hub_cache: Path) -> None:
+    snapshot = cache_model(hub_cache, "some/model")
+    (snapshot / "tokenizer.json").write_text("{}")
+    checkpoint = opened("some/model")
+    assert checkpoint.config == CONFIG
+    assert checkpoint.tensor_names() == set(tensors())
+    assert checkpoint.tokenizer_folder == snapshot
+
+
+def test_a_published_models_config_is_known_without_the_hub(hub_cache: Path) -> None:
+    checkpoint = opened("facebook/OPT-30b")
+    assert checkpoint.config["num_hidden_layers"] == 48
+    assert checkpoint.tokenizer_folder is None
+
+
+def test_a_cached_config_goes_before_the_published_one(hub_cache: Path) -> None:
+    cache_model(hub_cache, "facebook/opt-30b")
+    assert opened("facebook/opt-30b").config == CONFIG
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_weights_that_are_neither_cached_nor_reachable_are_told_quickly() -> None:
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"facebook/opt-30b: not in the Hugging Face cache.*folder"):
+        opened("facebook/opt-30b").tensor_names()
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_an_unknown_hub_checkpoint_is_told_when_it_is_opened() -> None:
+    with pytest.raises(CheckpointError, match="some/model"):
+        opened("some/model")
+
+
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize("reference", ["nowhere", "./a/b", "/no/such/folder", "a/b/c", "a b/c", ""])
+def test_what_names_nothing_says_what_can_be_named(reference: str) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint.*existing folder, a hub id"):
+        opened(reference or "''")
+
+
+def test_a_plugin_that_does_not_exist_or_does_not_fit_is_refused(tmp_path: Path) -> None:
+    folder = write_safetensors(tmp_path, tensors())
+    with pytest.raises(CheckpointError, match=r"no model plugin 'llama'.*opt"):
+        open_checkpoint(str(folder), MODELS, model_name="llama", dtype="float32")
+
+
+def test_two_plugins_for_one_type_must_be_chosen_between(tmp_path: Path) -> None:
+    class OtherModel(OPTModel):
+        name = "other"
+
+    folder, models = write_safetensors(tmp_path, tensors()), MODELS | {"other": OtherModel}
+    with pytest.raises(CheckpointError, match=r"several.*opt, other as model\.plugin"):
+        open_checkpoint(str(folder), models, model_name=None, dtype="float32")
+    assert open_checkpoint(str(folder), models, model_name="other", dtype="float32").model_class is OtherModel
+
+
+def test_a_made_up_checkpoint_has_the_published_shapes() -> None:
+    checkpoint = opened("synthetic:opt-125m")
+    assert checkpoint.shape(TABLE) == (50272, 768)
+    assert checkpoint.tensor_names() == {spec.name for spec in checkpoint.model.tensors()}
+    assert checkpoint.tokenizer_folder is None
+
+
+def test_a_near_miss_of_a_made_up_checkpoint_is_suggested() -> None:
+    with pytest.raises(CheckpointError, match="did you mean synthetic:opt-125m"):
+        opened("synthetic:opt-125")
+
+
+def test_made_up_rows_do_not_depend_on_how_they_are_asked_for() -> None:
+    checkpoint, again = opened("synthetic:opt-125m"), opened("synthetic:opt-125m")
+    whole = checkpoint.read_rows(TABLE, 0, 5000)
+    assert torch.equal(again.read_rows(TABLE, 4000, 5000), whole[4000:])
+    assert torch.equal(again.read_rows(TABLE, 1364, 1367), whole[1364:1367])
+    assert not torch.equal(whole[:100], whole[100:200])
+    assert again.read_rows(TABLE, 50270, 50272).shape == (2, 768)
+
+
+def test_made_up_weights_keep_activations_in_range() -> None:
+    checkpoint = opened("synthetic:opt-125m")
+    fc1 = checkpoint.read_rows(FC1, 0, 3072)
+    assert abs(float(fc1.mean())) < 1e-3
+    assert float(fc1.std()) == pytest.approx(0.02, rel=0.01)
+    norm = checkpoint.read_rows("model.decoder.layers.3.final_layer_norm.weight", 0, 768)
+    assert torch.equal(norm, torch.ones(768))
+    bias = checkpoint.read_rows("model.decoder.layers.3.fc1.bias", 0, 3072)
+    assert 0 < float(bias.std()) < 0.03
+
+
+def test_another_seed_gives_other_weights_and_another_key() -> None:
+    first, second = (SyntheticCheckpoint("synthetic:tiny", CONFIG, MODELS, "float32", seed=seed) for seed in (0, 1))
+    assert first.content_key() != second.content_key()
+    assert not torch.equal(first.read_rows(FC1, 0, 64), second.read_rows(FC1, 0, 64))
+
+
+def test_the_key_follows_content_and_not_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = write_safetensors(tmp_path / "a", tensors())
+    second = write_safetensors(tmp_path / "b", tensors())
+    (second / "README.md").write_text("not part of the model")
+    assert opened(first).content_key() == opened(second).content_key()
+    write_safetensors(second, {name: tensor + 1 for name, tensor in tensors().items()})
+    assert opened(first).content_key() != opened(second).content_key()
+    (first / "config.json").write_text(json.dumps(CONFIG | {"bos_token_id": 5}))
+    assert opened(first).content_key() != opened(write_safetensors(tmp_path / "c", tensors())).content_key()
+
+
+def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_safetensors(tmp_path / "a", tensors())
+
+    def bytes_read() -> list[int]:
+        seen: list[int] = []
+        opened(folder).content_key(lambda done, total: seen.append(done))
+        return seen
+
+    first_key = opened(folder).content_key()
+    assert bytes_read() == []
+    digests = tmp_path / "cache" / "flexflow_engine" / "digests.json"
+    for broken in (b"{", b"[]", b'{"x": 3}', b"\xff"):
+        digests.write_bytes(broken)
+        assert bytes_read()
+        assert opened(folder).content_key() == first_key
+    (folder / "model.safetensors").touch()
+    assert bytes_read()
