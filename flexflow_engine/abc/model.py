@@ -118,9 +118,6 @@ class Model(ABC):
         """Names under which checkpoints may hold the tensor `name`, the usual one first."""
         return (name,)
 
-    def optional_source(self, name: str) -> str | None:
-        return None
-
     @abstractmethod
     def embed(self, weights: LayerWeights, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """rows [N, table_width] of the table and positions [N] (int64, from 0) -> hidden [N, hidden_size]."""

@@ -1,7 +1,7 @@
 """From a Hugging Face checkpoint to a weight store.
 
-source.py       open_checkpoint: a local folder, a hub id, or random weights
-checkpoint.py   what every checkpoint can do
+source.py      open_checkpoint: a local folder, a hub id, or random weights
+checkpoint.py  what every checkpoint can do
 config.py      config.json, and the model plugin that reads it
 folders.py     where files come from: a folder on this machine, or the hub and its cache
 files.py       which file holds which tensor; a checkpoint that is a set of files

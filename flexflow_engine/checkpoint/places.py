@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -38,6 +39,7 @@ _SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 _FIX = "fetch the checkpoint again"
+_SAVE_AGAIN = "load it once with transformers and save_pretrained it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +90,14 @@ def torch_places(path: Path) -> dict[str, TensorPlace]:
 
     Raises CheckpointError when the file holds anything else, is damaged, or has the format of before torch 1.6.
     """
-    content = _load_without_data(path)
+    content, data_offsets = _load_without_data(path), _zip_data_offsets(path)
     places = {}
     for name, tensor in content.items():
         if not isinstance(tensor, torch.Tensor):
             continue
         places[name] = TensorPlace(
             path=path,
-            offset=_storage_offset(path, tensor) + int(tensor.storage_offset()) * tensor.dtype.itemsize,
+            offset=_storage_offset(path, tensor, data_offsets) + int(tensor.storage_offset()) * tensor.dtype.itemsize,
             dtype=tensor.dtype,
             shape=tuple(tensor.shape),
             stride=tuple(int(step) for step in tensor.stride()),
@@ -148,13 +150,32 @@ def _load_without_data(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _storage_offset(path: Path, tensor: torch.Tensor) -> int:
+def _zip_data_offsets(path: Path) -> frozenset[int]:
+    """Where the archive's uncompressed members have their data; torch computes that, and trusts the layout it writes.
+
+    Empty for the format of before torch 1.6, which is no archive. Local file header: 30 bytes, the lengths of the
+    name and of the extra field that follow it at 26 and 28 (APPNOTE, section 4.3.7).
+    """
+    if not zipfile.is_zipfile(path):
+        return frozenset()
+    offsets = set()
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for member in archive.infolist():
+            file.seek(member.header_offset + 26)
+            lengths = file.read(4)
+            if member.filename.endswith("/byteorder") and archive.read(member) != b"little":
+                raise CheckpointError("the file is from a big-endian machine", where=str(path), fix=_SAVE_AGAIN)
+            if member.compress_type == zipfile.ZIP_STORED:
+                name, extra = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
+                offsets.add(member.header_offset + 30 + name + extra)
+    return frozenset(offsets)
+
+
+def _storage_offset(path: Path, tensor: torch.Tensor, data_offsets: frozenset[int]) -> int:
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-    if offset is None:
+    if offset not in data_offsets:
         raise CheckpointError(
-            "the file has the format of torch before 1.6",
-            where=str(path),
-            fix="load it once with transformers and save_pretrained it",
+            "the file has the format of torch before 1.6, or was packed again", where=str(path), fix=_SAVE_AGAIN
         )
     return int(offset)
 

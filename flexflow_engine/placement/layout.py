@@ -56,6 +56,8 @@ class Layout:
     attention_width: int
     """Numbers of one token's query, over all heads."""
     workspace_nbytes: int
+    staging_nbytes: int
+    """Size of a staging slot: the largest page; 0 when the host addresses the compute tier."""
 
     @property
     def device(self) -> TierDescription:
@@ -74,14 +76,6 @@ class Layout:
     def staging(self) -> str | None:
         """The tier of the staging slots: the fastest that the host can address; None without one."""
         return next((tier.name for tier in self.tiers[1:] if tier.memory == HOST), None)
-
-    @property
-    def staging_nbytes(self) -> int:
-        """Size of a staging slot: the largest page; 0 when the host addresses the compute tier."""
-        if self.device.memory == HOST or len(self.tiers) == 1:
-            return 0
-        pages = [page.nbytes for layer in self.weights.layers for run in layer.runs for page in run.pages]
-        return max(*pages, self.kv.tail_page_nbytes, self.kv.page_nbytes, self.activations.token_nbytes)
 
     def decoder(self, layer: int) -> int:
         """Which decoder layer a layer of the engine is, counted from 0."""
@@ -174,7 +168,17 @@ def make_layout(
             page_tokens=policy.kv_page_tokens,
             head_rows=head_rows,
         ),
+        staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),
     )
+
+
+def _staging_nbytes(
+    tiers: tuple[TierDescription, ...], weights: WeightLayout, kv: KVLayout, activations: ActivationLayout
+) -> int:
+    if tiers[0].memory == HOST or len(tiers) == 1:
+        return 0
+    pages = [page.nbytes for layer in weights.layers for run in layer.runs for page in run.pages]
+    return max(*pages, kv.tail_page_nbytes, kv.page_nbytes, activations.token_nbytes)
 
 
 def _pack(tensors: tuple[PagedTensor, ...]) -> tuple[dict[str, int], int]:

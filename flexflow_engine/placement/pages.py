@@ -87,11 +87,12 @@ def _largest_decoder_nbytes(model: Model) -> int:
 def _paged(spec: TensorSpec, model: Model, codec: Codec, page_nbytes: int) -> PagedTensor:
     rows, columns = spec.shape
     row_nbytes = columns * ITEM_NBYTES[model.dtype]
-    page_rows = max(1, min(rows, page_nbytes // row_nbytes))
+    num_pages = ceil(rows / max(1, page_nbytes // row_nbytes))
+    page_rows = ceil(rows / num_pages)  # even pages: the last one, stored whole, pads next to nothing
     unit_rows = page_rows
     if spec.role == "table":
         unit_rows = min(page_rows, ceil(MIN_UNIT_NBYTES / row_nbytes))
-        page_rows -= page_rows % unit_rows
+        page_rows += -page_rows % unit_rows
     return PagedTensor(
         name=spec.name,
         shape=spec.shape,

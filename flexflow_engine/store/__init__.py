@@ -11,5 +11,6 @@
 
 Stock zarr-python reads every array; this package moves the bytes itself, because it can then read straight into the
 buffer that they are wanted in. A *unit* is an inner chunk of Zarr's `sharding_indexed` codec, a *page* is a shard.
-bfloat16, which Zarr lacks, is stored as its bits in uint16 with the attribute `{"dtype": "bfloat16"}`.
+bfloat16, which Zarr lacks, is stored as its bits in uint16 with the attribute `{"dtype": "bfloat16"}`. What a codec
+other than `none` made is stored as bytes, uint8 [num_units, unit_nbytes], with the attributes codec, dtype and shape.
 """

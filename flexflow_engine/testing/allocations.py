@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class PeakAllocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+class PeakAllocations(TorchDispatchMode):
     """Counts the storages that operators create, from their creation to their end.
 
         with PeakAllocations() as allocations:

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,24 @@ def test_safetensors_are_preferred_where_both_exist(tmp_path: Path) -> None:
     write_bin(tmp_path, {name: torch.zeros_like(tensor) for name, tensor in tensors().items()})
     checkpoint = opened(write_safetensors(tmp_path, tensors()))
     assert torch.equal(checkpoint.read_rows(FC1, 0, 64), tensors()[FC1])
+
+
+def test_a_bin_file_that_was_packed_again_is_refused_and_not_misread(tmp_path: Path) -> None:
+    file = write_bin(tmp_path, tensors()) / "pytorch_model.bin"
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match="packed again"):
+        opened(tmp_path).tensor_names()
+
+
+def test_the_format_of_before_torch_1_6_is_refused(tmp_path: Path) -> None:
+    folder = write_bin(tmp_path, tensors())
+    torch.save(tensors(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"before 1\.6.*save_pretrained"):
+        opened(folder).tensor_names()
 
 
 class Malicious:

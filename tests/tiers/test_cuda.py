@@ -72,11 +72,11 @@ def one_mib(name: str) -> RegionSpec:
 
 def keep_busy() -> None:
     """Occupy the current stream for some tenths of a second."""
-    torch.cuda._sleep(400_000_000)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    torch.cuda._sleep(400_000_000)
 
 
 def reached(completion: CudaCompletion) -> bool:
-    return bool(completion.event.query())  # type: ignore[no-untyped-call]  # as above
+    return bool(completion.event.query())
 
 
 def test_without_a_gpu_the_message_names_a_tier_that_works() -> None:

@@ -23,7 +23,7 @@ class DeviceClock:
     """
 
     def __init__(self, device: str) -> None:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(device))
         event.synchronize()
         self._base = (event, time.perf_counter())
@@ -59,7 +59,7 @@ class CudaContext(LaneContext):
 
     def __init__(self, device: str, clock: DeviceClock) -> None:
         self.device = torch.device(device)
-        self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # as above
+        self.stream = torch.cuda.Stream(self.device)
         self._clock = clock
         self._entered = threading.local()
 
@@ -82,7 +82,7 @@ class CudaContext(LaneContext):
 
     def record(self) -> CudaCompletion:
         # Waiters sleep (`blocking`) instead of spinning: the host's few cores have tiles to compute.
-        event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]  # as above
+        event = torch.cuda.Event(enable_timing=True, blocking=True)
         event.record(self.stream)
         return CudaCompletion(event, self.device, self._clock)
 

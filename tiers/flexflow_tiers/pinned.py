@@ -59,4 +59,4 @@ class PinnedMemory(HostMemory):
 def _cudart() -> Any:
     import torch  # noqa: PLC0415 - listing plugins must not load it
 
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    return torch.cuda.cudart()
