@@ -86,7 +86,7 @@ def run_recipe(
     job.plan.require_fit()
     with CompletionWriter(output, job.prompts, job.tokenizer) as writer:
         store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
-        with _open_tiers(recipe, job) as tiers:
+        with store, _open_tiers(recipe, job) as tiers:
             metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace))
         writer.finish()
     if writer.exact_match is not None:
@@ -148,8 +148,13 @@ def _open_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
 
 
 def _codecs(recipe: Recipe, registry: Registry) -> Codecs:
-    weights, kv_cache = (registry.codec(name)() for name in (recipe.codecs.weights, recipe.codecs.kv_cache))
-    return Codecs(weights, kv_cache, registry.codec("none")())
+    weights, kv_cache = recipe.codecs.weights, recipe.codecs.kv_cache
+    none = registry.codec("none")
+    return Codecs(
+        weights=registry.codec(weights.plugin)(weights.options),
+        kv_cache=registry.codec(kv_cache.plugin)(kv_cache.options),
+        small=none(none.Options()),
+    )
 
 
 def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progress) -> WeightStore:

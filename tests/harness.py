@@ -128,10 +128,11 @@ def run_job(
     max_new_tokens: int = 12,
     eos_token_ids: Sequence[int] = (),
     dtype: DType = "float32",
+    model_class: type[OPTModel] = OPTModel,
     executor: Callable[..., Executor] = DataflowExecutor,
 ) -> JobResult:
     """Run a job to its end; everything that was opened is closed again."""
-    opened = open_checkpoint(str(checkpoint), {"opt": OPTModel}, model_name="opt", dtype=dtype)
+    opened = open_checkpoint(str(checkpoint), {"opt": model_class}, model_name="opt", dtype=dtype)
     codec = NoneCodec()
     weights = import_checkpoint(opened, opened.model, codec, codec, store, lambda done, total: None)
     layout = make_layout(

@@ -1,13 +1,16 @@
-"""Contract of a codec: tensor to encoded tensor and back, with a declared error.
+"""Contract of a codec: tensors to encoded tensors and back, with a declared error.
 
-`none` is the codec of the identity. The engine asks a codec only for what it declares here; encoded bytes are what
-lies on the tiers and moves over the links.
+The engine encodes tensors of one shape, many at a time: units of weights (rows of a matrix) at import, pages of the
+KV cache ([num_kv_heads, page_tokens, head_dim]) while it runs. Encoded bytes are what lies on tiers and in the store,
+and what moves over links.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flexflow_engine.abc.dtypes import DType
 
@@ -17,27 +20,53 @@ if TYPE_CHECKING:
 API_VERSION = 1
 
 
+@dataclass(frozen=True, slots=True)
+class NoCodecOptions:
+    """For codecs that take nothing."""
+
+
 class Codec(ABC):
     """Stateless and thread-safe; called from the import and from the compute lane."""
 
     api_version: ClassVar[int] = API_VERSION
     name: ClassVar[str]
+    Options: ClassVar[type[Any]] = NoCodecOptions
+    """A frozen dataclass: the recipe's further keys of this codec, with their types and defaults."""
+    keeps_bytes: ClassVar[bool] = False
+    """Whether encoded bytes are the tensor's own, so that what is encoded is computed on in place."""
+
+    def __init__(self, options: Any) -> None:
+        """options: an instance of `Options`."""
+        self.options = options
+
+    def __eq__(self, other: object) -> bool:
+        """Codecs are equal that read and write the same bytes."""
+        return isinstance(other, Codec) and self.configuration() == other.configuration()
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def key(self) -> str:
+        """Name and settings in a word that may be part of a file name; equal for equal codecs."""
+        return self.name
+
+    @abstractmethod
+    def configuration(self) -> Mapping[str, Any]:
+        """What a reader must know to decode, ready for JSON: the name, the format's version, its settings."""
 
     @abstractmethod
     def encoded_nbytes(self, shape: tuple[int, ...], dtype: DType) -> int:
-        """Exact size in bytes of a tensor of this shape once encoded."""
+        """Exact size in bytes of one tensor of this shape once encoded."""
 
     @abstractmethod
-    def encode(self, tensor: torch.Tensor, out: torch.Tensor) -> None:
-        """Encode `tensor` (any float dtype) into `out`: uint8 [encoded_nbytes], the caller's buffer."""
+    def encode(self, values: torch.Tensor, out: torch.Tensor) -> None:
+        """Encode `values` [n, *shape], any float dtype, into `out`: uint8 [n, encoded_nbytes], the caller's buffer."""
 
     @abstractmethod
-    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """The tensor that `encoded` (uint8 [encoded_nbytes]) holds, with `out`'s shape and dtype.
-
-        Either `out`, filled, or a view of `encoded` when the codec keeps the bytes as they are.
-        """
+    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> None:
+        """Decode uint8 [n, encoded_nbytes] into `out` [n, *shape], the caller's buffer, in its dtype."""
 
     @abstractmethod
-    def max_error(self, tensor: torch.Tensor) -> float:
-        """Largest absolute difference that a round trip of `tensor` may show."""
+    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
+        """Largest absolute difference that a round trip of `values` [n, *shape] may show at each place, float32."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,14 +72,19 @@ class NoOptions:
     """For tiers that take nothing but a budget."""
 
 
-class Completion(Protocol):
+class Completion(ABC):
     """When the work that a lane issued is done."""
 
+    @abstractmethod
     def wait(self) -> None:
-        """Block the calling host thread until the work is done."""
+        """Block the calling host thread until the work is done. Raises what the work failed with."""
+
+    def finished_at(self) -> float | None:
+        """When the work was done, in seconds of `time.perf_counter`; valid after `wait`. None: as the call returned."""
+        return None
 
 
-class Done:
+class Done(Completion):
     """The completion of work that ended before the call returned."""
 
     def wait(self) -> None:

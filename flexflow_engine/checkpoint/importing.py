@@ -150,10 +150,9 @@ def _write_page(writer: StoreWriter, checkpoint: Checkpoint, array: str, entry: 
     tensor, unit_nbytes = entry.tensor, entry.layout.unit_nbytes
     units = tensor.page_units(page)
     rows = _read_rows(checkpoint, array, tensor, units).to(getattr(torch, writer.dtype))
-    encoded = torch.empty(len(units) * unit_nbytes, dtype=torch.uint8)
-    for position, unit in enumerate(_cut(rows, tensor.unit_rows)):
-        entry.codec.encode(unit, encoded[position * unit_nbytes : (position + 1) * unit_nbytes])
-    writer.write_page(array, page, encoded.numpy())
+    encoded = torch.empty((len(units), unit_nbytes), dtype=torch.uint8)
+    entry.codec.encode(_cut(rows, tensor.unit_rows), encoded)
+    writer.write_page(array, page, encoded.view(-1).numpy())
 
 
 def _read_rows(checkpoint: Checkpoint, name: str, tensor: PagedTensor, units: range) -> torch.Tensor:
@@ -164,11 +163,8 @@ def _read_rows(checkpoint: Checkpoint, name: str, tensor: PagedTensor, units: ra
     return checkpoint.read_rows(name, first, min(last, tensor.rows))
 
 
-def _cut(rows: torch.Tensor, unit_rows: int) -> Iterator[torch.Tensor]:
-    """Rows [R, columns] as units [unit_rows, columns], the last filled up with zeros; a vector is one unit."""
+def _cut(rows: torch.Tensor, unit_rows: int) -> torch.Tensor:
+    """Rows [R, columns] as units [n, unit_rows, columns], the last filled up with zeros; a vector is one unit."""
     if rows.ndim == 1:
-        yield rows
-        return
-    for start in range(0, len(rows), unit_rows):
-        unit = rows[start : start + unit_rows]
-        yield unit if len(unit) == unit_rows else F.pad(unit, (0, 0, 0, unit_rows - len(unit)))
+        return rows[None]
+    return F.pad(rows, (0, 0, 0, -len(rows) % unit_rows)).view(-1, unit_rows, rows.shape[1])

@@ -12,7 +12,7 @@ so slot reuse needs no rule of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -34,10 +34,17 @@ class Access:
         """The tasks that must end before the location may change: each group implies the ones after it."""
         return self.readers or self.writers or self.before
 
+    def within(self, tasks: Collection[str]) -> Access:
+        """The same, of these tasks only."""
+        groups = (self.writers, self.readers, self.before)
+        return Access(self.version, *(tuple(entry for entry in group if entry[0] in tasks) for group in groups))
+
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """What the next step's graph is joined to."""
+    """What the next step's graph is joined to: the tasks of the step before it. Earlier steps have ended when it is
+    submitted (`Executor.submit`); a page that is read and not written would gather readers for the rest of the job.
+    """
 
     locations: Mapping[str, Access] = field(default_factory=dict)
     rotation: Mapping[str, int] = field(default_factory=dict)
@@ -47,7 +54,7 @@ class Frontier:
 class TaskGraph:
     """One step's tasks in emission order, which is a topological order and every lane's order.
 
-    `digraph` has a node for each task (attribute `task`) and for each carried task of earlier steps (no attribute).
+    `digraph` has a node for each task (attribute `task`) and for each carried task of the step before (no attribute).
     """
 
     step: int
@@ -114,7 +121,9 @@ class GraphBuilder:
         self._locations[location] = Access(version=access.version + 1, before=access.last)
 
     def result(self, step: int) -> tuple[TaskGraph, Frontier]:
-        return TaskGraph(step, tuple(self._tasks), self._digraph), Frontier(self._locations, self._rotation)
+        own = {task.key for task in self._tasks}
+        locations = {name: access.within(own) for name, access in self._locations.items()}
+        return TaskGraph(step, tuple(self._tasks), self._digraph), Frontier(locations, self._rotation)
 
     def _access(self, location: str) -> Access:
         return self._locations.get(location, Access())

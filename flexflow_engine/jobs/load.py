@@ -14,6 +14,7 @@ from flexflow_engine.jobs.overrides import apply_overrides
 from flexflow_engine.jobs.paths import expand_home
 from flexflow_engine.jobs.problems import Problems
 from flexflow_engine.jobs.recipe import (
+    CodecRecipe,
     CodecsRecipe,
     ModelRecipe,
     Recipe,
@@ -37,8 +38,9 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Rec
     document, problems = _read(path, overrides)
     parsed = problems.validate(RecipeDocument, document)
     tier_options = _read_tiers(document, registry, problems)
+    codecs = _read_codecs(document, registry, problems)
     scheduler_options = _read_scheduler(document, registry, problems)
-    _check_names(document, registry, problems)
+    _check_model(document, registry, problems)
     if parsed is not None:
         model = _model(parsed, path.parent, problems)
         workload = _workload(parsed.workload, path.parent, problems)
@@ -48,7 +50,7 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Rec
         name=parsed.name,
         model=model,
         tiers=_tiers(parsed, tier_options),
-        codecs=CodecsRecipe(weights=parsed.codecs.weights, kv_cache=parsed.codecs.kv_cache),
+        codecs=CodecsRecipe(**codecs),
         scheduler=SchedulerRecipe(plugin=parsed.scheduler.plugin, options=scheduler_options),
         workload=workload,
     )
@@ -62,7 +64,7 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[Document, Problems]:
         raise ProblemsError([error]) from error
     except ValueError as error:
         raise ProblemsError([RecipeError("an alias refers to what it is part of", where=str(path))]) from error
-    return _spread_synthetic(document), Problems(path, found)
+    return _spread_codecs(_spread_synthetic(document)), Problems(path, found)
 
 
 def _spread_synthetic(document: Document) -> Document:
@@ -73,6 +75,32 @@ def _spread_synthetic(document: Document) -> Document:
         return document
     rest = {key: value for key, value in workload.items() if key != "prompts"}
     return {**document, "workload": {**rest, **prompts}}
+
+
+def _spread_codecs(document: Document) -> Document:
+    """`weights: NAME` means `weights: {plugin: NAME}`."""
+    codecs = _section(document, "codecs")
+    spread = {key: {"plugin": value} if isinstance(value, str) else value for key, value in codecs.items()}
+    return {**document, "codecs": spread} if spread else document
+
+
+def _read_codecs(document: Document, registry: Registry, problems: Problems) -> dict[str, CodecRecipe]:
+    codecs = {}
+    for tensor_class in ("weights", "kv_cache"):
+        section = _section(_section(document, "codecs"), tensor_class) or {"plugin": "none"}
+        plugin, key = section.get("plugin"), f"codecs.{tensor_class}"
+        if not isinstance(plugin, str):
+            continue
+        try:
+            codec = registry.codec(plugin)
+        except PluginError as error:
+            problems.take(error, key)
+            continue
+        rest = {option: value for option, value in section.items() if option != "plugin"}
+        codecs[tensor_class] = CodecRecipe(
+            plugin=plugin, options=problems.options(codec.Options, rest, key, ("plugin",))
+        )
+    return codecs
 
 
 def _read_tiers(document: Document, registry: Registry, problems: Problems) -> dict[str, Any]:
@@ -119,20 +147,13 @@ def _read_scheduler(document: Document, registry: Registry, problems: Problems) 
     return options
 
 
-def _check_names(document: Document, registry: Registry, problems: Problems) -> None:
-    """Names of plugins that take no options."""
-    codecs = _section(document, "codecs")
-    lookups = [
-        ("model.plugin", _section(document, "model").get("plugin"), registry.model),
-        ("codecs.weights", codecs.get("weights"), registry.codec),
-        ("codecs.kv_cache", codecs.get("kv_cache"), registry.codec),
-    ]
-    for key, name, lookup in lookups:
-        try:
-            if isinstance(name, str):
-                lookup(name)
-        except PluginError as error:
-            problems.take(error, key)
+def _check_model(document: Document, registry: Registry, problems: Problems) -> None:
+    plugin = _section(document, "model").get("plugin")
+    try:
+        if isinstance(plugin, str):
+            registry.model(plugin)
+    except PluginError as error:
+        problems.take(error, "model.plugin")
 
 
 def _model(parsed: RecipeDocument, folder: Path, problems: Problems) -> ModelRecipe:

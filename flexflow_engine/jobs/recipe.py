@@ -31,11 +31,20 @@ class TierRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CodecsRecipe:
-    """Names of the codecs of the two tensor classes that lie around for long."""
+class CodecRecipe:
+    """How one tensor class is encoded."""
 
-    weights: str = "none"
-    kv_cache: str = "none"
+    plugin: str
+    options: Any
+    """An instance of the codec class's `Options`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodecsRecipe:
+    """The codecs of the two tensor classes that lie around for long."""
+
+    weights: CodecRecipe
+    kv_cache: CodecRecipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,9 +57,21 @@ class TierSection(_PluginSection):
     budget: Annotated[Size, Field(description="bytes that may lie there at once")]
 
 
+class CodecSection(_PluginSection):
+    pass
+
+
+Codec = Annotated[
+    CodecSection,
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "required": ["plugin"]}], "default": "none"}),
+]
+
+
 class CodecsSection(_Section):
-    weights: str = "none"
-    kv_cache: str = "none"
+    """A codec is a name, or a mapping of `plugin` and the plugin's options; `NAME` is read as `{plugin: NAME}`."""
+
+    weights: Codec = CodecSection(plugin="none")
+    kv_cache: Codec = CodecSection(plugin="none")
 
 
 class SchedulerSection(_PluginSection):

@@ -18,7 +18,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -38,7 +39,9 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, graph: TaskGraph) -> None:
-        """Take a step's graph on. Returns at once, or when it is done. Raises TaskError if a task has failed."""
+        """Take a step's graph on, with at most the step before it not waited for: its edges reach no further back.
+        Returns at once, or when it is done. Raises TaskError if a task has failed.
+        """
 
     @abstractmethod
     def wait(self, step: int) -> None:
@@ -61,8 +64,9 @@ class SequentialExecutor(Executor):
     def submit(self, graph: TaskGraph) -> None:
         with torch.inference_mode():
             for task in graph.tasks:
-                self._trace.events.append(_run_in(self._contexts[task.lane], self._run, task, worker=0))
-                self._trace.events[-1].completion.wait()
+                with _naming(task):
+                    self._trace.events.append(_run_in(self._contexts[task.lane], self._run, task, worker=0))
+                    self._trace.events[-1].completion.wait()
 
     def wait(self, step: int) -> None:
         return
@@ -109,9 +113,11 @@ class DataflowExecutor(Executor):
     def submit(self, graph: TaskGraph) -> None:
         with self._lock:
             self._raise_failure()
+            assert len(self._left) < 2, "wait for the oldest step first"
             self._progress_at = time.monotonic()
             self._left[graph.step] = len(graph.tasks)
             self._keys[graph.step] = [task.key for task in graph.tasks]
+            self._waiting.update(dict.fromkeys(self._keys[graph.step], 0))
             for task in graph.tasks:
                 self._enlist(task, tuple(graph.digraph.predecessors(task.key)))
             for lane in self._lanes.values():
@@ -166,6 +172,7 @@ class DataflowExecutor(Executor):
             if self._over:
                 return None
             task = lane.queue.popleft()
+            lane.taken.append(task)
             while self._waiting[task.key] and not self._over:
                 lane.changed.wait()
             self._progress_at = time.monotonic()
@@ -174,12 +181,10 @@ class DataflowExecutor(Executor):
     def _execute(self, task: Task, worker: int, context: LaneContext) -> None:
         with self._lock:
             before = [self._completions[key] for key in self._predecessors[task.key] if key in self._completions]
-        for completion in before:
-            context.after(completion)
-        try:
+        with _naming(task):
+            for completion in before:
+                context.after(completion)
             event = _run_in(context, self._run, task, worker)
-        except Exception as error:
-            raise TaskError(f"task {task.key!r} failed: {error}") from error
         with self._lock:
             self._finish(task, event)
 
@@ -187,6 +192,7 @@ class DataflowExecutor(Executor):
         self._trace.events.append(event)
         self._progress_at = time.monotonic()
         self._completions[task.key] = event.completion
+        self._lanes[task.lane].taken.remove(task)
         for follower in self._followers[task.key]:
             self._waiting[follower.key] -= 1
             if not self._waiting[follower.key]:
@@ -210,16 +216,31 @@ class DataflowExecutor(Executor):
 
     def _raise_stall(self) -> None:
         if time.monotonic() - self._progress_at > self._stall_seconds:
-            heads = [lane.queue[0].key for lane in self._lanes.values() if lane.queue]
+            heads = [task.key for lane in self._lanes.values() for task in lane.heads]
             _stall(self._stall_seconds, heads)
 
 
 class _Lane:
-    """Tasks not yet started, in order."""
+    """Tasks in order: those that workers have `taken`, to run or to wait for predecessors, then the `queue`."""
 
     def __init__(self, changed: threading.Condition) -> None:
+        self.taken: list[Task] = []
         self.queue: deque[Task] = deque()
         self.changed = changed
+
+    @property
+    def heads(self) -> list[Task]:
+        """What holds the lane up: the tasks taken; the next one if there is none."""
+        return self.taken or list(self.queue)[:1]
+
+
+@contextmanager
+def _naming(task: Task) -> Iterator[None]:
+    """An exception inside is the cause of a TaskError that names the task."""
+    try:
+        yield
+    except Exception as error:
+        raise TaskError(f"task {task.key!r} failed: {error}") from error
 
 
 def _run_in(context: LaneContext, run: RunTask, task: Task, worker: int) -> TaskEvent:
@@ -234,4 +255,4 @@ def _run_in(context: LaneContext, run: RunTask, task: Task, worker: int) -> Task
 
 def _stall(seconds: float, heads: list[str]) -> NoReturn:
     waiting = ", ".join(heads) or "none"
-    raise StalledError(f"no task started or ended for {seconds:g} s; next in their lanes: {waiting}")
+    raise StalledError(f"no task started or ended for {seconds:g} s; at the heads of their lanes: {waiting}")

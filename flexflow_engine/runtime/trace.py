@@ -7,18 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from flexflow_engine.abc.tier import Completion
 from flexflow_engine.errors import StorageError
 from flexflow_engine.graph.task import Task
-
-
-@runtime_checkable
-class TimedCompletion(Protocol):
-    """A completion that knows when its work ended, on the clock of `time.perf_counter`; valid after `wait`."""
-
-    def finished_at(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +27,9 @@ class TaskEvent:
 
     @property
     def end(self) -> float:
-        if isinstance(self.completion, TimedCompletion):
-            self.completion.wait()
-            return max(self.returned, self.completion.finished_at())
-        return self.returned
+        self.completion.wait()
+        finished = self.completion.finished_at()
+        return self.returned if finished is None else max(self.start, finished)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from flexflow_engine.abc.tier import Done, HostBytes, NoOptions, RegionSpec
+from flexflow_engine.abc.tier import Completion, Done, HostBytes, NoOptions, RegionSpec
 from flexflow_engine.errors import TierError
 from flexflow_tiers.cuda import CudaOptions, CudaTier
 from flexflow_tiers.cuda_lane import CudaCompletion, CudaContext
@@ -147,7 +147,7 @@ def test_a_copy_on_plain_memory_is_as_right(gpu: CudaTier, copy: CudaContext) ->
 def test_what_ended_on_the_host_is_waited_for_by_the_caller(copy: CudaContext) -> None:
     flag = threading.Event()
 
-    class Flagged:
+    class Flagged(Completion):
         def wait(self) -> None:
             assert flag.wait(timeout=60)
 

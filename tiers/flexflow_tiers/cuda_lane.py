@@ -37,7 +37,7 @@ class DeviceClock:
         return base_seconds + elapsed_seconds
 
 
-class CudaCompletion:
+class CudaCompletion(Completion):
     """An event that a lane's stream reaches once everything issued before it is done."""
 
     def __init__(self, event: torch.cuda.Event, device: torch.device, clock: DeviceClock) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import torch
 
-from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.codec import Codec, NoCodecOptions
 from flexflow_engine.abc.dtypes import ITEM_NBYTES, DType
 
 
@@ -14,15 +16,22 @@ class NoneCodec(Codec):
     """Keeps the bytes as they are."""
 
     name = "none"
+    keeps_bytes = True
+
+    def __init__(self, options: NoCodecOptions = NoCodecOptions()) -> None:  # noqa: B008  # frozen
+        super().__init__(options)
+
+    def configuration(self) -> Mapping[str, Any]:
+        return {"name": self.name}
 
     def encoded_nbytes(self, shape: tuple[int, ...], dtype: DType) -> int:
         return prod(shape) * ITEM_NBYTES[dtype]
 
-    def encode(self, tensor: torch.Tensor, out: torch.Tensor) -> None:
-        out.copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
+    def encode(self, values: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(values.contiguous().view(torch.uint8).view(out.shape))
 
-    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        return encoded.view(out.dtype).view(out.shape)
+    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(encoded.view(out.dtype).view(out.shape))
 
-    def max_error(self, tensor: torch.Tensor) -> float:
-        return 0.0
+    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(values.shape, dtype=torch.float32)

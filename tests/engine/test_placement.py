@@ -1,0 +1,226 @@
+"""What is asked of a placement is what lies on the tiers, and what a layout promises is what the tiers count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexflow_engine.abc.policy import TENSOR_CLASSES, TensorClass
+from flexflow_engine.abc.tier import Tier
+from flexflow_engine.placement.kv import KVTile
+from flexflow_engine.placement.layout import Layout
+from flexflow_engine.placement.memory import allocations, memory_table, placed_bytes
+from flexflow_engine.placement.weights import Run
+from harness import policy, random_prompts, run_job, save_opt
+from layouts import (
+    DEVICE_FAR,
+    DEVICE_FAR_DISK,
+    DEVICE_HOST_DISK,
+    ISLAND_HOST_DISK,
+    TIERS,
+    disk_setups,
+    lay_out,
+    opt,
+    policies,
+    setups,
+)
+
+PERCENT = (0, 4, 20, 50, 96, 100)
+SPLITS = [
+    *[pytest.param(DEVICE_FAR, {"device": p, "far": 100 - p}, id=f"{p}-{100 - p}") for p in PERCENT],
+    *[
+        pytest.param(
+            DEVICE_FAR_DISK, {"device": p, "far": rest, "disk": 100 - p - rest}, id=f"{p}-{rest}-{100 - p - rest}"
+        )
+        for p in PERCENT
+        for rest in sorted({0, (100 - p) * 4 // 10, 100 - p})
+    ],
+]
+UNTIED_PROJECTED = {"tie_word_embeddings": False, "word_embed_proj_dim": 32}
+
+Classes = Mapping[str, type[Tier]]
+
+
+def page_nbytes(layout: Layout) -> dict[TensorClass, int]:
+    """The largest unit of placement; a KV page is keys and values, an activation's page is one row."""
+    runs = [*(run for layer in layout.weights.layers for run in layer.runs), *layout.weights.table]
+    return {
+        "weights": max(page.nbytes for run in runs for page in run.pages),
+        "kv_cache": 2 * layout.kv.page_nbytes,
+        "activations": layout.activations.max_new_tokens * layout.activations.token_nbytes,
+    }
+
+
+def allocated(layout: Layout) -> dict[TensorClass, Counter[str]]:
+    """Bytes of the regions that the runtime makes, and of the pages that a disk serves from the store."""
+    nbytes: dict[TensorClass, Counter[str]] = {name: Counter() for name in TENSOR_CLASSES}
+    for allocation in allocations(layout):
+        for name in TENSOR_CLASSES:
+            if allocation.what == name:
+                nbytes[name][allocation.tier] += allocation.spec.nbytes
+    for tier in layout.tiers:
+        if tier.reads_store:
+            nbytes["weights"][tier.name] = sum(run.nbytes for run in layout.weights.placed(tier.name))
+    return nbytes
+
+
+@pytest.mark.parametrize("config", [{}, UNTIED_PROJECTED], ids=["tied", "untied"])
+@pytest.mark.parametrize(("classes", "asked"), SPLITS)
+def test_every_class_lies_within_one_page_of_what_was_asked(
+    classes: Classes, asked: Mapping[str, float], config: Mapping[str, Any]
+) -> None:
+    chosen = policy(
+        setups(classes), gpu_batch_size=5, num_gpu_batches=3, weights=asked, kv_cache=asked, activations=asked
+    )
+    layout = lay_out(opt(**config), classes, chosen)
+    placed, counted = placed_bytes(layout), allocated(layout)
+    for name in TENSOR_CLASSES:
+        total = sum(placed[name].values())
+        for tier, percent in asked.items():
+            assert abs(placed[name][tier] - total * percent / 100) <= page_nbytes(layout)[name], (name, tier)
+            assert counted[name][tier] == placed[name][tier], (name, tier)
+            assert placed[name][tier] or percent < 5
+            assert percent or not placed[name][tier]
+
+
+@given(st.data(), st.sampled_from(TIERS))
+def test_the_regions_hold_every_large_parameter_every_page_and_every_row_once(
+    data: st.DataObject, classes: Classes
+) -> None:
+    layout = lay_out(opt(), classes, data.draw(policies(classes)), prompt_tokens=(9, 5), max_new_tokens=6)
+    chosen, counted = layout.policy, allocated(layout)
+    pages = -(-14 // chosen.kv_page_tokens)  # 9 of the prompt and 5 generated ones are cached
+    rows = chosen.gpu_batch_size * chosen.num_gpu_batches
+    tensors = {run.tensor.name: run.tensor for layer in layout.weights.layers for run in layer.runs}
+    assert counted["weights"].total() == sum(tensor.nbytes for tensor in tensors.values())
+    assert counted["kv_cache"].total() == 3 * rows * pages * page_nbytes(layout)["kv_cache"]
+    assert counted["activations"].total() == rows * page_nbytes(layout)["activations"]
+
+
+@pytest.mark.parametrize("config", [{}, UNTIED_PROJECTED], ids=["tied", "untied"])
+def test_pages_cover_every_tensor_without_gap_or_overlap(config: Mapping[str, Any]) -> None:
+    classes = DEVICE_FAR_DISK
+    chosen = policy(setups(classes), weights={"device": 20, "far": 30, "disk": 50})
+    weights = lay_out(opt(**config), classes, chosen).weights
+    runs = {run.region: run for layer in weights.layers for run in layer.runs} | {r.region: r for r in weights.table}
+    rows: dict[str, list[tuple[int, int]]] = {}
+    for run in runs.values():
+        rows.setdefault(run.tensor.name, []).append((run.first_row, run.stop_row))
+    assert {name for name, _ in _large(config)} == set(rows)
+    for name, parts in rows.items():
+        ordered = sorted(parts)
+        assert [first for first, _ in ordered] == [0, *(stop for _, stop in ordered[:-1])], name
+        assert ordered[-1][1] == dict(_large(config))[name]
+
+
+def _large(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    return [(spec.name, spec.shape[0]) for spec in opt(**config).tensors() if spec.role != "small"]
+
+
+@pytest.mark.parametrize("vocab_size", [300, 5000])
+@pytest.mark.parametrize("config", [{}, UNTIED_PROJECTED], ids=["tied", "untied"])
+def test_parts_of_the_head_are_no_larger_than_a_decoder_layer(config: Mapping[str, Any], vocab_size: int) -> None:
+    model = opt(**config, vocab_size=vocab_size)
+    layers = lay_out(model, DEVICE_FAR, policy(setups(DEVICE_FAR), weights={"far": 100})).weights.layers
+    nbytes = {
+        kind: [sum(r.nbytes for r in x.runs) for x in layers if x.spec.kind == kind] for kind in ("decoder", "head")
+    }
+    assert max(nbytes["head"]) <= max(nbytes["decoder"])
+    assert len(nbytes["head"]) > 1 or vocab_size == 300
+    firsts = [layer.first_row for layer in layers if layer.spec.kind == "head"]
+    assert firsts == [layer.runs[0].first_row for layer in layers if layer.spec.kind == "head"]
+
+
+@pytest.mark.parametrize("share", [0, 20, 100])
+def test_a_tied_table_is_placed_once_and_shared_with_the_head(share: float) -> None:
+    chosen = policy(setups(DEVICE_FAR), weights={"device": share, "far": 100 - share})
+    weights = lay_out(opt(), DEVICE_FAR, chosen).weights
+    head = [run for layer in weights.layers if layer.spec.kind == "head" for run in layer.runs]
+    assert list(weights.table) == head
+    regions = [a.spec.name for a in allocations(lay_out(opt(), DEVICE_FAR, chosen))]
+    assert max(Counter(regions).values()) == 1
+    assert sum(run.stop_row - run.first_row for run in weights.table) == 300
+
+
+def test_an_untied_table_takes_its_part_of_the_shares() -> None:
+    chosen = policy(setups(DEVICE_FAR), weights={"device": 50, "far": 50})
+    weights = lay_out(opt(tie_word_embeddings=False), DEVICE_FAR, chosen).weights
+    head = {run.tensor.name for layer in weights.layers if layer.spec.kind == "head" for run in layer.runs}
+    assert {run.tensor.name for run in weights.table} == {"model.decoder.embed_tokens.weight"}
+    assert head == {"lm_head.weight"}
+    for name in ("device", "far"):
+        assert sum(run.nbytes for run in weights.table if run.tier == name) == pytest.approx(300 * 64 * 2, abs=4096)
+
+
+@given(st.data(), st.sampled_from(TIERS))
+def test_rectangles_partition_rows_and_pages_of_every_tile(data: st.DataObject, classes: Classes) -> None:
+    layout = lay_out(opt(), classes, data.draw(policies(classes)))
+    rows, pages = range(layout.policy.gpu_batch_size), range(layout.kv.pages_per_row)
+    for tile in (tile for layer in layout.kv.tiles for tile in layer):
+        for row in rows:
+            for page in pages:
+                assert [r.holds(row, page) for r in tile.rectangles].count(True) == 1
+        assert sum(r.num_units for r in tile.rectangles) == len(rows) * len(pages)
+        _check_units(tile)
+
+
+def _check_units(tile: KVTile) -> None:
+    """A region's units are its pages, each once, in the order (page, row); slots of rectangles don't overlap."""
+    for r in tile.rectangles:
+        units = [
+            r.unit(row, page) for page in range(r.first_page, r.stop_page) for row in range(r.first_row, r.stop_row)
+        ]
+        assert units == list(range(r.num_units))
+        assert all(not r.holds(row, r.stop_page) for row in range(r.first_row, r.stop_row))
+    taken = [unit for r, offset in tile.slotted for unit in range(offset, offset + 2 * r.num_units)]
+    assert taken == list(range(len(taken)))
+    assert all(row in tile.tail_rows for r, _ in tile.slotted for row in range(r.first_row, r.stop_row))
+
+
+@given(st.data(), st.sampled_from(TIERS))
+def test_pages_of_a_layer_lie_apart_in_its_slot_and_within_it(data: st.DataObject, classes: Classes) -> None:
+    layout = lay_out(opt(), classes, data.draw(policies(classes)))
+    slot = layout.weights.slot_nbytes(layout.direct)
+    for layer in layout.weights.layers:
+        order = layout.weights.page_order(layer, layout.direct)
+        ends = [(offset, offset + page.nbytes) for _, page, offset in order]
+        assert all(stop <= first for (_, stop), (first, _) in pairwise(ends))
+        assert all(stop <= slot for _, stop in ends)
+        assert {run.tier for run, _, _ in order}.isdisjoint(layout.direct)
+        assert sum(page.nbytes for _, page, _ in order) == sum(_far_nbytes(run, layout) for run in layer.runs)
+
+
+def _far_nbytes(run: Run, layout: Layout) -> int:
+    return 0 if run.tier in layout.direct else run.nbytes
+
+
+@pytest.mark.parametrize("classes", [DEVICE_FAR, DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK])
+@pytest.mark.parametrize("percent", [0, 40, 100])
+def test_the_memory_table_is_what_the_tiers_count_at_their_peak(tmp_path: Path, classes: Classes, percent: int) -> None:
+    tiers = disk_setups(classes, tmp_path / "disk")
+    first, *others = tiers
+    asked = {first: float(percent)} | {name: (100 - percent) / len(others) for name in others}
+    result = run_job(
+        save_opt(tmp_path / "checkpoint", num_hidden_layers=2),
+        tiers,
+        policy(tiers, weights=asked, kv_cache=asked, activations=asked),
+        random_prompts(6, longest=9),
+        store=tmp_path / "store",
+        max_new_tokens=3,
+    )
+    table = memory_table(result.layout)
+    assert result.peaks == {name: table.peak_bytes(name) for name in tiers}
+
+
+def test_a_budget_that_is_too_small_is_named() -> None:
+    chosen = policy(setups(DEVICE_FAR), weights={"far": 100})
+    peak = memory_table(lay_out(opt(), DEVICE_FAR, chosen)).peak_bytes("far")
+    assert peak > 0
+    assert memory_table(lay_out(opt(), DEVICE_FAR, chosen, budget_bytes=peak - 1)).exceeded[-1] == "far"
