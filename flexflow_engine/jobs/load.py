@@ -97,9 +97,8 @@ def _read_codecs(document: Document, registry: Registry, problems: Problems) -> 
             problems.take(error, key)
             continue
         rest = {option: value for option, value in section.items() if option != "plugin"}
-        codecs[tensor_class] = CodecRecipe(
-            plugin=plugin, options=problems.options(codec.Options, rest, key, ("plugin",))
-        )
+        options = problems.options(codec.Options, rest, key, ("plugin",))
+        codecs[tensor_class] = CodecRecipe(plugin=plugin, options=options)
     return codecs
 
 

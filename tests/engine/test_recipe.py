@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from flexflow_engine.jobs.load import load_recipe
-from flexflow_engine.jobs.recipe import CodecsRecipe, Recipe, SyntheticPrompts
+from flexflow_engine.jobs.recipe import CodecRecipe, CodecsRecipe, Recipe, SyntheticPrompts
 from flexflow_engine.jobs.schema import recipe_schema
 from flexflow_engine.jobs.sizes import format_size, parse_size
 from flexflow_engine.plugins import Registry
@@ -59,7 +59,8 @@ def test_a_recipe_is_read_whole(path: Path, registry: Registry) -> None:
         ("disk", "zarr", 4096),
     ]
     assert recipe.scheduler.options.weights == {"device": 20.0, "host": 80.0}
-    assert recipe.codecs == CodecsRecipe(weights="none", kv_cache="none")
+    plain = CodecRecipe(plugin="none", options=NoCodecOptions())
+    assert recipe.codecs == CodecsRecipe(weights=plain, kv_cache=plain)
     assert recipe.workload.prompts == SyntheticPrompts(count=8, prompt_tokens=16)
 
 

@@ -66,7 +66,7 @@ def problems_of(path: Path, registry: Registry, *overrides: str) -> list[str]:
         ("model.plugin=otp", "model.plugin: unknown model plugin 'otp'; did you mean `opt`?"),
         ("tiers.device.plugin=cpus", "tiers.device.plugin: unknown tier plugin 'cpus'; did you mean `cpu`?"),
         ("scheduler.plugin=lp", "scheduler.plugin: unknown scheduler plugin 'lp'; known: "),
-        ("codecs.kv_cache=group-int4", "codecs.kv_cache: unknown codec plugin 'group-int4'; known: "),
+        ("codecs.kv_cache=group-int3", "codecs.kv_cache: unknown codec plugin 'group-int3'; "),
         ("tiers.device.plugin=zarr", "the first tier is where the model computes, and the zarr tier can't; begin with"),
         ("scheduler.weights={device: 90}", "scheduler: the shares of `weights` add up to 90 and not to 100"),
         ("scheduler.weights={devise: 100}", "share on `devise`, which is no tier of the recipe; did you mean `device`"),
