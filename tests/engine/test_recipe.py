@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flexflow_engine.abc.codec import NoCodecOptions
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.jobs.recipe import CodecRecipe, CodecsRecipe, Recipe, SyntheticPrompts
 from flexflow_engine.jobs.schema import recipe_schema
