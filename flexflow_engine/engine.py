@@ -21,6 +21,7 @@ from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.digest import user_cache
+from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.errors import FlexFlowError, ProblemsError
@@ -81,9 +82,7 @@ def run_recipe(
 
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
-    _check_tiers(recipe, registry)
-    job = _prepare(recipe, registry)
-    job.plan.require_fit()
+    job = _prepare_to_run(recipe, registry)
     with CompletionWriter(output, job.prompts, job.tokenizer) as writer:
         store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
         with store, _open_tiers(recipe, job) as tiers:
@@ -130,15 +129,26 @@ def _prepare(recipe: Recipe, registry: Registry) -> _Job:
     return _Job(checkpoint, model, tokenizer, prompts, codecs, classes, plan)
 
 
-def _check_tiers(recipe: Recipe, registry: Registry) -> None:
-    problems: list[FlexFlowError] = []
+def _prepare_to_run(recipe: Recipe, registry: Registry) -> _Job:
+    """The job, if it fits and this machine can run it. Raises with every problem of machine, prompts and budgets."""
+    problems = list(_unavailable_tiers(recipe, registry))
+    try:
+        job = _prepare(recipe, registry)
+        job.plan.require_fit()
+    except ProblemsError as error:
+        problems += error.problems
+    except FlexFlowError as error:
+        problems.append(error)
+    raise_problems(problems)
+    return job
+
+
+def _unavailable_tiers(recipe: Recipe, registry: Registry) -> Iterator[FlexFlowError]:
     for tier in recipe.tiers:
         try:
             registry.tier(tier.plugin).check_available(tier.options)
-        except FlexFlowError as problem:
-            problems.append(problem)
-    if problems:
-        raise ProblemsError(problems)
+        except FlexFlowError as error:
+            yield type(error)(error.what, where=error.where or f"tiers.{tier.name}", fix=error.fix)
 
 
 def _open_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
@@ -185,6 +195,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
         tiers=run.tiers,
         model=job.model,
         weight_codec=job.codecs.weights,
+        kv_codec=job.codecs.kv_cache,
         store=run.store,
         prompts=[np.asarray(prompt.token_ids, np.int64) for prompt in job.prompts],
     )

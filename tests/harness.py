@@ -138,6 +138,7 @@ def run_job(
     layout = make_layout(
         model=opened.model,
         tensors=paged_tensors(opened.model, codec, codec),
+        weight_codec=codec,
         kv_codec=codec,
         policy=chosen,
         workload=WorkloadShape(tuple(len(p) for p in prompts), max_new_tokens),
@@ -161,6 +162,7 @@ def run_job(
             tiers=opened_tiers,
             model=opened.model,
             weight_codec=codec,
+            kv_codec=codec,
             store=weights,
             prompts=[np.asarray(p, np.int64) for p in prompts],
             executor=executor,

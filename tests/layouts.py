@@ -66,6 +66,7 @@ def lay_out(
     return make_layout(
         model=model,
         tensors=paged_tensors(model, codec, codec),
+        weight_codec=codec,
         kv_codec=codec,
         policy=chosen,
         workload=WorkloadShape(tuple(prompt_tokens), max_new_tokens),

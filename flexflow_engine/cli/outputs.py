@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,14 @@ def check_writable(path: Path) -> None:
         pass
 
 
+def check_distinct(files: Mapping[str, Path | None]) -> None:
+    """Raise StorageError when two of a run's files, by what they are for, are one: none is written over another."""
+    seen: dict[Path, str] = {}
+    for use, path in files.items():
+        if path is not None and (other := seen.setdefault(path.resolve(), use)) != use:
+            raise StorageError(f"{other} and {use} are the same file", where=str(path), fix=f"name another for {use}")
+
+
 class LateFile:
     """A small text file that appears whole or not at all; None stands for a file nobody asked for.
 
@@ -23,7 +32,6 @@ class LateFile:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._partial = path.with_name(f"{path.name}.partial") if path else None
 
     def __enter__(self) -> Self:
         if self._path and self._path.exists() and not self._path.is_file():
@@ -42,6 +50,10 @@ class LateFile:
     ) -> None:
         if self._partial:
             self._partial.unlink(missing_ok=True)
+
+    @property
+    def _partial(self) -> Path | None:
+        return self._path.with_name(f"{self._path.name}.partial") if self._path else None
 
     def _write(self, text: str) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flexflow_engine.cli.outputs import LateFile, check_writable
+from flexflow_engine.cli.outputs import LateFile, check_distinct, check_writable
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, load
@@ -34,6 +34,10 @@ def run(
         _show_plan(asked, registry, as_json=as_json)
         return
     destination = output or Path(f"{asked.name}.completions.jsonl")
+    prompts = asked.workload.prompts if isinstance(asked.workload.prompts, Path) else None
+    check_distinct(
+        {"RECIPE": recipe, "prompts": prompts, "--output": destination, "--metrics": metrics, "--trace": trace}
+    )
     found = _run(asked, registry, output=destination, metrics=metrics, trace=trace)
     print(json.dumps(found, indent=2) if as_json else f"{render_run(found)}\n\ncompletions: {destination}")
 

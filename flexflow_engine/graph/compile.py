@@ -15,7 +15,7 @@ from __future__ import annotations
 from flexflow_engine.abc.step import BatchStep, Step
 from flexflow_engine.graph.builder import Frontier, GraphBuilder, TaskGraph
 from flexflow_engine.graph.lanes import lane_widths
-from flexflow_engine.graph.task import COMPUTE_LANE, TOKENS_LANE, Compute, FetchTokens, Tile
+from flexflow_engine.graph.task import COMPUTE_LANE, TOKENS_LANE, Compute, DecodeWeights, FetchTokens, Tile
 from flexflow_engine.graph.tile_io import TileIO
 from flexflow_engine.graph.transfers import Transfer, Transfers
 from flexflow_engine.placement.layout import WEIGHT_SLOTS, Layout
@@ -120,6 +120,8 @@ class _StepEmitter:
 
     def _compute(self, layer: PlacedLayer, batch: BatchStep) -> None:
         tile, kind = self._tile(layer, batch), layer.spec.kind
+        if self._layout.encoded_weights and layer.runs and batch is self._step.batches[0]:
+            self._decode_weights(layer, tile)
         inputs = self._inputs.pop(tile)
         reads, updates, writes = self._weight_reads(layer), list[str](), list[str]()
         if kind == "embed":
@@ -156,7 +158,21 @@ class _StepEmitter:
         )
         self._store(layer, batch, inputs)
 
+    def _decode_weights(self, layer: PlacedLayer, tile: Tile) -> None:
+        slot = self._weight_slots.get(layer.index)
+        self._builder.add(
+            name=f"decode {layer.spec.name}",
+            kind="compute",
+            tile=tile,
+            lane=COMPUTE_LANE,
+            operation=DecodeWeights(layer.index, slot),
+            reads=[] if slot is None else [f"weights.slot.{slot}"],
+            writes=["weights.decoded"],
+        )
+
     def _weight_reads(self, layer: PlacedLayer) -> list[str]:
+        if self._layout.encoded_weights:
+            return ["weights.decoded"] if layer.runs else []
         slot = self._weight_slots.get(layer.index)
         return [] if slot is None else [f"weights.slot.{slot}"]
 

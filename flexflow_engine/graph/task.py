@@ -75,13 +75,21 @@ class Compute:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeWeights:
+    """Decode a layer's matrices, once for all GPU batches of a step."""
+
+    layer: int
+    weight_slot: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class FetchTokens:
     """Bring a batch's sampled token ids to the host."""
 
     batch: BatchStep
 
 
-Operation = Copy | GatherRows | Compute | FetchTokens
+Operation = Copy | GatherRows | DecodeWeights | Compute | FetchTokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,14 +104,13 @@ class TileIO:
         return slot
 
     def store_kv(self, tile: Tile, batch: BatchStep, cache: KVTile, slot: int) -> None:
-        """A prompt's full pages from the slot; in a decode step the tail pages that the new token filled."""
+        """What the computation has put into the slot: a prompt's full pages, or the pages that new tokens filled."""
+        location = f"kv.slot.{slot}"
         for rectangle, offset in cache.slotted:
             if batch.phase == "prefill":
-                location = f"kv.slot.{slot}"
                 pairs = self._prefix(rectangle, offset, location, self._full_pages(rectangle, batch, done=1))
             else:
-                location = self.tail(tile, batch)
-                pairs = self._filled_tails(location, batch, cache, rectangle)
+                pairs = self._filled_pages(rectangle, offset, location, batch)
             if pairs:
                 stores = [Transfer(near, far, self._layout.kv.page_nbytes) for far, near in pairs]
                 self._transfers.store(rectangle.name, tile, stores, reads=location, writes=rectangle.name)
@@ -120,11 +119,10 @@ class TileIO:
         """The locations that attention updates: resident rectangles, the slot, the tail pages."""
         locations = [r.name for r in cache.rectangles if r.tier in self._layout.direct]
         if slot is not None:
-            locations += [f"kv.slot.{slot}", self.tail(tile, batch)]
+            locations.append(f"kv.slot.{slot}")
+        if cache.tail_rows:
+            locations.append(f"kv.{self._layout.decoder(tile.layer)}.{batch.gpu_batch}.tail")
         return locations
-
-    def tail(self, tile: Tile, batch: BatchStep) -> str:
-        return f"kv.{self._layout.decoder(tile.layer)}.{batch.gpu_batch}.tail"
 
     def _gather(self, tile: Tile, batch: BatchStep, far_tiers: list[str], target: Span) -> None:
         for far in far_tiers:
@@ -163,18 +161,19 @@ class TileIO:
             for index, part in enumerate("kv")
         ]
 
-    def _filled_tails(
-        self, location: str, batch: BatchStep, cache: KVTile, rectangle: Rectangle
+    def _filled_pages(
+        self, rectangle: Rectangle, offset: int, location: str, batch: BatchStep
     ) -> list[tuple[Span, Span]]:
+        """(far, near) spans of the pages that this step's tokens are the last of."""
         tokens = self._layout.kv.page_tokens
         pairs = []
         for row in batch.rows:
             page, last = divmod(row.context, tokens)
             if last == tokens - 1 and rectangle.holds(row.row, page):
-                unit, tail = rectangle.unit(row.row, page), row.row - cache.tail_rows.start
+                unit = rectangle.unit(row.row, page)
                 for index, part in enumerate("kv"):
                     far = Span(rectangle.tier, f"{rectangle.name}.{part}", unit, 1)
-                    near = Span(self._device, location, index * len(cache.tail_rows) + tail, 1)
+                    near = Span(self._device, location, offset + index * rectangle.num_units + unit, 1)
                     pairs.append((far, near))
         return pairs
 

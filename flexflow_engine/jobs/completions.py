@@ -6,6 +6,7 @@ keeps its place until the new one is whole.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from flexflow_engine.errors import StorageError
 from flexflow_engine.jobs.batching import FinishedSequence
@@ -44,15 +45,15 @@ class CompletionWriter:
     def __init__(self, path: Path, prompts: Sequence[Prompt], tokenizer: Tokenizer | None) -> None:
         """Raises StorageError when the file can't be written, so that it is known before the run."""
         self._path = path
+        self._check_target()
         self._partial = path.with_name(f"{path.name}.partial")
         self._prompts = prompts
         self._tokenizer = tokenizer
         self._early: dict[int, FinishedSequence] = {}
         self._next = self._matched = self._compared = 0
         self._finished = False
-        self._check_target()
         try:
-            self._file = self._partial.open("w", encoding="utf-8")
+            self._file = _open_alone(self._partial)
             self._try_out()
         except OSError as error:
             raise self._storage_error(error) from error
@@ -79,15 +80,17 @@ class CompletionWriter:
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._file.close()
             self._partial.replace(self._path)
+            self._file.close()  # only now: the lock ends with it
         except OSError as error:
             raise self._storage_error(error) from error
         self._finished = True
 
     def close(self) -> None:
-        """Let go of the file; without `finish` it stays `.partial`."""
+        """Let go of the file; without `finish` it stays `.partial`, unless it is empty."""
         with suppress(OSError):  # the disk is full, which `add` has told
+            if not self._finished and not self._next:
+                self._partial.unlink(missing_ok=True)
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -136,3 +139,22 @@ class CompletionWriter:
     def _storage_error(self, error: OSError) -> StorageError:
         fix = "name a place that can be written with --output"
         return StorageError(f"the completions can't be written ({error.strerror})", where=str(self._partial), fix=fix)
+
+
+def _open_alone(path: Path) -> TextIO:
+    """An empty file at `path` that no other run writes. Raises StorageError when one does, OSError as `open`."""
+    while True:
+        file = path.open("a", encoding="utf-8")  # what another run has written is left alone until it is known dead
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                return file
+            file.close()  # between opening and locking, the other run gave it its final name
+        except BlockingIOError as error:
+            file.close()
+            what = "another run is writing its completions there"
+            raise StorageError(what, where=str(path), fix="wait for it, or name another place with --output") from error
+        except OSError:
+            file.close()
+            raise

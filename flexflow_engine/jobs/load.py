@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from flexflow_engine.errors import PluginError, ProblemsError, RecipeError
 from flexflow_engine.jobs.document import Document, read_document
 from flexflow_engine.jobs.overrides import apply_overrides
 from flexflow_engine.jobs.paths import expand_home
-from flexflow_engine.jobs.problems import Problems
+from flexflow_engine.jobs.problems import Problems, Section
 from flexflow_engine.jobs.recipe import (
     CodecRecipe,
     CodecsRecipe,
@@ -23,7 +25,7 @@ from flexflow_engine.jobs.recipe import (
     TierRecipe,
     Workload,
 )
-from flexflow_engine.jobs.schema import RecipeDocument, WorkloadSection
+from flexflow_engine.jobs.schema import ModelSection, RecipeDocument, WorkloadSection
 from flexflow_engine.plugins import Registry
 
 _HUB_ID = re.compile(r"(synthetic:.+|[\w.-]+(/[\w.-]+)?)", re.ASCII)
@@ -41,8 +43,10 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Rec
     codecs = _read_codecs(document, registry, problems)
     scheduler_options = _read_scheduler(document, registry, problems)
     _check_model(document, registry, problems)
-    if parsed is not None:
-        model = _model(parsed, path.parent, problems)
+    if parsed is None:
+        _check_paths(document, path.parent, problems)
+    else:
+        model = _model(parsed.model, path.parent, problems)
         workload = _workload(parsed.workload, path.parent, problems)
     problems.raise_any()
     assert parsed is not None, "what does not validate is a problem"
@@ -155,8 +159,23 @@ def _check_model(document: Document, registry: Registry, problems: Problems) -> 
         problems.take(error, "model.plugin")
 
 
-def _model(parsed: RecipeDocument, folder: Path, problems: Problems) -> ModelRecipe:
-    section = parsed.model
+def _check_paths(document: Document, folder: Path, problems: Problems) -> None:
+    """What can be said of a recipe's files although other parts of it are wrong."""
+    if model := _valid(ModelSection, document.get("model")):
+        _model(model, folder, problems)
+    if workload := _valid(WorkloadSection, document.get("workload")):
+        _workload(workload, folder, problems)
+
+
+def _valid(section: type[Section], document: object) -> Section | None:
+    """A section that is right by itself; what is wrong with another has been told."""
+    try:
+        return section.model_validate_json(json.dumps(document), strict=True)
+    except ValidationError:
+        return None
+
+
+def _model(section: ModelSection, folder: Path, problems: Problems) -> ModelRecipe:
     checkpoint = section.checkpoint
     local = folder / expand_home(checkpoint)
     if local.is_dir() and not checkpoint.startswith("synthetic:"):

@@ -10,8 +10,9 @@ that a whole row mostly lies on one tier, and cut into rectangles:
     row 3   h h h h h        inside a rectangle's region pages lie in the order (page, row): what a step
     row 4   h h h h h        needs of it, the first pages of all its rows, is one contiguous read
 
-On a tier that the compute tier can't compute on in place, tokens collect in a *tail* page on the compute tier, and
-the page moves once, when it is full.
+Tokens are written in place where attention computes in place. Elsewhere, on a tier that the compute tier can't
+compute on or where pages are encoded, tokens collect in a *tail* page on the compute tier, exact, and the page moves
+once, when it is full.
 """
 
 from __future__ import annotations
@@ -95,12 +96,16 @@ def place_kv(
     tail_page_nbytes: int,
     placement: Placement,
     direct: frozenset[str],
+    in_place: frozenset[str],
 ) -> KVLayout:
-    """Deal the pages that `cached_tokens` tokens a row may need among the tiers."""
+    """Deal the pages that `cached_tokens` tokens a row may need among the tiers.
+
+    direct: tiers whose pages need no slot. in_place: those of them whose pages also take single tokens.
+    """
     pages = ceil(cached_tokens / page_tokens)
     cuts = cut_groups([[1] * (gpu_batch_size * pages)] * (num_layers * num_gpu_batches), placement)
     tiles = [
-        [_tile(f"{j}.{k}", cuts[j * num_gpu_batches + k], pages, direct) for k in range(num_gpu_batches)]
+        [_tile(f"{j}.{k}", cuts[j * num_gpu_batches + k], pages, direct, in_place) for k in range(num_gpu_batches)]
         for j in range(num_layers)
     ]
     return KVLayout(
@@ -112,7 +117,7 @@ def place_kv(
     )
 
 
-def _tile(name: str, cuts: tuple[Cut, ...], pages: int, direct: frozenset[str]) -> KVTile:
+def _tile(name: str, cuts: tuple[Cut, ...], pages: int, direct: frozenset[str], in_place: frozenset[str]) -> KVTile:
     rectangles: list[Rectangle] = []
     for cut in cuts:
         for rows, columns in _rectangles(cut.start, cut.stop, pages):
@@ -123,8 +128,9 @@ def _tile(name: str, cuts: tuple[Cut, ...], pages: int, direct: frozenset[str]) 
         if rectangle.tier not in direct:
             slotted.append((rectangle, offset))
             offset += 2 * rectangle.num_units
-    first = min((r.first_row for r, _ in slotted), default=0)
-    stop = max((r.stop_row for r, _ in slotted), default=0)
+    tailed = [r for r in rectangles if r.tier not in in_place]
+    first = min((r.first_row for r in tailed), default=0)
+    stop = max((r.stop_row for r in tailed), default=0)
     return KVTile(rectangles=tuple(rectangles), slotted=tuple(slotted), tail_rows=range(first, stop))
 
 

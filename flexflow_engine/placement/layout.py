@@ -53,6 +53,12 @@ class Layout:
     embed_rows: int
     """Rows of the embedding table that one GPU batch looks up at most."""
     embed_row_nbytes: int
+    item_nbytes: int
+    """Of a number as it is computed with."""
+    encoded_weights: bool
+    """Whether matrices are decoded, a layer at a time, before they are multiplied."""
+    encoded_kv: bool
+    """Whether pages are decoded, a rectangle at a time, before attention reads them."""
     attention_width: int
     """Numbers of one token's query, over all heads."""
     workspace_nbytes: int
@@ -115,6 +121,7 @@ def make_layout(
     *,
     model: Model,
     tensors: tuple[PagedTensor, ...],
+    weight_codec: Codec,
     kv_codec: Codec,
     policy: Policy,
     workload: WorkloadShape,
@@ -135,6 +142,7 @@ def make_layout(
         tail_page_nbytes=page[0] * page[1] * page[2] * item,
         placement=policy.kv_cache,
         direct=direct,
+        in_place=direct if kv_codec.keeps_bytes else frozenset(),
     )
     activations = place_activations(
         gpu_batch_size=policy.gpu_batch_size,
@@ -160,6 +168,9 @@ def make_layout(
         embed_rows=policy.gpu_batch_size * workload.max_prompt_tokens,
         embed_row_nbytes=table.columns * item,
         attention_width=config.num_heads * config.head_dim,
+        item_nbytes=item,
+        encoded_weights=not weight_codec.keeps_bytes,
+        encoded_kv=not kv_codec.keeps_bytes,
         workspace_nbytes=workspace_nbytes(
             model,
             rows=policy.gpu_batch_size,

@@ -75,6 +75,9 @@ def _weights(layout: Layout) -> Iterator[Allocation]:
         if not tier.reads_store:
             for run in layout.weights.placed(tier.name):
                 yield _region(tier.name, "weights", run.region, run.num_units, run.tensor.unit_nbytes)
+    if layout.encoded_weights:
+        nbytes = max(layout.weights.decoded_offsets(x, layout.item_nbytes)[1] for x in layout.weights.layers)
+        yield _region(device, "decoded weights", "weights.decoded", nbytes, 1)
     if nbytes := layout.weights.slot_nbytes(layout.direct):
         for slot in range(WEIGHT_SLOTS):
             yield _region(device, "weight slots", f"weights.slot.{slot}", nbytes, 1)
@@ -89,6 +92,9 @@ def _kv(layout: Layout) -> Iterator[Allocation]:
                     yield _region(r.tier, "kv_cache", f"{r.name}.{part}", r.num_units, kv.page_nbytes)
             if tile.tail_rows:
                 yield _region(device, "kv tails", f"kv.{j}.{k}.tail", 2 * len(tile.tail_rows), kv.tail_page_nbytes)
+    if layout.encoded_kv:
+        units = max(r.num_units for row in kv.tiles for tile in row for r in tile.rectangles)
+        yield _region(device, "decoded kv", "kv.decoded", units, kv.tail_page_nbytes)
     if kv.slot_units:
         for slot in range(KV_SLOTS):
             yield _region(device, "kv slots", f"kv.slot.{slot}", kv.slot_units, kv.page_nbytes)

@@ -120,6 +120,16 @@ class WeightLayout:
                 offset += page.nbytes
         return order
 
+    def decoded_offsets(self, layer: PlacedLayer, item_nbytes: int) -> tuple[dict[str, int], int]:
+        """Where each matrix of a layer lies once it is decoded, by tensor name, and the bytes of all of them."""
+        offsets, end = {}, 0
+        for tensor in {run.tensor.name: run.tensor for run in layer.runs}.values():
+            units = sum(run.num_units for run in layer.runs if run.tensor is tensor)
+            nbytes = units * tensor.unit_rows * tensor.columns * item_nbytes
+            offsets[tensor.name] = end
+            end += nbytes + -nbytes % ALIGNMENT
+        return offsets, end
+
     def slot_nbytes(self, direct: frozenset[str]) -> int:
         """Bytes that the largest layer needs in a slot."""
         ends = [order[-1][2] + order[-1][1].nbytes for x in self.layers if (order := self.page_order(x, direct))]

@@ -66,7 +66,13 @@ def make_plan(
 
     def lay_out(policy: Policy) -> Layout:
         return make_layout(
-            model=model, tensors=tensors, kv_codec=codecs.kv_cache, policy=policy, workload=workload, tiers=tiers
+            model=model,
+            tensors=tensors,
+            weight_codec=codecs.weights,
+            kv_codec=codecs.kv_cache,
+            policy=policy,
+            workload=workload,
+            tiers=tiers,
         )
 
     policy = scheduler.choose(

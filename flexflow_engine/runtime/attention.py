@@ -7,7 +7,8 @@ num_kv_heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -45,9 +46,9 @@ def attend_tokens(
     """
     places = torch.tensor([row.row for row in rows], device=q.device)
     pieces = list(_pieces(rows, cache))
-    kv_heads, head_dim = pieces[0].keys.shape[2], pieces[0].keys.shape[4]
-    query = q.new_zeros((gpu_batch_size, kv_heads, q.shape[1] // kv_heads, head_dim))
-    query[places] = q.view(len(rows), kv_heads, -1, head_dim)
+    grouped = q.view(len(rows), cache.num_kv_heads, -1, q.shape[2])
+    query = q.new_zeros((gpu_batch_size, *grouped.shape[1:]))
+    query[places] = grouped
     columns = max(piece.columns.stop for piece in pieces)
     scores = query.new_full((*query.shape[:3], columns), float("-inf"), dtype=torch.float32)
     for piece in pieces:
@@ -61,40 +62,52 @@ def attend_tokens(
 
 
 class _Piece:
-    """Pages [pages, rows, num_kv_heads, page_tokens, head_dim] of rows [first_row, …), and their columns of scores."""
+    """Some pages of some rows, and their columns of scores. Keys and values are fetched when they are used: encoded
+    pages are decoded into a buffer that the next piece uses again.
+    """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, first_row: int, first_column: int) -> None:
-        self.keys, self.values = keys, values
-        self._rows = slice(first_row, first_row + keys.shape[1])
-        self.columns = slice(first_column, first_column + keys.shape[0] * keys.shape[3])
+    def __init__(
+        self, keys: Callable[[], torch.Tensor], values: Callable[[], torch.Tensor], rows: range, columns: range
+    ) -> None:
+        """keys, values: give [pages, rows, num_kv_heads, page_tokens, head_dim]."""
+        self._keys, self._values = keys, values
+        self._rows = slice(rows.start, rows.stop)
+        self.columns = slice(columns.start, columns.stop)
 
     def score(self, query: torch.Tensor, scores: torch.Tensor) -> None:
         """query [rows, kv_heads, g, d] times the keys into scores [rows, kv_heads, g, columns]."""
-        pages, rows, heads, tokens, _ = self.keys.shape
+        keys = self._keys()
+        pages, rows, heads, tokens, _ = keys.shape
         q = query[self._rows].transpose(2, 3).expand(pages, -1, -1, -1, -1)  # [pages, rows, heads, d, g]
-        product = torch.bmm(self.keys.flatten(0, 2), q.flatten(0, 2)).view(pages, rows, heads, tokens, -1)
+        product = torch.bmm(keys.flatten(0, 2), q.flatten(0, 2)).view(pages, rows, heads, tokens, -1)
         target = scores[self._rows, :, :, self.columns].view(rows, heads, -1, pages, tokens)
         target.copy_(product.permute(1, 2, 4, 0, 3))
 
     def accumulate(self, weights: torch.Tensor, output: torch.Tensor) -> None:
         """Add weights [rows, kv_heads, g, columns] times the values to output [rows, kv_heads, g, d]."""
-        pages, rows, heads, tokens, _ = self.values.shape
+        values = self._values()
+        pages, rows, heads, tokens, head_dim = values.shape
         w = weights[self._rows, :, :, self.columns].view(rows, heads, -1, pages, tokens).permute(3, 0, 1, 2, 4)
-        product = torch.bmm(w.to(self.values.dtype).flatten(0, 2), self.values.flatten(0, 2))
-        output[self._rows] += product.view(pages, rows, heads, -1, self.values.shape[4]).sum(dim=0, dtype=torch.float32)
+        product = torch.bmm(w.to(values.dtype).flatten(0, 2), values.flatten(0, 2))
+        output[self._rows] += product.view(pages, rows, heads, -1, head_dim).sum(dim=0, dtype=torch.float32)
 
 
 def _pieces(rows: Sequence[RowStep], cache: TileCache) -> Iterator[_Piece]:
     """The parts' pages that any row has; then the tail pages, whose columns follow those of all pages."""
     tokens = cache.page_tokens
-    pages = max(row.context for row in rows) // tokens + 1
+    longest = max(row.context for row in rows)
     for part in cache.parts:
         r = part.rectangle
+        pages = longest // tokens + 1 if part.takes_tokens else longest // tokens
         count = min(r.stop_page, pages) - r.first_page
         if count > 0:
-            yield _Piece(part.keys[:count], part.values[:count], r.first_row, r.first_page * tokens)
+            columns = range(r.first_page * tokens, (r.first_page + count) * tokens)
+            keys, values = partial(part.keys.read, count), partial(part.values.read, count)
+            yield _Piece(keys, values, range(r.first_row, r.stop_row), columns)
     if cache.tail_keys is not None and cache.tail_values is not None:
-        yield _Piece(cache.tail_keys[None], cache.tail_values[None], cache.tail_rows.start, pages * tokens)
+        tail_keys, tail_values = cache.tail_keys[None], cache.tail_values[None]
+        start = (longest // tokens + 1) * tokens
+        yield _Piece(lambda: tail_keys, lambda: tail_values, cache.tail_rows, range(start, start + tokens))
 
 
 def _visible(

@@ -7,23 +7,25 @@ from dataclasses import dataclass
 
 import torch
 
+from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.placement.kv import KVTile, Rectangle
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
+from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.memory import Memory
 
 
 @dataclass(frozen=True, slots=True)
 class KVPart:
-    """A rectangle of pages: keys and values [pages, rows, num_kv_heads, page_tokens, head_dim]."""
+    """A rectangle of pages."""
 
     rectangle: Rectangle
-    resident: bool
-    """Computed on in place, so that new tokens are written into it; else only whole pages come and go."""
-    keys: torch.Tensor
-    values: torch.Tensor
+    takes_tokens: bool
+    """Whether new tokens are written into its pages; else only whole pages come and go."""
+    keys: Pages
+    values: Pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class TileCache:
     """The parts of one tile (layer, gpu_batch), and its tail pages."""
 
     page_tokens: int
+    num_kv_heads: int
     parts: tuple[KVPart, ...]
     tail_rows: range
     tail_keys: torch.Tensor | None
@@ -48,32 +51,43 @@ class TileCache:
     def append(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store one new token of each row: keys and values [rows, num_kv_heads, head_dim]."""
         for part in self.parts:
-            if part.resident:
+            if part.takes_tokens:
                 r = part.rectangle
                 chosen = [n for n, row in enumerate(rows) if r.holds(row.row, row.context // self.page_tokens)]
                 pages = [rows[n].context // self.page_tokens - r.first_page for n in chosen]
                 places = [rows[n].row - r.first_row for n in chosen]
                 index = pages, places, self._offsets(rows, chosen)
-                _scatter(part.keys, keys, chosen, index)
-                _scatter(part.values, values, chosen, index)
-        if self.tail_keys is not None and self.tail_values is not None:
-            chosen = [n for n, row in enumerate(rows) if self.tail_tokens(row, row.context + 1)]
-            places = [rows[n].row - self.tail_rows.start for n in chosen]
-            tail_index = places, self._offsets(rows, chosen)
-            _scatter(self.tail_keys, keys, chosen, tail_index)
-            _scatter(self.tail_values, values, chosen, tail_index)
+                _scatter(part.keys.plain, keys, chosen, index)
+                _scatter(part.values.plain, values, chosen, index)
+        chosen = [n for n, row in enumerate(rows) if self.tail_tokens(row, row.context + 1)]
+        tail_index = [rows[n].row - self.tail_rows.start for n in chosen], self._offsets(rows, chosen)
+        _scatter(self.tail_keys, keys, chosen, tail_index)
+        _scatter(self.tail_values, values, chosen, tail_index)
+        for n in chosen:
+            if (rows[n].context + 1) % self.page_tokens == 0:
+                self._flush_tail(rows[n])
 
     def tail_tokens(self, row: RowStep, cached: int) -> int:
         """How many of a row's `cached` tokens, the last one among them, are in its tail page; 0 when it is written
         in place.
         """
         page, offset = divmod(cached - 1, self.page_tokens)
-        if row.row not in self.tail_rows or self._resident_at(row.row, page):
+        if row.row not in self.tail_rows or self._part(row.row, page).takes_tokens:
             return 0
         return offset + 1
 
-    def _resident_at(self, row: int, page: int) -> bool:
-        return any(part.resident and part.rectangle.holds(row, page) for part in self.parts)
+    def _part(self, row: int, page: int) -> KVPart:
+        return next(part for part in self.parts if part.rectangle.holds(row, page))
+
+    def _flush_tail(self, row: RowStep) -> None:
+        """A full tail becomes a page, from which it is stored if it must be; attention still reads the tail."""
+        assert self.tail_keys is not None
+        assert self.tail_values is not None
+        page, tail = row.context // self.page_tokens, row.row - self.tail_rows.start
+        part = self._part(row.row, page)
+        place = row.row - part.rectangle.first_row, page - part.rectangle.first_page
+        part.keys.write(*place, self.tail_keys[tail : tail + 1])
+        part.values.write(*place, self.tail_values[tail : tail + 1])
 
     def _offsets(self, rows: Sequence[RowStep], chosen: Sequence[int]) -> list[int]:
         return [rows[n].context % self.page_tokens for n in chosen]
@@ -88,17 +102,19 @@ class TileCache:
                 tokens = slice(r.first_page * self.page_tokens, stop * self.page_tokens)
                 for target, source in ((part.keys, keys), (part.values, values)):
                     pages = source[tokens].view(-1, self.page_tokens, *source.shape[1:]).transpose(1, 2)
-                    target[: stop - r.first_page, row.row - r.first_row].copy_(pages)
+                    target.write(row.row - r.first_row, 0, pages)
         if rest:
-            for target, source in zip(self._growing_page(row.row, full), (keys, values), strict=True):
-                target[:, :rest].copy_(source[full * self.page_tokens :].transpose(0, 1))
+            for page, source in zip(self._growing_page(row.row, full), (keys, values), strict=True):
+                page[:, :rest].copy_(source[full * self.page_tokens :].transpose(0, 1))
 
     def _growing_page(self, row: int, page: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [num_kv_heads, page_tokens, head_dim] of a page that isn't full yet."""
-        part = next(part for part in self.parts if part.rectangle.holds(row, page))
-        if part.resident:
+        part = self._part(row, page)
+        if part.takes_tokens:
+            assert part.keys.plain is not None
+            assert part.values.plain is not None
             index = page - part.rectangle.first_page, row - part.rectangle.first_row
-            return part.keys[index], part.values[index]
+            return part.keys.plain[index], part.values.plain[index]
         assert self.tail_keys is not None
         assert self.tail_values is not None
         return self.tail_keys[row - self.tail_rows.start], self.tail_values[row - self.tail_rows.start]
@@ -107,9 +123,10 @@ class TileCache:
 class KVCache:
     """Views of the whole cache, made once for each tile and slot and kept."""
 
-    def __init__(self, layout: Layout, memory: Memory, config: ModelConfig, dtype: torch.dtype) -> None:
-        self._layout, self._memory, self._dtype = layout, memory, dtype
+    def __init__(self, layout: Layout, memory: Memory, config: ModelConfig, codec: Codec, dtype: torch.dtype) -> None:
+        self._layout, self._memory, self._codec, self._dtype = layout, memory, codec, dtype
         self._page = (config.num_kv_heads, layout.kv.page_tokens, config.head_dim)
+        self._scratch = memory.region_tensor(layout.device.name, "kv.decoded") if layout.encoded_kv else None
         self._views: dict[tuple[int, int, int | None], TileCache] = {}
 
     def tile(self, layer: int, gpu_batch: int, slot: int | None) -> TileCache:
@@ -124,17 +141,20 @@ class KVCache:
         offsets = {rectangle.name: offset for rectangle, offset in tile.slotted}
         parts = tuple(self._part(r, offsets.get(r.name), slot) for r in tile.rectangles)
         tail_keys, tail_values = self._tails(tile, layer, gpu_batch)
-        return TileCache(self._layout.kv.page_tokens, parts, tile.tail_rows, tail_keys, tail_values)
+        return TileCache(self._layout.kv.page_tokens, self._page[0], parts, tile.tail_rows, tail_keys, tail_values)
 
     def _part(self, r: Rectangle, offset: int | None, slot: int | None) -> KVPart:
-        shape = (r.pages, r.rows, *self._page)
         if offset is None:
             keys, values = (self._memory.region_tensor(r.tier, f"{r.name}.{part}") for part in "kv")
         else:
             location, device = f"kv.slot.{slot}", self._layout.device.name
             keys = self._memory.tensor(Span(device, location, offset, r.num_units))
             values = self._memory.tensor(Span(device, location, offset + r.num_units, r.num_units))
-        return KVPart(r, offset is None, keys.view(self._dtype).view(shape), values.view(self._dtype).view(shape))
+        takes_tokens = offset is None and self._codec.keeps_bytes
+        return KVPart(r, takes_tokens, self._pages(r, keys), self._pages(r, values))
+
+    def _pages(self, r: Rectangle, stored: torch.Tensor) -> Pages:
+        return Pages(r, stored, page=self._page, codec=self._codec, scratch=self._scratch, dtype=self._dtype)
 
     def _tails(self, tile: KVTile, layer: int, gpu_batch: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if not tile.tail_rows:
@@ -145,11 +165,14 @@ class KVCache:
         return keys, values
 
 
-def _scatter(target: torch.Tensor, source: torch.Tensor, chosen: Sequence[int], index: Sequence[Sequence[int]]) -> None:
+def _scatter(
+    target: torch.Tensor | None, source: torch.Tensor, chosen: Sequence[int], index: Sequence[Sequence[int]]
+) -> None:
     """Write source[chosen[n]], [num_kv_heads, head_dim], to target[..., :, offset, :] at leading indices and offset
     index[...][n].
     """
     if chosen:
+        assert target is not None
         *leading, offsets = (torch.tensor(list(x), device=target.device) for x in index)
         place: tuple[torch.Tensor | slice, ...] = (*leading, slice(None), offsets)
         target[place] = source[torch.tensor(list(chosen), device=source.device)]

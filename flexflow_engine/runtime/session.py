@@ -51,6 +51,7 @@ class Session:
         tiers: Mapping[str, Tier],
         model: Model,
         weight_codec: Codec,
+        kv_codec: Codec,
         store: WeightStore,
         prompts: Sequence[TokenIds],
         executor: Callable[[RunTask, Mapping[str, int], ContextFor, Trace], Executor] = DataflowExecutor,
@@ -66,6 +67,7 @@ class Session:
             memory=self._memory,
             model=model,
             weight_codec=weight_codec,
+            kv_codec=kv_codec,
             device=device.torch_device,
             prompts=prompts,
         )

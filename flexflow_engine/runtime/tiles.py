@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights, Model
 from flexflow_engine.abc.step import BatchStep
-from flexflow_engine.graph.task import Compute, Copy, FetchTokens, GatherRows, Task
+from flexflow_engine.graph.task import Compute, Copy, DecodeWeights, FetchTokens, GatherRows, Task
 from flexflow_engine.placement.activations import HiddenPart
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
@@ -39,6 +39,7 @@ class TileRunner:
         memory: Memory,
         model: Model,
         weight_codec: Codec,
+        kv_codec: Codec,
         device: str,
         prompts: Sequence[TokenIds],
     ) -> None:
@@ -46,7 +47,7 @@ class TileRunner:
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._device = torch.device(device)
         self._weights = Weights(layout, memory, weight_codec, self._dtype)
-        self._cache = KVCache(layout, memory, model.config, self._dtype)
+        self._cache = KVCache(layout, memory, model.config, kv_codec, self._dtype)
         self._sampled: dict[tuple[int, int], TokenIds] = {}
         shape = (layout.policy.num_gpu_batches, layout.policy.gpu_batch_size)
         self._newest: TokenIds = np.zeros(shape, np.int64)
@@ -57,6 +58,8 @@ class TileRunner:
             self._memory.copy(operation)
         elif isinstance(operation, GatherRows):
             self._gather(operation)
+        elif isinstance(operation, DecodeWeights):
+            self._weights.decode(operation.layer, operation.weight_slot)
         elif isinstance(operation, FetchTokens):
             self._fetch(operation, task.tile.step)
         else:
@@ -79,11 +82,7 @@ class TileRunner:
     def _embed(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
         ids = self._token_ids(compute.batch)
         rows = self._rows(f"embed.slot.{compute.embed_slot}", len(ids), self._layout.embed_row_nbytes)
-        for first, part in self._weights.table_parts():
-            chosen = np.flatnonzero((ids >= first) & (ids < first + part.shape[0]))
-            if len(chosen):
-                index = torch.from_numpy(ids[chosen] - first).to(self._device)
-                rows[torch.from_numpy(chosen).to(self._device)] = part[index]
+        self._weights.look_up(ids, rows)
         positions = np.concatenate([np.arange(r.context, r.context + r.new_tokens) for r in compute.batch.rows])
         hidden = self._model.embed(weights, rows, torch.from_numpy(positions).to(self._device))
         self._write_hidden(compute, hidden)
@@ -139,7 +138,7 @@ class TileRunner:
         units = ids // table.unit_rows
         for index in np.unique(units[(ids >= run.first_row) & (ids < run.stop_row)]):
             self._memory.read(self._layout.unit_span(run, int(index)), unit)
-            rows = self._weights.decode_rows(table, torch.from_numpy(unit), table.unit_rows)
+            rows = self._weights.decode_units(table, torch.from_numpy(unit)[None])[0]
             for place in np.flatnonzero(units == index):
                 target[place] = rows[ids[place] - index * table.unit_rows]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
+from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.model import LayerWeights, Matrix
+from flexflow_engine.abc.model import LayerWeights
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
@@ -33,61 +36,120 @@ class PagedMatrix:
         return torch.cat(outputs, dim=1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Adjoining rows of one tensor as they lie in memory: uint8 [units, unit_nbytes]."""
+
+    first_row: int
+    """Counted from the layer's first row of the tensor."""
+    rows: int
+    """Rows that exist; the last unit may be padded."""
+    encoded: torch.Tensor
+
+
 class Weights:
-    """Views of all weights, made once for each layer and slot and kept."""
+    """Views of all weights, made once for each layer and slot and kept.
+
+    Where the codec keeps a tensor's bytes, matrices are views of resident pages and slots. Where it doesn't, `decode`
+    fills the region `weights.decoded`, and matrices are views of that.
+    """
 
     def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype) -> None:
         self._layout, self._memory, self._codec, self._dtype = layout, memory, codec, dtype
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
 
     def layer(self, index: int, slot: int | None) -> LayerWeights:
-        """The weights of a layer whose loaded pages, if any, are in weight slot `slot`."""
-        key = index, slot
+        """The weights of a layer whose loaded pages, if any, are in weight slot `slot`, and decoded if they need be."""
+        key = index, None if self._layout.encoded_weights else slot
         if key not in self._views:
-            self._views[key] = self._make(self._layout.weights.layers[index], slot)
+            layer = self._layout.weights.layers[index]
+            matrices = self._decoded(layer) if self._layout.encoded_weights else self._in_place(layer, slot)
+            by_name = {short: PagedMatrix(matrices[name]) for short, name in layer.spec.matrices.items()}
+            small = {short: self._small(name) for short, name in layer.spec.small.items()}
+            self._views[key] = LayerWeights(by_name, small)
         return self._views[key]
 
-    def table_parts(self) -> list[tuple[int, torch.Tensor]]:
-        """The embedding table's parts that are computed on in place: (first token id, rows [n, width])."""
-        runs = [run for run in self._layout.weights.table if run.tier in self._layout.direct]
-        return [(run.first_row, self._resident(run)) for run in runs]
+    def decode(self, index: int, slot: int | None) -> None:
+        """Decode all matrices of a layer."""
+        layer = self._layout.weights.layers[index]
+        for name, parts in self._parts(layer, slot).items():
+            for part in parts:
+                tensor = next(run.tensor for run in layer.runs if run.tensor.name == name)
+                rows = len(part.encoded) * tensor.unit_rows
+                out = self._dense(layer, tensor)[part.first_row : part.first_row + rows]
+                self._codec.decode(part.encoded, out.view(-1, tensor.unit_rows, tensor.columns))
 
-    def decode_rows(self, tensor: PagedTensor, encoded: torch.Tensor, rows: int) -> torch.Tensor:
-        """Whole units of a tensor, uint8, as their first `rows` rows."""
-        units = encoded.numel() // tensor.unit_nbytes
-        shape = (units * tensor.unit_rows, tensor.columns)
-        assert self._codec.keeps_bytes
-        return encoded.view(self._dtype).view(shape)[:rows]
+    def look_up(self, ids: NDArray[np.int64], target: torch.Tensor) -> None:
+        """Copy the embedding rows of those token ids that lie where the compute tier reads them to their places in
+        `target` [len(ids), table width].
+        """
+        for run in self._layout.weights.table:
+            chosen = np.flatnonzero((ids >= run.first_row) & (ids < run.stop_row))
+            if run.tier in self._layout.direct and len(chosen):
+                units, which = np.unique(ids[chosen] // run.tensor.unit_rows, return_inverse=True)
+                encoded = self._resident(run)[_index(units - run.first_unit, target)]
+                rows = self.decode_units(run.tensor, encoded)
+                target[_index(chosen, target)] = rows[
+                    _index(which, target), _index(ids[chosen] % run.tensor.unit_rows, target)
+                ]
 
-    def _make(self, layer: PlacedLayer, slot: int | None) -> LayerWeights:
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in layer.spec.matrices.values()}
+    def decode_units(self, tensor: PagedTensor, encoded: torch.Tensor) -> torch.Tensor:
+        """Units uint8 [n, unit_nbytes] as rows [n, unit_rows, columns]."""
+        rows = torch.empty((len(encoded), tensor.unit_rows, tensor.columns), dtype=self._dtype, device=encoded.device)
+        self._codec.decode(encoded, rows)
+        return rows
+
+    def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[torch.Tensor]]:
+        return {
+            name: [part.encoded.view(self._dtype).view(-1, self._columns(layer, name))[: part.rows] for part in parts]
+            for name, parts in self._parts(layer, slot).items()
+        }
+
+    def _decoded(self, layer: PlacedLayer) -> dict[str, list[torch.Tensor]]:
+        tensors = {run.tensor.name: run.tensor for run in layer.runs}
+        rows = {name: sum(r.stop_row - r.first_row for r in layer.runs if r.tensor.name == name) for name in tensors}
+        return {name: [self._dense(layer, tensor)[: rows[name]]] for name, tensor in tensors.items()}
+
+    def _dense(self, layer: PlacedLayer, tensor: PagedTensor) -> torch.Tensor:
+        """The decoded rows of a tensor, whole units: [rows, columns]."""
+        offsets, _ = self._layout.weights.decoded_offsets(layer, self._layout.item_nbytes)
+        rows = sum(run.num_units for run in layer.runs if run.tensor is tensor) * tensor.unit_rows
+        nbytes = rows * tensor.columns * self._layout.item_nbytes
+        span = Span(self._layout.device.name, "weights.decoded", offsets[tensor.name], nbytes)
+        return self._memory.tensor(span).view(self._dtype).view(rows, tensor.columns)
+
+    def _parts(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[_Part]]:
+        """The blocks of each matrix, in order of rows."""
+        parts: dict[str, list[_Part]] = {name: [] for name in layer.spec.matrices.values()}
         order = self._layout.weights.page_order(layer, self._layout.direct)
         offsets = {run.region: offset for run, _, offset in reversed(order)}  # of each run's first page
         for group in _adjoining(layer.runs, self._layout.direct):
-            if group[0].tier in self._layout.direct:
-                parts[group[0].tensor.name].append(self._resident(group[0]))
-            else:
-                parts[group[0].tensor.name].append(self._slotted(group, slot, offsets[group[0].region]))
-        matrices: Mapping[str, Matrix] = {
-            short: PagedMatrix(parts[name]) for short, name in layer.spec.matrices.items()
-        }
-        small = {short: self._small(name) for short, name in layer.spec.small.items()}
-        return LayerWeights(matrices, small)
+            run = group[0]
+            encoded = self._resident(run) if run.tier in self._layout.direct else self._slotted(group, slot, offsets)
+            first_row = run.first_row - layer.first_row
+            parts[run.tensor.name].append(_Part(first_row, group[-1].stop_row - run.first_row, encoded))
+        return parts
 
     def _resident(self, run: Run) -> torch.Tensor:
-        encoded = self._memory.region_tensor(run.tier, run.region)
-        return self.decode_rows(run.tensor, encoded, run.stop_row - run.first_row)
+        return self._memory.region_tensor(run.tier, run.region).view(-1, run.tensor.unit_nbytes)
 
-    def _slotted(self, group: Sequence[Run], slot: int | None, offset: int) -> torch.Tensor:
-        nbytes = sum(run.nbytes for run in group)
-        encoded = self._memory.tensor(Span(self._layout.device.name, f"weights.slot.{slot}", offset, nbytes))
-        return self.decode_rows(group[0].tensor, encoded, group[-1].stop_row - group[0].first_row)
+    def _slotted(self, group: Sequence[Run], slot: int | None, offsets: Mapping[str, int]) -> torch.Tensor:
+        nbytes, location = sum(run.nbytes for run in group), f"weights.slot.{slot}"
+        span = Span(self._layout.device.name, location, offsets[group[0].region], nbytes)
+        return self._memory.tensor(span).view(-1, group[0].tensor.unit_nbytes)
+
+    def _columns(self, layer: PlacedLayer, name: str) -> int:
+        return next(run.tensor.columns for run in layer.runs if run.tensor.name == name)
 
     def _small(self, name: str) -> torch.Tensor:
         tensor = next(t for t in self._layout.weights.small if t.name == name)
         offset = self._layout.small_offsets[name]
         encoded = self._memory.tensor(Span(self._layout.device.name, "small", offset, tensor.nbytes))
         return encoded.view(self._dtype).view(tensor.shape)
+
+
+def _index(values: NDArray[np.int64], like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(values).to(like.device)
 
 
 def _adjoining(runs: Sequence[Run], direct: frozenset[str]) -> list[list[Run]]:

@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from checkpoint.checkpoints import (
     write_bin,
     write_safetensors,
 )
-from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.codec import Codec, NoCodecOptions
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.checkpoint.catalogue import list_stores, remove_store
 from flexflow_engine.checkpoint.importing import import_checkpoint
@@ -228,23 +229,26 @@ class HalvingCodec(Codec):
 
     name = "halving"
 
+    def configuration(self) -> Mapping[str, Any]:
+        return {"name": self.name}
+
     def encoded_nbytes(self, shape: tuple[int, ...], dtype: DType) -> int:
         return NoneCodec().encoded_nbytes(shape, dtype) // 2
 
-    def encode(self, tensor: torch.Tensor, out: torch.Tensor) -> None:
-        out.copy_(tensor.contiguous().reshape(-1).view(torch.uint8)[::2])
+    def encode(self, values: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(values.contiguous().view(torch.uint8).reshape(len(values), -1)[:, ::2])
 
-    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> None:
         raise NotImplementedError
 
-    def max_error(self, tensor: torch.Tensor) -> float:
+    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
 
 def test_encoded_units_are_stored_as_the_codec_gave_them(tmp_path: Path, folder: Path) -> None:
     checkpoint = opened(folder)
     with import_checkpoint(
-        checkpoint, checkpoint.model, HalvingCodec(), NoneCodec(), tmp_path / "root", lambda done, total: None
+        checkpoint, checkpoint.model, HalvingCodec(NoCodecOptions()), NoneCodec(), tmp_path / "root", lambda done, total: None
     ) as store:
         stored = store.stored(FC1)
         encoded = np.empty(stored.num_units * stored.unit_nbytes, np.uint8)

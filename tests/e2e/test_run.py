@@ -170,7 +170,8 @@ def test_eos_ends_a_sequence_and_is_not_among_its_tokens(run: Run, command: Comm
     lines = completions(Path("job.completions.jsonl"))
     assert lines[0]["token_ids"] == list(generated[0][: generated[0].index(eos)])
     assert lines[0]["usage"]["completion_tokens"] == len(lines[0]["token_ids"])
-    assert [line["finish_reason"] for line in lines] == ["stop" if eos in ids else "length" for ids in generated.values()]
+    reasons = ["stop" if eos in ids else "length" for ids in generated.values()]
+    assert [line["finish_reason"] for line in lines] == reasons
     assert not any(eos in line["token_ids"] for line in lines)
 
 
@@ -192,9 +193,7 @@ def test_a_sequence_may_end_with_its_first_token(run: Run, command: CommandLine,
     assert json.loads(Path("m.json").read_text())["generated_tokens"] == 0
 
 
-def test_text_goes_in_and_comes_out_where_there_is_a_tokenizer(
-    run: Run, command: CommandLine, tmp_path: Path
-) -> None:
+def test_text_goes_in_and_comes_out_where_there_is_a_tokenizer(run: Run, command: CommandLine, tmp_path: Path) -> None:
     """`expected` is compared with the text, white space around it aside; a line without it does not count."""
     generated = reference_tokens(run.checkpoint, [(5, 9, 11), (12, 13)], max_new_tokens=6)
     texts = [" ".join(f"w{token}" for token in ids) for ids in generated.values()]

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Literal
 
 from flexflow_engine.abc.near_miss import near_miss
-from flexflow_engine.abc.policy import TENSOR_CLASSES, AttentionPlace, Placement, Policy
+from flexflow_engine.abc.policy import TENSOR_CLASSES, AttentionPlace, MemoryTable, Placement, Policy
 from flexflow_engine.abc.scheduler import PlanRequest, Scheduler
 from flexflow_engine.errors import PolicyError
 
@@ -62,7 +62,7 @@ class FixedScheduler(Scheduler):
             kv_cache=_placement(self._options.kv_cache, tiers),
             activations=_placement(self._options.activations, tiers),
             attention=self._attention(),
-            kv_page_tokens=self._options.kv_page_tokens or KV_PAGE_TOKENS[-1],
+            kv_page_tokens=self._options.kv_page_tokens or KV_PAGE_TOKENS[0],
         )
         return policy if self._options.kv_page_tokens else _with_longest_pages(policy, request)
 
@@ -98,8 +98,18 @@ def _placement(shares: Mapping[str, float], tiers: tuple[str, ...]) -> Placement
 
 
 def _with_longest_pages(policy: Policy, request: PlanRequest) -> Policy:
+    """The longest pages that fit; where none do, those that lack the fewest bytes, so that the refusal tells no more.
+
+    Short pages do not always need less: attention keeps one partial sum a page.
+    """
+    lacking: dict[Policy, int] = {}
     for tokens in KV_PAGE_TOKENS:
         candidate = replace(policy, kv_page_tokens=tokens)
-        if not request.memory_table(candidate).exceeded:
+        lacking[candidate] = _lacking_bytes(request.memory_table(candidate))
+        if not lacking[candidate]:
             return candidate
-    return policy
+    return min(lacking, key=lambda candidate: lacking[candidate])
+
+
+def _lacking_bytes(memory: MemoryTable) -> int:
+    return sum(memory.peak_bytes(tier) - memory.budgets[tier] for tier in memory.exceeded)

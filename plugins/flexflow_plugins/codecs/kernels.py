@@ -1,0 +1,122 @@
+"""Encoding and decoding of groups, compiled.
+
+A kernel works on groups [first, stop) of `count` tensors, counted through all of them, so that threads share the work
+by ranges. Tensor t's encoded bytes start at t * encoded_stride of `encoded`, its numbers at t * stride of `values`:
+
+    encoded   | codes: group_nbytes a group, the last cut short | scale, float16, a group | low, float16, a group |
+    number    low + code * scale; the product is exact in float32, so every processor gets the same number
+
+4-bit codes: number 2 i of a group in the low half of byte i, number 2 i + 1 in the high half.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flexflow_plugins.codecs.fitting import cover, quantise, search
+from flexflow_plugins.codecs.jit import kernel
+from flexflow_plugins.codecs.numbers import NAN_HALF, half_to_float, narrow, widen
+
+_NIBBLE = np.uint8(15)
+
+
+@kernel
+def decode(encoded: Any, encoded_stride: Any, values: Any, stride: Any, shape: Any, first: Any, stop: Any) -> None:
+    """encoded uint8, values float32, uint16 or int16, 1-D; shape: (numbers a tensor, group_size, bits a code)."""
+    size, group_size, bits = shape
+    num_groups = (size + group_size - 1) // group_size
+    scales = (size * bits + 7) // 8
+    tensor, group = first // num_groups, first % num_groups
+    for _ in range(first, stop):
+        start, base = group * group_size, tensor * encoded_stride
+        scale = half_to_float(_half_bits(encoded, base + scales + 2 * group))
+        low = half_to_float(_half_bits(encoded, base + scales + 2 * (num_groups + group)))
+        count = min(group_size, size - start)
+        codes = encoded[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8]
+        out = values[tensor * stride + start : tensor * stride + start + count]
+        if bits == 4:
+            _decode_nibbles(codes, scale, low, out)
+        else:
+            _decode_bytes(codes, scale, low, out)
+        group += 1
+        if group == num_groups:
+            tensor, group = tensor + 1, 0
+
+
+@kernel
+def encode(
+    values: Any, stride: Any, encoded: Any, encoded_stride: Any, shape: Any, first: Any, stop: Any, searches: Any
+) -> None:
+    """The arrays of `decode`; searches: whether the grid is fitted by `search` or covers the group."""
+    size, group_size, bits = shape
+    num_groups = (size + group_size - 1) // group_size
+    scales = (size * bits + 7) // 8
+    levels = np.float32(2**bits - 1)
+    numbers, codes = np.empty(group_size, np.float32), np.empty(group_size, np.uint8)
+    tensor, group = first // num_groups, first % num_groups
+    for _ in range(first, stop):
+        start, base = group * group_size, tensor * encoded_stride
+        count = min(group_size, size - start)
+        scale, low = np.uint32(0), NAN_HALF
+        codes[:] = 0
+        if _load(values[tensor * stride + start : tensor * stride + start + count], numbers):
+            low, scale = cover(numbers[:count], levels)
+            if searches:
+                low, scale = search(numbers[:count], levels, low, scale)
+            quantise(numbers[:count], half_to_float(low), half_to_float(scale), levels, codes)
+        _store_codes(codes, bits, encoded[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8])
+        _store_half(encoded, base + scales + 2 * group, scale)
+        _store_half(encoded, base + scales + 2 * (num_groups + group), low)
+        group += 1
+        if group == num_groups:
+            tensor, group = tensor + 1, 0
+
+
+@kernel
+def _decode_nibbles(codes: Any, scale: Any, low: Any, out: Any) -> None:
+    for i in range(len(out) // 2):
+        out[2 * i] = narrow(np.float32(codes[i] & _NIBBLE) * scale + low, out)
+        out[2 * i + 1] = narrow(np.float32(codes[i] >> np.uint8(4)) * scale + low, out)
+    if len(out) % 2:
+        out[len(out) - 1] = narrow(np.float32(codes[len(codes) - 1] & _NIBBLE) * scale + low, out)
+
+
+@kernel
+def _decode_bytes(codes: Any, scale: Any, low: Any, out: Any) -> None:
+    for i in range(len(out)):
+        out[i] = narrow(np.float32(codes[i]) * scale + low, out)
+
+
+@kernel
+def _load(values: Any, numbers: Any) -> Any:
+    """`values` into `numbers`; whether all of them are finite."""
+    infinite = False
+    for i in range(len(values)):
+        number = np.float32(widen(values[i]))
+        numbers[i] = number
+        infinite |= (number.view(np.uint32) & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    return not infinite
+
+
+@kernel
+def _store_codes(codes: Any, bits: Any, out: Any) -> None:
+    if bits == 4:
+        for i in range(len(out)):
+            out[i] = codes[2 * i] | (codes[2 * i + 1] << np.uint8(4))
+    else:
+        for i in range(len(out)):
+            out[i] = codes[i]
+
+
+@kernel
+def _half_bits(encoded: Any, place: Any) -> Any:
+    """Little-endian, and at any place: a tensor's bytes need not start at an even one."""
+    return np.uint32(encoded[place]) | (np.uint32(encoded[place + 1]) << np.uint32(8))
+
+
+@kernel
+def _store_half(encoded: Any, place: Any, bits: Any) -> None:
+    encoded[place] = np.uint8(bits & np.uint32(0xFF))
+    encoded[place + 1] = np.uint8(bits >> np.uint32(8))

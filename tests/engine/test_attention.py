@@ -1,0 +1,223 @@
+"""Attention over scattered pages equals plain softmax attention, and a tile allocates no more than the layout says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.abc.step import RowStep
+from flexflow_engine.abc.tier import Tier
+from flexflow_engine.graph.task import Task
+from flexflow_engine.placement.kv import KVTile, Rectangle, place_kv
+from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
+from flexflow_engine.runtime.executor import RunTask, SequentialExecutor
+from flexflow_engine.runtime.kv_cache import KVPart, TileCache
+from flexflow_engine.runtime.kv_pages import Pages
+from flexflow_engine.testing.allocations import PeakAllocations
+from flexflow_plugins.codecs.none import NoneCodec
+from harness import JobResult, policy, run_job, save_opt
+from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, disk_setups, placement, shares
+from watched import with_run
+
+HEAD_DIM = 8
+SCALE = HEAD_DIM**-0.5
+TOLERANCE = {
+    torch.float32: 1e-5,
+    torch.float16: 4e-3,  # a few units of 2^-11: products and attended values are rounded to it
+    torch.bfloat16: 3e-2,  # of 2^-8
+}
+"""Largest difference allowed from attention in float32 over the same rounded inputs, for values of about 1."""
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """q [S, heads, d] of the last S of the tokens of k and v [T, kv_heads, d] -> [S, heads * d], in float32."""
+    groups = q.shape[1] // k.shape[1]
+    q, k, v = q.float(), k.float().repeat_interleave(groups, dim=1), v.float().repeat_interleave(groups, dim=1)
+    scores = torch.einsum("shd,thd->hst", q, k) * SCALE
+    new, cached = q.shape[0], k.shape[0]
+    future = torch.arange(cached)[None, :] > torch.arange(cached - new, cached)[:, None]
+    return torch.einsum("hst,thd->shd", scores.masked_fill(future, float("-inf")).softmax(-1), v).flatten(1)
+
+
+def random_qkv(tokens: int, heads: int, kv_heads: int, dtype: torch.dtype, *, seed: int) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(tokens, h, HEAD_DIM, generator=generator).to(dtype) for h in (heads, kv_heads, kv_heads))
+    return q, k, v
+
+
+dtypes = st.sampled_from(list(TOLERANCE))
+head_counts = st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)])
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), head_counts, dtypes, st.integers(0, 99))
+def test_prompts_attend_to_their_own_past(
+    lengths: list[int], heads: tuple[int, int], dtype: torch.dtype, seed: int
+) -> None:
+    q, k, v = random_qkv(sum(lengths), *heads, dtype, seed=seed)
+    rows = [RowStep(row=n, sequence=n, new_tokens=length, context=0) for n, length in enumerate(lengths)]
+    attended = attend_prompts(rows, q, k, v, SCALE)
+    parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+    expected = torch.cat([plain_attention(*part) for part in parts])
+    torch.testing.assert_close(attended.float(), expected, atol=TOLERANCE[dtype], rtol=0)
+    assert attended.dtype == dtype
+
+
+def stale_cache(tile: KVTile, page_tokens: int, kv_heads: int, dtype: torch.dtype) -> TileCache:
+    """One tile's cache. Pages that were never written hold large values, as a slot's stale bytes may."""
+    page = (kv_heads, page_tokens, HEAD_DIM)
+
+    def pages(r: Rectangle) -> Pages:
+        stored = torch.full((r.num_units, *page), 99.0, dtype=dtype).view(-1).view(torch.uint8)
+        return Pages(r, stored, page=page, codec=NoneCodec(), scratch=None, dtype=dtype)
+
+    parts = tuple(KVPart(r, r.tier == "device", pages(r), pages(r)) for r in tile.rectangles)
+    keys, values = (torch.full((len(tile.tail_rows), *page), -99.0, dtype=dtype) for _ in "kv")
+    tails = (keys, values) if tile.tail_rows else (None, None)
+    return TileCache(page_tokens, kv_heads, parts, tile.tail_rows, *tails)
+
+
+@settings(max_examples=80)
+@given(st.data(), head_counts, dtypes, st.integers(0, 99))
+def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
+    data: st.DataObject, heads: tuple[int, int], dtype: torch.dtype, seed: int
+) -> None:
+    """Any rectangles and tails; rows without a sequence; prompts of unequal length; several steps."""
+    gpu_batch_size, page_tokens, steps = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)), 7
+    numbers = sorted(data.draw(st.sets(st.integers(0, gpu_batch_size - 1), min_size=1)))
+    prompts = {row: data.draw(st.integers(1, 11)) for row in numbers}
+    layout = place_kv(
+        num_layers=1,
+        gpu_batch_size=gpu_batch_size,
+        num_gpu_batches=1,
+        cached_tokens=11 + steps,
+        page_tokens=page_tokens,
+        page_nbytes=64,
+        tail_page_nbytes=64,
+        placement=placement(**data.draw(shares(["device", "far", "disk"]))),
+        direct=frozenset({"device"}),
+        in_place=frozenset({"device"}),
+    )
+    cache = stale_cache(layout.tiles[0][0], page_tokens, heads[1], dtype)
+    past = {row: random_qkv(length + steps, *heads, dtype, seed=seed + row) for row, length in prompts.items()}
+
+    rows = [RowStep(row=row, sequence=row, new_tokens=length, context=0) for row, length in prompts.items()]
+    keys, values = (torch.cat([past[row][part][: prompts[row]] for row in numbers]) for part in (1, 2))
+    cache.write_prompts(rows, keys, values)
+    for step in range(steps):
+        live = numbers[: len(numbers) if step < 3 else 1]  # the others have ended
+        rows = [RowStep(row=row, sequence=row, new_tokens=1, context=prompts[row] + step) for row in live]
+        q, k, v = (torch.stack([past[r.row][part][r.context] for r in rows]) for part in range(3))
+        cache.append(rows, k, v)
+        attended = attend_tokens(rows, q, cache, gpu_batch_size, SCALE)
+        expected = [_last_token(past[row.row], row.context) for row in rows]
+        torch.testing.assert_close(attended.float(), torch.stack(expected), atol=TOLERANCE[dtype], rtol=0)
+        assert attended.dtype == dtype
+
+
+def _last_token(past: Tensors, context: int) -> torch.Tensor:
+    q, k, v = past
+    return plain_attention(q[context : context + 1], k[: context + 1], v[: context + 1])[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Long prompts and few tokens: prefill needs most. Short prompts and many tokens: decode does."""
+
+    prompt_tokens: tuple[int, ...]
+    max_new_tokens: int
+    dtype: DType = "float32"
+
+
+WORKSPACE_POLICIES: Mapping[str, dict[str, Any]] = {
+    "one page a matrix on the device": {},
+    "split weights": {"weights": {"device": 30, "far": 70}},
+    "split everything": {
+        "weights": {"device": 30, "far": 70},
+        "kv_cache": {"device": 30, "far": 70},
+        "activations": {"device": 50, "far": 50},
+    },
+    "many small pages": {"kv_cache": {"far": 100}, "kv_page_tokens": 1},
+    "large pages": {"kv_cache": {"device": 10, "far": 90}, "kv_page_tokens": 32},
+    "one row": {"gpu_batch_size": 1, "num_gpu_batches": 3, "activations": {"far": 100}},
+    "many rows": {"gpu_batch_size": 16, "num_gpu_batches": 1, "kv_cache": {"device": 50, "far": 50}},
+}
+WORKSPACE_MODELS: Mapping[str, dict[str, Any]] = {
+    "pre-norm": {},
+    "post-norm with projection": {"do_layer_norm_before": False, "word_embed_proj_dim": 32},
+    "untied, large vocabulary": {"tie_word_embeddings": False, "vocab_size": 2000},
+    "narrow feed-forward": {"ffn_dim": 16},
+}
+
+
+LONG_PROMPTS = Job(prompt_tokens=(40, 33, 7), max_new_tokens=2)
+MANY_TOKENS = Job(prompt_tokens=(2, 1, 1), max_new_tokens=18)
+
+
+@pytest.mark.parametrize("config", WORKSPACE_MODELS.values(), ids=list(WORKSPACE_MODELS))
+@pytest.mark.parametrize("chosen", WORKSPACE_POLICIES.values(), ids=list(WORKSPACE_POLICIES))
+@pytest.mark.parametrize("job", [LONG_PROMPTS, MANY_TOKENS], ids=["long prompts", "many tokens"])
+def test_no_computation_allocates_more_than_the_layouts_workspace(
+    tmp_path: Path, chosen: dict[str, Any], config: dict[str, Any], job: Job
+) -> None:
+    result, peaks = run_measured(tmp_path, DEVICE_FAR, chosen, config, job)
+    key = max(peaks, key=lambda key: peaks[key])
+    assert peaks[key] <= result.layout.workspace_nbytes, key
+
+
+@pytest.mark.parametrize("job", [LONG_PROMPTS, MANY_TOKENS], ids=["long prompts", "many tokens"])
+def test_the_bound_holds_in_sixteen_bits(tmp_path: Path, job: Job) -> None:
+    chosen = WORKSPACE_POLICIES["split everything"]
+    result, peaks = run_measured(tmp_path, DEVICE_FAR, chosen, {}, replace(job, dtype="bfloat16"))
+    assert max(peaks.values()) <= result.layout.workspace_nbytes
+
+
+@pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, DEVICE_FAR_DISK])
+def test_the_workspace_is_no_more_than_a_few_times_what_is_used(
+    tmp_path: Path, classes: Mapping[str, type[Tier]]
+) -> None:
+    """A bound that is far too large would take memory from everything else."""
+    job = Job(prompt_tokens=(40,) * 16, max_new_tokens=2)
+    result, peaks = run_measured(tmp_path, classes, {"gpu_batch_size": 8}, {}, job)
+    assert result.layout.workspace_nbytes <= 3 * max(peaks.values())
+
+
+def run_measured(
+    folder: Path, classes: Mapping[str, type[Tier]], chosen: dict[str, Any], config: dict[str, Any], job: Job
+) -> tuple[JobResult, dict[str, int]]:
+    """Run a job, and tell the most bytes that torch held for each of its computations."""
+    peaks: dict[str, int] = {}
+
+    def measure(run: RunTask) -> RunTask:
+        def measured(task: Task) -> None:
+            if task.kind != "compute":
+                run(task)
+                return
+            with PeakAllocations() as allocations:
+                run(task)
+            peaks[task.key] = allocations.peak_bytes
+
+        return measured
+
+    tiers = disk_setups(classes, folder / "disk")
+    result = run_job(
+        save_opt(folder / "checkpoint", num_hidden_layers=1, **config),
+        tiers,
+        policy(tiers, **chosen),
+        [tuple(range(4, 4 + length)) for length in job.prompt_tokens],
+        store=folder / "store",
+        max_new_tokens=job.max_new_tokens,
+        dtype=job.dtype,
+        executor=with_run(SequentialExecutor, measure),
+    )
+    return result, peaks

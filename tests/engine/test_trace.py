@@ -1,0 +1,200 @@
+"""The trace tells what ran when; and on a slow link it shows loads running beside computations.
+
+Weights of three decoder layers lie behind a link that takes 0.3 s a layer, while a tile computes for a few ms:
+
+    far.read | w1 | w2 ··· | w3 ··· | head ··· | w1 of the next step ···
+    compute               | 1,k0 k1 k2 | 2,k0 k1 k2 | 3,… |
+                            w2 loads     w3 loads     head loads
+
+So whenever layer j computes, be it for the first or for the last GPU batch, layer j+1 is on its way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexflow_engine.abc.step import BatchStep
+from flexflow_engine.abc.tier import Done
+from flexflow_engine.errors import StorageError
+from flexflow_engine.graph.task import COMPUTE_LANE, FetchTokens, Task, TaskKind, Tile
+from flexflow_engine.runtime.trace import LaneUse, TaskEvent, Trace, union_seconds
+from flexflow_engine.testing.tiers import LinkOptions, ThrottledTier
+from flexflow_tiers.cpu import CpuTier
+from harness import JobResult, TierSetup, policy, run_job, save_opt
+
+LAYER_NBYTES = 12 * 64 * 64 * 4
+NUM_GPU_BATCHES = 3
+
+
+class Finishing(Done):
+    """Work that ended at a time of its own, as on a device."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def finished_at(self) -> float:
+        return self._seconds
+
+
+def event(
+    lane: str,
+    start: float,
+    returned: float,
+    *,
+    kind: TaskKind = "load",
+    step: int = 0,
+    nbytes: int = 0,
+    flops: float = 0.0,
+    worker: int = 0,
+    completion: Done | None = None,
+) -> TaskEvent:
+    task = Task(
+        key=f"{step}/2/1/some task/part 1",
+        kind=kind,
+        tile=Tile(step, 2, 1),
+        lane=lane,
+        operation=FetchTokens(BatchStep(1, ())),
+        reads=(),
+        writes=(),
+        nbytes=nbytes,
+        flops=flops,
+    )
+    return TaskEvent(task, worker, start, returned, completion or Done())
+
+
+def trace_of(*events: TaskEvent) -> Trace:
+    trace = Trace()
+    trace.events += events
+    return trace
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=12))
+def test_the_union_of_intervals_counts_every_second_once(spans: list[tuple[int, int]]) -> None:
+    intervals = [(float(start), float(start + length)) for start, length in spans]
+    covered = {second for start, length in spans for second in range(start, start + length)}
+    assert union_seconds(intervals) == len(covered)
+
+
+def test_lanes_sum_up_their_own_tasks_and_idle_lanes_are_there() -> None:
+    trace = trace_of(
+        event("far.read", 1.0, 3.0, nbytes=10, worker=1),
+        event("far.read", 2.0, 4.0, nbytes=5),
+        event("compute", 2.5, 3.0, kind="compute", flops=7.0),
+        event("far.read", 6.0, 7.0, nbytes=1),
+    )
+    assert trace.lanes(["compute", "far.read", "far.write"]) == {
+        "compute": LaneUse(0.5, 0, 7.0),
+        "far.read": LaneUse(4.0, 16, 0.0),
+        "far.write": LaneUse(0.0, 0, 0.0),
+    }
+    assert list(trace.lanes(["far.write", "compute"])) == ["far.write", "compute"]
+
+
+def test_an_event_ends_when_its_work_does() -> None:
+    assert event("compute", 1.0, 2.0).end == 2.0
+    assert event("compute", 1.0, 2.0, completion=Finishing(5.0)).end == 5.0
+
+
+def test_a_step_ends_with_its_last_computation() -> None:
+    trace = trace_of(
+        event("compute", 1.0, 2.0, kind="compute"),
+        event("compute", 2.0, 4.0, kind="compute"),
+        event("far.write", 4.0, 9.0, kind="store"),
+        event("compute", 4.0, 5.0, kind="compute", step=1),
+    )
+    assert trace.step_ends() == {0: 4.0, 1: 5.0}
+
+
+def test_a_written_trace_is_json_with_a_process_a_tier_and_a_thread_a_worker(tmp_path: Path) -> None:
+    trace = trace_of(
+        event("compute", 10.0, 10.5, kind="compute", flops=8.0),
+        event("far.read", 10.25, 10.5, nbytes=64, worker=1, step=3),
+    )
+    trace.write(tmp_path / "trace.json", {"compute": "device", "far.read": "far"})
+    computed, loaded = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {name: computed[name] for name in ("ph", "name", "cat", "ts", "dur", "pid", "tid")} == {
+        "ph": "X",
+        "name": "some task/part 1",
+        "cat": "compute",
+        "ts": 0.0,
+        "dur": 5e5,
+        "pid": "device",
+        "tid": "compute",
+    }
+    assert (loaded["pid"], loaded["tid"], loaded["ts"]) == ("far", "far.read 2", 2.5e5)
+    expected = {"key": "3/2/1/some task/part 1", "step": 3, "layer": 2, "gpu_batch": 1, "bytes": 64, "flops": 0.0}
+    assert loaded["args"] == expected
+
+
+def test_an_empty_trace_can_be_written(tmp_path: Path) -> None:
+    Trace().write(tmp_path / "trace.json", {})
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"] == []
+
+
+def test_a_trace_that_cannot_be_written_names_its_path(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"no/trace\.json"):
+        Trace().write(tmp_path / "no" / "trace.json", {})
+
+
+@pytest.fixture(scope="module")
+def slow_job(tmp_path_factory: pytest.TempPathFactory) -> JobResult:
+    """Three GPU batches, two steps; all weights behind the slow link, everything else on the device."""
+    folder = tmp_path_factory.mktemp("trace")
+    rate = LinkOptions(bytes_per_second=LAYER_NBYTES / 0.3)
+    tiers = {"device": TierSetup(CpuTier), "far": TierSetup(ThrottledTier, options=rate)}
+    chosen = policy(tiers, gpu_batch_size=1, num_gpu_batches=NUM_GPU_BATCHES, weights={"far": 100})
+    prompts = [(5, 6, 7)] * NUM_GPU_BATCHES
+    return run_job(save_opt(folder / "checkpoint"), tiers, chosen, prompts, store=folder / "store", max_new_tokens=2)
+
+
+def loads(result: JobResult, step: int, layer: int) -> list[TaskEvent]:
+    """Loads of a layer's pages."""
+    tiles = [event for event in result.trace.events if event.task.kind == "load" and "load model" in event.task.key]
+    return [event for event in tiles if (event.task.tile.step, event.task.tile.layer) == (step, layer)]
+
+
+def computations(result: JobResult, step: int, layer: int) -> list[TaskEvent]:
+    """In the order of GPU batches."""
+    events = [event for event in result.trace.events if event.task.lane == COMPUTE_LANE]
+    return [event for event in events if (event.task.tile.step, event.task.tile.layer) == (step, layer)]
+
+
+def overlap(one: TaskEvent, others: Sequence[TaskEvent]) -> bool:
+    return any(other.start < one.end and one.start < other.end for other in others)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_the_next_layer_loads_during_the_computations_of_every_gpu_batch(
+    slow_job: JobResult, step: int, layer: int
+) -> None:
+    computed = computations(slow_job, step, layer)
+    assert [event.task.tile.gpu_batch for event in computed] == list(range(NUM_GPU_BATCHES))
+    for event in computed:
+        assert overlap(event, loads(slow_job, step, layer + 1)), event.task.key
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_loads_of_the_next_layer_belong_to_every_gpu_batch(slow_job: JobResult, step: int) -> None:
+    batches = [event.task.tile.gpu_batch for event in loads(slow_job, step, 3)]
+    assert set(batches) == set(range(NUM_GPU_BATCHES))
+    counts = [batches.count(k) for k in range(NUM_GPU_BATCHES)]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_the_next_step_loads_before_the_last_computation_of_this_one(slow_job: JobResult) -> None:
+    end = slow_job.trace.step_ends()[0]
+    assert min(event.start for event in loads(slow_job, 1, 1)) < end
+
+
+def test_the_slow_link_is_the_busiest_lane(slow_job: JobResult) -> None:
+    lanes = slow_job.trace.lanes(["compute", "tokens", "far.read", "far.write"])
+    assert max(lanes, key=lambda name: lanes[name].busy_s) == "far.read"
+    assert lanes["far.read"].nbytes > 2 * 3 * LAYER_NBYTES
+    assert lanes["far.write"] == LaneUse(0.0, 0, 0.0)
