@@ -173,10 +173,12 @@ def make_layout(
         encoded_kv=not kv_codec.keeps_bytes,
         workspace_nbytes=workspace_nbytes(
             model,
+            table=table,
             rows=policy.gpu_batch_size,
             prompt_tokens=workload.max_prompt_tokens,
             cached_tokens=workload.max_cached_tokens,
             page_tokens=policy.kv_page_tokens,
+            page_nbytes=kv.page_nbytes,
             head_rows=head_rows,
         ),
         staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),

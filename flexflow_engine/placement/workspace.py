@@ -4,29 +4,46 @@ from __future__ import annotations
 
 from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
+from flexflow_engine.placement.pages import PagedTensor
 
 SCORE_NBYTES = 4
 """Scores and probabilities are float32 whatever the cache's format."""
+LOOK_UP_ROWS = 256
+"""Rows of the table that are looked up at a time."""
 
 
 def workspace_nbytes(
-    model: Model, *, rows: int, prompt_tokens: int, cached_tokens: int, page_tokens: int, head_rows: int
+    model: Model,
+    *,
+    table: PagedTensor,
+    rows: int,
+    prompt_tokens: int,
+    cached_tokens: int,
+    page_tokens: int,
+    page_nbytes: int,
+    head_rows: int,
 ) -> int:
-    """The largest of all layers' workspaces, for `rows` rows a GPU batch, prompts of up to `prompt_tokens` tokens and
-    parts of the head with `head_rows` rows.
+    """The largest of all layers' workspaces, for `rows` rows a GPU batch, prompts of up to `prompt_tokens` tokens, cache
+    pages of `page_nbytes` as they are stored, and parts of the head with `head_rows` rows.
     """
     tokens = rows * prompt_tokens
-    decoder = model.workspace_nbytes("decoder", tokens) + max(
-        _prefill_attention(model, tokens), _decode_attention(model, rows, cached_tokens, page_tokens)
-    )
+    attention = max(_prefill_attention(model, tokens), _decode_attention(model, rows, cached_tokens, page_tokens))
+    decoder = model.workspace_nbytes("decoder", tokens) + attention + -(-cached_tokens // page_tokens) * page_nbytes
     head = rows * head_rows * (ITEM_NBYTES[model.dtype] + SCORE_NBYTES) + model.workspace_nbytes("head", rows)
     assembled = tokens * model.config.hidden_size * ITEM_NBYTES[model.dtype]
     return max(
         model.workspace_nbytes("embed", tokens),
+        _look_up(model, table, tokens),
         decoder + assembled,
         model.workspace_nbytes("final", rows) + assembled,
         head,
     )
+
+
+def _look_up(model: Model, table: PagedTensor, tokens: int) -> int:
+    """Encoded units, decoded ones, the rows taken from them, and three int64 indices of each."""
+    row = table.columns * ITEM_NBYTES[model.dtype]
+    return min(tokens, LOOK_UP_ROWS) * (table.unit_nbytes + (table.unit_rows + 1) * row + 3 * 8)
 
 
 def _prefill_attention(model: Model, tokens: int) -> int:

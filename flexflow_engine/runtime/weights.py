@@ -16,6 +16,7 @@ from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import PlacedLayer, Run
+from flexflow_engine.placement.workspace import LOOK_UP_ROWS
 from flexflow_engine.runtime.memory import Memory
 
 
@@ -84,14 +85,17 @@ class Weights:
         `target` [len(ids), table width].
         """
         for run in self._layout.weights.table:
-            chosen = np.flatnonzero((ids >= run.first_row) & (ids < run.stop_row))
-            if run.tier in self._layout.direct and len(chosen):
-                units, which = np.unique(ids[chosen] // run.tensor.unit_rows, return_inverse=True)
-                encoded = self._resident(run)[_index(units - run.first_unit, target)]
-                rows = self.decode_units(run.tensor, encoded)
-                target[_index(chosen, target)] = rows[
-                    _index(which, target), _index(ids[chosen] % run.tensor.unit_rows, target)
-                ]
+            if run.tier in self._layout.direct:
+                places = np.flatnonzero((ids >= run.first_row) & (ids < run.stop_row))
+                for start in range(0, len(places), LOOK_UP_ROWS):
+                    self._look_up(run, ids, places[start : start + LOOK_UP_ROWS], target)
+
+    def _look_up(self, run: Run, ids: NDArray[np.int64], places: NDArray[np.int64], target: torch.Tensor) -> None:
+        """Decode each unit that is wanted once, and copy its rows to every place that wants them."""
+        unit_rows = run.tensor.unit_rows
+        units, which = np.unique(ids[places] // unit_rows, return_inverse=True)
+        rows = self.decode_units(run.tensor, self._resident(run)[_index(units - run.first_unit, target)])
+        target[_index(places, target)] = rows[_index(which, target), _index(ids[places] % unit_rows, target)]
 
     def decode_units(self, tensor: PagedTensor, encoded: torch.Tensor) -> torch.Tensor:
         """Units uint8 [n, unit_nbytes] as rows [n, unit_rows, columns]."""

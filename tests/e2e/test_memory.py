@@ -38,7 +38,7 @@ class Jobs:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._checkpoint = save_opt(root / "checkpoint", **MODEL)
+        self._checkpoint = save_opt(root / "checkpoint", vocab_size=VOCABULARY)
 
     def budgeted(self, table: MemoryTable, classes: Mapping[str, type[Tier]], **change: int) -> dict[str, TierSetup]:
         """Tiers with exactly the budgets that the table asks for, and a byte on the tiers that it asks nothing of."""
@@ -62,8 +62,8 @@ class Jobs:
         ).peaks
 
 
-MODEL = {"vocab_size": 307}
-"""A vocabulary that pages do not divide evenly."""
+VOCABULARY = 307
+"""Pages do not divide it evenly."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_every_tier_s_peak_is_what_the_memory_table_says(jobs: Jobs, data: st.Da
     classes = data.draw(st.sampled_from(TIERS), label="tiers")
     chosen: Policy = data.draw(policies(classes), label="policy")
     dtype: DType = data.draw(st.sampled_from(["float32", "bfloat16"]), label="dtype")
-    table = memory_table(planned(opt(dtype=dtype, **MODEL), classes, chosen))
+    table = memory_table(planned(opt(dtype=dtype, vocab_size=VOCABULARY), classes, chosen))
     peaks = jobs.run(jobs.budgeted(table, classes), chosen, dtype)
     assert peaks == {name: table.peak_bytes(name) for name in classes}
 
@@ -92,7 +92,7 @@ def test_every_tier_s_peak_is_what_the_memory_table_says(jobs: Jobs, data: st.Da
 def test_a_tier_that_lacks_one_byte_refuses(jobs: Jobs, classes: Mapping[str, type[Tier]]) -> None:
     shares = dict(zip(classes, (30.0, 30.0, 40.0), strict=True))
     chosen = policy(disk_setups(classes, Path()), weights=shares, kv_cache=shares, activations=shares)
-    table = memory_table(planned(opt(**MODEL), classes, chosen))
+    table = memory_table(planned(opt(vocab_size=VOCABULARY), classes, chosen))
     for name in classes:
         with pytest.raises(TierError, match=rf"tiers\.{name}: .*a budget of {table.peak_bytes(name)} bytes would do"):
             jobs.run(jobs.budgeted(table, classes, **{name: -1}), chosen)
@@ -102,9 +102,15 @@ def test_a_tier_that_lacks_one_byte_refuses(jobs: Jobs, classes: Mapping[str, ty
 @pytest.mark.parametrize("percent", PERCENT)
 def test_a_share_lies_where_it_was_asked_for_within_a_page(tensor_class: str, percent: float) -> None:
     for tier, rest in (("device", "host"), ("host", "disk"), ("disk", "device")):
-        shares = {tensor_class: {tier: percent, rest: 100.0 - percent}}
-        chosen = policy(disk_setups(DEVICE_HOST_DISK, Path()), gpu_batch_size=3, num_gpu_batches=2, **shares)
-        layout = planned(opt(**MODEL), DEVICE_HOST_DISK, chosen)
+        shares = {tier: percent, rest: 100.0 - percent}
+        chosen = policy(
+            disk_setups(DEVICE_HOST_DISK, Path()),
+            gpu_batch_size=3,
+            weights=shares if tensor_class == "weights" else None,
+            kv_cache=shares if tensor_class == "kv_cache" else None,
+            activations=shares if tensor_class == "activations" else None,
+        )
+        layout = planned(opt(vocab_size=VOCABULARY), DEVICE_HOST_DISK, chosen)
         placed = {str(name): by_tier for name, by_tier in placed_bytes(layout).items()}[tensor_class]
         assert placed[tier] == pytest.approx(sum(placed.values()) * percent / 100, abs=page_bytes(layout, tensor_class))
 

@@ -7,8 +7,7 @@ distribution.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,15 @@ from flexflow_engine.plugins import BLOCK_VARIABLE, Registry
 from flexflow_engine.testing.model_suite import ModelTests
 from flexflow_engine.testing.tier_suite import TierTests
 from harness import random_prompts, save_opt
+from third_party.site.flexflow_example import ContraryOPT, FolderOptions, NamelessFileTier
 
 SITE = Path(__file__).parent / "site"
 PROMPTS = random_prompts(5, seed=4, longest=15)
 
 
 @pytest.fixture(autouse=True)
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def site(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SITE)
-    yield
 
 
 @pytest.fixture
@@ -97,17 +96,15 @@ class TestNamelessFileTier(TierTests):
     """The shipped suite is what such a package tests itself with."""
 
     def make_tier(self, tmp_path: Path, budget_bytes: int) -> Tier:
-        tier_class = Registry.load().tier("nameless-file")
-        return tier_class(label="files", budget_bytes=budget_bytes, options=tier_class.Options(tmp_path))
+        return NamelessFileTier(label="files", budget_bytes=budget_bytes, options=FolderOptions(tmp_path))
 
 
 class TestContraryOPT(ModelTests):
     """So is this one."""
 
-    model_class = import_module("flexflow_plugins.models.opt").OPTModel
+    model_class = ContraryOPT
 
     def make_checkpoint(self, tmp_path: Path) -> Path:
-        type(self).model_class = Registry.load().model("contrary-opt")
         return save_opt(tmp_path)
 
 

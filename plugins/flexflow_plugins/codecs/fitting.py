@@ -37,15 +37,17 @@ def cover(numbers: Any, levels: Any) -> Any:
 
 
 @kernel
-def search(numbers: Any, levels: Any, low: Any, scale: Any) -> Any:
-    """A grid of less squared error than the covering one, `low` and `scale`, or that: bits of low and of scale."""
+def search(numbers: Any, centred: Any, levels: Any, low: Any, scale: Any) -> Any:
+    """A grid of less squared error than the covering one, `low` and `scale`, or that: bits of low and of scale.
+
+    centred: float32 [n], room for the numbers less their mean; sums of squares then keep their digits.
+    """
     smallest, largest = _extremes(numbers)
     step = np.float32((largest - smallest) / levels)
     if smallest < -MAX_HALF or largest > MAX_HALF or step < np.float32(2.0**-24):
         return low, scale
-    mean = _centre(numbers)
-    fitted_low, fitted_scale = _best_line(numbers, smallest - mean, step, levels)
-    _shift(numbers, mean)
+    mean = _centre(numbers, centred)
+    fitted_low, fitted_scale = _best_line(centred, smallest - mean, step, levels)
     new_scale = float_to_half(fitted_scale)
     new_low = float_to_half(_refit(numbers, fitted_low + mean, half_to_float(new_scale), levels))
     bottom, width = half_to_float(new_low), half_to_float(new_scale)
@@ -141,17 +143,12 @@ def _extremes(numbers: Any) -> Any:
 
 
 @finite_kernel
-def _centre(numbers: Any) -> Any:
-    """Take the mean from `numbers`; sums of squares then keep their digits."""
+def _centre(numbers: Any, centred: Any) -> Any:
+    """`numbers` less their mean into `centred`; the mean."""
     total = np.float32(0)
     for i in range(len(numbers)):
         total += numbers[i]
     mean = total / np.float32(len(numbers))
-    _shift(numbers, -mean)
-    return mean
-
-
-@finite_kernel
-def _shift(numbers: Any, by: Any) -> None:
     for i in range(len(numbers)):
-        numbers[i] += by
+        centred[i] = numbers[i] - mean
+    return mean

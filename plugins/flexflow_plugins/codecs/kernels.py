@@ -54,7 +54,8 @@ def encode(
     num_groups = (size + group_size - 1) // group_size
     scales = (size * bits + 7) // 8
     levels = np.float32(2**bits - 1)
-    numbers, codes = np.empty(group_size, np.float32), np.empty(group_size, np.uint8)
+    numbers, centred = np.empty(group_size, np.float32), np.empty(group_size, np.float32)
+    codes = np.empty(group_size, np.uint8)
     tensor, group = first // num_groups, first % num_groups
     for _ in range(first, stop):
         start, base = group * group_size, tensor * encoded_stride
@@ -64,7 +65,7 @@ def encode(
         if _load(values[tensor * stride + start : tensor * stride + start + count], numbers):
             low, scale = cover(numbers[:count], levels)
             if searches:
-                low, scale = search(numbers[:count], levels, low, scale)
+                low, scale = search(numbers[:count], centred[:count], levels, low, scale)
             quantise(numbers[:count], half_to_float(low), half_to_float(scale), levels, codes)
         _store_codes(codes, bits, encoded[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8])
         _store_half(encoded, base + scales + 2 * group, scale)

@@ -78,7 +78,7 @@ def narrow(value: Any, array: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(widen, inline="never")
+@overload(widen, strict=False)  # strict compares annotations too, and lambdas have none
 def _widen(number: Any) -> Callable[[Any], Any]:
     if number == numba.float32:
         return lambda number: number
@@ -88,7 +88,7 @@ def _widen(number: Any) -> Callable[[Any], Any]:
     return lambda number: half_to_float(np.uint32(np.uint16(number)))
 
 
-@overload(narrow, inline="never")
+@overload(narrow, strict=False)
 def _narrow(value: Any, array: Any) -> Callable[[Any, Any], Any]:
     if array.dtype == numba.float32:
         return lambda value, array: value

@@ -52,7 +52,6 @@ class ContraryOPT(OPTModel):
     """OPT whose least likely token comes first."""
 
     name: ClassVar[str] = "contrary-opt"
-    model_types: ClassVar[tuple[str, ...]] = ("opt",)
 
     def logits(self, weights: LayerWeights, features: torch.Tensor) -> torch.Tensor:
         return super().logits(weights, features).neg_()

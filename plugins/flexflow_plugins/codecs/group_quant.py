@@ -1,0 +1,163 @@
+"""Codecs of few bits: groups of numbers, each on a grid of its own (Dettmers 2022; FlexGen 2023, section 4.1).
+
+A tensor is flattened and cut into groups of `group_size` numbers; the last may be short. A group is 16 (or 256)
+evenly spaced places, low + code * scale, and a code a number. One encoded tensor of N numbers in G groups:
+
+    offset  0                        ceil(N * bits / 8)      + 2 G                   + 4 G
+            | codes, low nibble first | scale, float16, [G]   | low, float16, [G]     |
+
+Little-endian throughout. With a group size of 64 and N a multiple of it that is 4.5 (or 8.5) bits a number.
+
+What is not on the grid of everyday numbers:
+    a constant group, zeros     exact if float16 holds the number, else to float16's rounding of what is left
+    a range near or below float16's smallest number, 2^-24
+                                the scale is rounded up, so numbers stay within half a step of 2^-24 or its multiple
+    numbers beyond 65504        low and scale stop at float16's largest: -65504 ... 15 * 65504 (255 * 65504) is
+                                covered, what lies beyond becomes the end of it; `error_bound` says by how much
+    NaN and infinity            the whole group decodes to NaN: a damaged tensor must not look like a sound one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the field's usual name
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.errors import CorruptDataError, RecipeError
+from flexflow_plugins.codecs import threads
+
+FORMAT_VERSION = 1
+DEFAULT_GROUP_SIZE = 64
+MAX_GROUP_SIZE = 4096
+MAX_HALF = 65504.0
+_SLACK = 1 + 2**-10
+"""Encoders compute in float32: near the middle of two places either may be taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupInt4Options:
+    """What a recipe may say of group-int4."""
+
+    group_size: int = DEFAULT_GROUP_SIZE
+    """Numbers that share a scale; even."""
+    encoder: Literal["search", "minmax"] = "search"
+    """`search` takes its time for less error, which pays for weights; `minmax` keeps up with a KV cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupInt8Options:
+    """What a recipe may say of group-int8."""
+
+    group_size: int = DEFAULT_GROUP_SIZE
+    """Numbers that share a scale; even."""
+
+
+class GroupQuantCodec(Codec):
+    """What the two sizes share."""
+
+    bits: ClassVar[int]
+
+    def __init__(self, options: Any = None) -> None:
+        """options: an instance of `Options`; its defaults without. Raises RecipeError for a group of no use."""
+        super().__init__(self.Options() if options is None else options)
+        self.group_size: int = self.options.group_size
+        if self.group_size % 2 or not 2 <= self.group_size <= MAX_GROUP_SIZE:
+            raise RecipeError(
+                f"group_size is {self.group_size}, and groups are of an even number of values",
+                where=self.name,
+                fix=f"choose one from 2 to {MAX_GROUP_SIZE}; {DEFAULT_GROUP_SIZE} is usual",
+            )
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.group_size))
+
+    @property
+    def encoder(self) -> str:
+        return "minmax"
+
+    @property
+    def key(self) -> str:
+        """Equal codecs of different encoders read each other's bytes, and still don't write the same ones."""
+        return f"{self.name}-g{self.group_size}" + ("-minmax" if self.encoder != self._default_encoder else "")
+
+    @property
+    def _default_encoder(self) -> str:
+        return getattr(self.Options(), "encoder", "minmax")
+
+    def configuration(self) -> Mapping[str, Any]:
+        return {"name": self.name, "version": FORMAT_VERSION, "group_size": self.group_size}
+
+    def encoded_nbytes(self, shape: tuple[int, ...], dtype: DType) -> int:
+        return self._nbytes(prod(shape))
+
+    def encode(self, values: torch.Tensor, out: torch.Tensor) -> None:
+        self._check(values, out)
+        threads.encode(self, values, out)
+
+    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> None:
+        self._check(out, encoded)
+        threads.decode(self, encoded, out)
+
+    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
+        """Half a step of the covering grid, a whole one where the encoder searches, and the dtype's own rounding.
+
+        Infinite for every number of a group that holds one that is not finite.
+        """
+        numbers = self._grouped(values)  # [n, groups, group_size]
+        low = numbers.amin(2, keepdim=True).clamp(min=-MAX_HALF)
+        low = torch.minimum(low, low.clamp(max=MAX_HALF).half().float())
+        low = torch.where(low.half().float() > low, low - low.abs() * 2**-10 - 2**-24, low)
+        levels = float(2**self.bits - 1)
+        high = torch.minimum(numbers.amax(2, keepdim=True), low + levels * MAX_HALF)
+        step = ((high - low) / levels * _SLACK + 2**-24).clamp(max=MAX_HALF)
+        steps = 1.0 if self.encoder == "search" else 0.5
+        outside = (low - numbers).clamp(min=0) + (numbers - low - levels * step).clamp(min=0)
+        rounding = torch.finfo(values.dtype).eps * (numbers.abs() + step)
+        bound = steps * step * _SLACK + outside + rounding
+        bound = torch.where(numbers.isfinite().all(2, keepdim=True), bound, torch.inf)
+        return bound.flatten(1)[:, : values[0].numel()].reshape(values.shape)
+
+    def _grouped(self, values: torch.Tensor) -> torch.Tensor:
+        """values [n, *shape] as float32 [n, groups, group_size], the last group filled up with its last number."""
+        flat = values.float().flatten(1)
+        padding = -flat.shape[1] % self.group_size
+        return F.pad(flat[:, None], (0, padding), mode="replicate").view(len(flat), -1, self.group_size)
+
+    def _nbytes(self, size: int) -> int:
+        return ceil(size * self.bits / 8) + 4 * ceil(size / self.group_size)
+
+    def _check(self, values: torch.Tensor, encoded: torch.Tensor) -> None:
+        expected = len(values), self._nbytes(prod(values.shape[1:]))
+        if tuple(encoded.shape) != expected or encoded.dtype != torch.uint8:
+            raise CorruptDataError(
+                f"{self.name} stores {list(values.shape)} in {expected[1]} bytes a tensor, "
+                f"and the data are {encoded.dtype} {list(encoded.shape)}",
+                fix="it was encoded with other settings, or is cut short; import the checkpoint again",
+            )
+
+
+class GroupInt4Codec(GroupQuantCodec):
+    """16 places a group; 4.5 bits a number with groups of 64."""
+
+    name = "group-int4"
+    Options = GroupInt4Options
+    bits = 4
+
+    @property
+    def encoder(self) -> str:
+        encoder: str = self.options.encoder
+        return encoder
+
+
+class GroupInt8Codec(GroupQuantCodec):
+    """256 places a group; 8.5 bits a number with groups of 64."""
+
+    name = "group-int8"
+    Options = GroupInt8Options
+    bits = 8

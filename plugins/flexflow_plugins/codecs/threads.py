@@ -1,0 +1,102 @@
+"""The kernels on tensors: memory as Numba sees it, and the work cut among threads.
+
+Numba's own threads are not used: its default layer may not be entered from two threads at once, and lanes do. Threads
+live for one call and share it by ranges of groups; a call of little work has none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil, prod
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_NUMBERS_PER_THREAD = {"decode": 2**19, "minmax": 2**18, "search": 2**14}
+"""Below that, starting a thread (50 us) takes longer than it saves."""
+_ARRAY_TYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16}
+
+
+class Format(Protocol):
+    """What the kernels must know of a codec."""
+
+    bits: Any
+    group_size: int
+
+    @property
+    def encoder(self) -> str:
+        """`search` or `minmax`."""
+
+
+def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
+    """encoded uint8 [n, nbytes] into out [n, *shape], float32, bfloat16 or float16, on the CPU."""
+    from flexflow_plugins.codecs import kernels  # noqa: PLC0415  # Numba takes half a second to import
+
+    direct = _is_dense(out) and out.dtype in _ARRAY_TYPES
+    target = out if direct else torch.empty(out.shape, dtype=torch.float32)
+    source, source_stride = _memory(encoded if _is_dense(encoded) else encoded.contiguous())
+    values, stride = _memory(target)
+    shape = prod(out.shape[1:]), form.group_size, form.bits
+
+    def work(first: int, stop: int) -> None:
+        kernels.decode(source, source_stride, values, stride, shape, first, stop)
+
+    _share(work, len(out), shape[0], form.group_size, _NUMBERS_PER_THREAD["decode"], torch.get_num_threads())
+    if not direct:
+        out.copy_(target)
+
+
+def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
+    """values [n, *shape], any float dtype, into out, uint8 [n, nbytes], on the CPU."""
+    from flexflow_plugins.codecs import kernels  # noqa: PLC0415  # Numba takes half a second to import
+
+    source = values if values.dtype in _ARRAY_TYPES else values.float()
+    numbers, stride = _memory(source if _is_dense(source) else source.contiguous())
+    target = out if _is_dense(out) else torch.empty(out.shape, dtype=torch.uint8)
+    encoded, encoded_stride = _memory(target)
+    shape = prod(values.shape[1:]), form.group_size, form.bits
+    searches = form.encoder == "search"
+    # an import keeps torch to one thread, and searching is what it then waits for: it takes every core
+    limit = len(os.sched_getaffinity(0)) if searches else torch.get_num_threads()
+
+    def work(first: int, stop: int) -> None:
+        kernels.encode(numbers, stride, encoded, encoded_stride, shape, first, stop, searches)
+
+    _share(work, len(values), shape[0], form.group_size, _NUMBERS_PER_THREAD[form.encoder], limit)
+    if target is not out:
+        out.copy_(target)
+
+
+def _share(work: Callable[[int, int], None], count: int, size: int, group_size: int, least: int, limit: int) -> None:
+    """Call `work` with ranges that cover all groups of `count` tensors, in as many threads as are worth it."""
+    groups = count * ceil(size / group_size)
+    parts = max(1, min(limit, count * size // least))
+    bounds = [groups * part // parts for part in range(parts + 1)]
+    if parts == 1:
+        work(0, groups)
+        return
+    with ThreadPoolExecutor(parts - 1, thread_name_prefix="codec") as pool:
+        others = [pool.submit(work, bounds[part], bounds[part + 1]) for part in range(1, parts)]
+        work(0, bounds[1])
+        for other in others:
+            other.result()
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether every tensor of the first axis is contiguous, whatever lies between them."""
+    return len(tensor) == 0 or tensor[0].is_contiguous()
+
+
+def _memory(tensor: torch.Tensor) -> tuple[NDArray[Any], int]:
+    """A dense [n, *shape] as one array over all its memory, and the elements from one tensor to the next."""
+    array_type = np.uint8 if tensor.dtype == torch.uint8 else _ARRAY_TYPES[tensor.dtype]
+    if tensor.numel() == 0:
+        return np.empty(0, array_type), 0
+    stride, size = tensor.stride(0), prod(tensor.shape[1:])
+    span = tensor.as_strided(((len(tensor) - 1) * stride + size,), (1,))
+    raw = span if span.dtype in (torch.uint8, torch.float32) else span.view(torch.int16)
+    return raw.detach().numpy().view(array_type), stride
