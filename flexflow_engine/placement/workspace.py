@@ -23,8 +23,10 @@ def workspace_nbytes(
     page_nbytes: int,
     head_rows: int,
 ) -> int:
-    """The largest of all layers' workspaces, for `rows` rows a GPU batch, prompts of up to `prompt_tokens` tokens, cache
-    pages of `page_nbytes` as they are stored, and parts of the head with `head_rows` rows.
+    """The largest of all layers' workspaces.
+
+    rows: of a GPU batch. prompt_tokens: of the longest prompt. page_nbytes: of a cache page as it is stored.
+    head_rows: of the largest part of the head.
     """
     tokens = rows * prompt_tokens
     attention = max(_prefill_attention(model, tokens), _decode_attention(model, rows, cached_tokens, page_tokens))
@@ -42,8 +44,8 @@ def workspace_nbytes(
 
 def _look_up(model: Model, table: PagedTensor, tokens: int) -> int:
     """Encoded units, decoded ones, the rows taken from them, and three int64 indices of each."""
-    row = table.columns * ITEM_NBYTES[model.dtype]
-    return min(tokens, LOOK_UP_ROWS) * (table.unit_nbytes + (table.unit_rows + 1) * row + 3 * 8)
+    row, rows = table.columns * ITEM_NBYTES[model.dtype], min(tokens, LOOK_UP_ROWS)
+    return min(rows, table.num_units) * (table.unit_nbytes + table.unit_rows * row) + rows * (row + 3 * 8)
 
 
 def _prefill_attention(model: Model, tokens: int) -> int:

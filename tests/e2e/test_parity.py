@@ -127,10 +127,8 @@ def test_every_shape_of_network(checkpoints: Checkpoints, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("rewrite", FORMATS, ids=lambda rewrite: rewrite.__name__)
-@pytest.mark.parametrize("name", ["pre-norm", "post-norm, projected, as 350m", "untied head"])
-def test_every_format_of_checkpoint(
-    checkpoints: Checkpoints, tmp_path: Path, name: str, rewrite: Callable[[Path], None]
-) -> None:
+def test_every_format_of_checkpoint(checkpoints: Checkpoints, tmp_path: Path, rewrite: Callable[[Path], None]) -> None:
+    name = "post-norm, projected, as 350m"
     _, expected = checkpoints[name]
     folder = save_opt(tmp_path / "checkpoint", **CONFIGS[name])
     rewrite(folder)

@@ -39,6 +39,7 @@ GPU_JOB = {
         "gpu": {"plugin": "cuda", "budget": "4GiB"},
         "disk": {"plugin": "zarr", "budget": "4GiB", "path": "disk"},
     },
+    "codecs": {"weights": "group-int4", "kv_cache": "group-int8"},
     "scheduler": {
         "plugin": "fixed",
         "gpu_batch_size": 2,
@@ -199,6 +200,8 @@ def _schema_keys(schema: Any) -> Iterator[str]:
 def _option_keys(registry: Registry) -> Iterator[str]:
     for name in registry.names("tier"):
         yield from (option.name for option in fields(registry.tier(name).Options))
+    for name in registry.names("codec"):
+        yield from (option.name for option in fields(registry.codec(name).Options))
     for name in registry.names("scheduler"):
         yield from (option.name for option in fields(registry.scheduler(name).Options))
 
@@ -233,7 +236,7 @@ def test_every_line_of_the_memory_table_is_explained(tmp_path: Path) -> None:
     memory = json.loads(run("-m", "flexflow_engine", "run", "gpu.yaml", "--dry-run", "--json", cwd=tmp_path).stdout)
     lines = {line["what"] for tier in memory["memory"].values() for line in tier["lines"]}
     explained = set(re.findall(r"^\| ([a-z_ ]+) \|", RECIPES.read_text(), re.MULTILINE))
-    assert {"staging", "kv tails", "workspace"} <= lines, "the plan has them all"
+    assert {"staging", "decoded kv", "workspace"} <= lines, "the plan has them all"
     assert lines <= explained
 
 

@@ -32,11 +32,11 @@ class NamelessFileTier(Tier):
     read_concurrency = 2
 
     def read(self, region: Region, first: int, count: int, out: HostBytes) -> None:
-        done = os.preadv(region.handle, [out], first * region.spec.unit_nbytes)
+        done = os.preadv(region.handle, [out.data], first * region.spec.unit_nbytes)
         assert done == out.nbytes
 
     def write(self, region: Region, first: int, count: int, data: HostBytes) -> None:
-        done = os.pwritev(region.handle, [data], first * region.spec.unit_nbytes)
+        done = os.pwritev(region.handle, [data.data], first * region.spec.unit_nbytes)
         assert done == data.nbytes
 
     def _allocate(self, spec: RegionSpec) -> int:

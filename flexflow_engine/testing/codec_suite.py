@@ -1,0 +1,246 @@
+"""What every codec promises, as tests to inherit.
+
+    class TestMyCodec(CodecTests):
+        golden = Path(__file__).parent / "golden"
+
+        def make_codec(self):
+            return MyCodec(MyOptions(group_size=64))
+
+        def make_others(self):
+            return [MyCodec(MyOptions(group_size=32))]
+
+pytest collects the inherited tests under the subclass's name. `golden` is a folder with a file of encoded bytes for
+each codec, in version control: it pins the format that earlier versions wrote. A file that is missing fails the test
+and is written, so that it can be looked at and kept.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.dtypes import DTYPES, DType
+
+NUM_THREADS = 4
+GOLDEN_SHAPE = (3, 5, 16)
+"""A tensor of 240 values: no multiple of 64, and longer than one group."""
+SHAPES = ((1,), (7,), (64,), (2, 80), (16, 4, 80), (5, 3, 7), (33, 64))
+
+Shape = tuple[int, ...]
+
+
+class CodecTests:
+    """Inherit it and define `make_codec`, `make_others` and `golden`."""
+
+    golden: ClassVar[Path]
+    """Folder of the golden files."""
+
+    def make_codec(self) -> Codec:
+        """The codec under test; each call a new one, equal to the last."""
+        raise NotImplementedError
+
+    def make_others(self) -> list[Codec]:
+        """Codecs that read or write other bytes than the one under test."""
+        raise NotImplementedError
+
+    def test_codecs_of_one_configuration_are_equal(self) -> None:
+        codec = self.make_codec()
+        assert codec == self.make_codec()
+        assert hash(codec) == hash(self.make_codec())
+        assert codec.configuration() == self.make_codec().configuration()
+        for other in self.make_others():
+            assert codec != other
+            assert codec.key != other.key
+
+    def test_the_configuration_names_the_codec_and_is_ready_for_json(self) -> None:
+        codec = self.make_codec()
+        configuration = dict(codec.configuration())
+        assert configuration["name"] == codec.name
+        assert json.loads(json.dumps(configuration)) == configuration
+
+    def test_the_key_may_be_part_of_a_file_name(self) -> None:
+        assert set(self.make_codec().key) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+    @settings(
+        max_examples=60,
+        deadline=None,  # the first example may compile
+        suppress_health_check=[HealthCheck.differing_executors],  # the test is inherited on purpose
+    )
+    @given(data=st.data())
+    def test_a_round_trip_stays_within_the_declared_error(self, data: st.DataObject) -> None:
+        codec = self.make_codec()
+        dtype = data.draw(st.sampled_from(DTYPES))
+        values = data.draw(_tensors()).to(getattr(torch, dtype))
+        decoded = round_trip(codec, values, dtype)
+        bound = codec.error_bound(values)
+        assert bound.shape == values.shape
+        assert bound.dtype == torch.float32
+        error = (decoded.float() - values.float()).abs()
+        inside = (error <= bound) | bound.isinf()
+        assert inside.all(), (values[~inside], decoded[~inside], bound[~inside])
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_the_declared_error_tells_something(self, dtype: DType, shape: Shape) -> None:
+        values = normal(3, shape, dtype)
+        spread = values.float().abs().max()
+        assert (self.make_codec().error_bound(values) <= spread).all()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_every_declared_byte_is_written_and_no_other(self, dtype: DType, shape: Shape) -> None:
+        codec = self.make_codec()
+        nbytes = codec.encoded_nbytes(shape, dtype)
+        results = []
+        for before in (0x00, 0xFF):
+            buffer = torch.full((3 * nbytes + 20,), before, dtype=torch.uint8)
+            codec.encode(normal(3, shape, dtype), buffer[7 : 7 + 3 * nbytes].view(3, nbytes))
+            assert (buffer[:7] == before).all()
+            assert (buffer[7 + 3 * nbytes :] == before).all()
+            results.append(buffer[7 : 7 + 3 * nbytes])
+        assert torch.equal(results[0], results[1])
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_decoding_fills_its_slice_and_nothing_beside_it(self, dtype: DType) -> None:
+        codec, values = self.make_codec(), normal(2, (5, 16), dtype)
+        buffer = torch.full((200,), 9.0, dtype=getattr(torch, dtype))
+        codec.decode(encoded(codec, values, dtype), buffer[13:173].view(2, 5, 16))
+        assert (buffer[:13] == 9).all()
+        assert (buffer[173:] == 9).all()
+        assert torch.equal(buffer[13:173].view(2, 5, 16), round_trip(codec, values, dtype))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_tensors_may_lie_apart_and_transposed(self, dtype: DType) -> None:
+        codec, values = self.make_codec(), normal(4, (16, 8), dtype)
+        expected = round_trip(codec, values, dtype)
+        apart = values.new_zeros(4, 3, 16, 8)
+        apart[:, 1] = values
+        data = encoded(codec, apart[:, 1], dtype)
+        assert torch.equal(data, encoded(codec, values, dtype))
+        codec.decode(data, apart[:, 2])
+        assert torch.equal(apart[:, 2], expected)
+        assert not apart[:, 0].any()
+        turned = values.transpose(1, 2).contiguous().transpose(1, 2)
+        assert torch.equal(encoded(codec, turned, dtype), data)
+        codec.decode(data, turned)
+        assert torch.equal(turned, expected)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_many_tensors_at_once_are_each_as_if_alone(self, dtype: DType, shape: Shape) -> None:
+        codec, values = self.make_codec(), normal(5, shape, dtype)
+        data, decoded = encoded(codec, values, dtype), round_trip(codec, values, dtype)
+        for i in range(5):
+            assert torch.equal(encoded(codec, values[i : i + 1], dtype)[0], data[i])
+            assert torch.equal(round_trip(codec, values[i : i + 1], dtype)[0], decoded[i])
+
+    def test_no_tensor_at_all_is_fine(self) -> None:
+        codec, values = self.make_codec(), torch.empty(0, 4, 16)
+        assert round_trip(codec, values, "float32").shape == (0, 4, 16)
+
+    def test_the_input_is_left_alone(self) -> None:
+        codec, values = self.make_codec(), normal(2, (5, 16), "float32")
+        before, data = values.clone(), encoded(codec, values, "float32")
+        data_before = data.clone()
+        codec.decode(data, torch.empty_like(values))
+        codec.error_bound(values)
+        assert torch.equal(values, before)
+        assert torch.equal(data, data_before)
+
+    def test_threads_share_one_codec(self) -> None:
+        codec, shape = self.make_codec(), (16, 4, 80)
+        inputs = [normal(20, shape, "bfloat16", seed=seed) for seed in range(NUM_THREADS)]
+        expected = [round_trip(self.make_codec(), values, "bfloat16") for values in inputs]
+        barrier = threading.Barrier(NUM_THREADS, timeout=60)
+
+        def work(thread: int) -> bool:
+            barrier.wait()
+            return all(
+                torch.equal(round_trip(codec, inputs[thread], "bfloat16"), expected[thread]) for _ in range(20)
+            )
+
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            assert all(pool.map(work, range(NUM_THREADS)))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_bytes_of_earlier_versions_are_still_read(self, dtype: DType) -> None:
+        codec = self.make_codec()
+        path = self.golden / f"{codec.key}-{dtype}.npz"
+        if not path.exists():
+            write_golden(path, codec, dtype)
+            pytest.fail(f"{path} was missing, and is written now: look at it, and keep it")
+        with np.load(path) as content:
+            data, bits = torch.from_numpy(content["encoded"]), content["decoded"]
+            assert json.loads(str(content["configuration"])) == codec.configuration()
+        decoded = torch.empty((2, *GOLDEN_SHAPE), dtype=getattr(torch, dtype))
+        assert data.shape == (2, codec.encoded_nbytes(GOLDEN_SHAPE, dtype))
+        codec.decode(data, decoded)
+        assert np.array_equal(_bits(decoded), bits)
+
+
+def normal(count: int, shape: Shape, dtype: DType, seed: int = 0) -> torch.Tensor:
+    """Normally distributed numbers [count, *shape]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((count, *shape), generator=generator).to(getattr(torch, dtype))
+
+
+def encoded(codec: Codec, values: torch.Tensor, dtype: DType) -> torch.Tensor:
+    out = torch.empty((len(values), codec.encoded_nbytes(tuple(values.shape[1:]), dtype)), dtype=torch.uint8)
+    codec.encode(values, out)
+    return out
+
+
+def round_trip(codec: Codec, values: torch.Tensor, dtype: DType) -> torch.Tensor:
+    out = torch.empty(values.shape, dtype=getattr(torch, dtype))
+    codec.decode(encoded(codec, values, dtype), out)
+    return out
+
+
+def write_golden(path: Path, codec: Codec, dtype: DType) -> None:
+    """What `codec` makes of numbers of many sizes, and what it reads back, as bits."""
+    values = normal(2, GOLDEN_SHAPE, dtype) * torch.logspace(-3, 1, prod(GOLDEN_SHAPE)).view(GOLDEN_SHAPE)
+    data = encoded(codec, values.to(getattr(torch, dtype)), dtype)
+    decoded = torch.empty(values.shape, dtype=getattr(torch, dtype))
+    codec.decode(data, decoded)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    configuration = json.dumps(dict(codec.configuration()))
+    np.savez(path, encoded=data.numpy(), decoded=_bits(decoded), configuration=np.array(configuration))
+
+
+def _bits(values: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return values.contiguous().view(torch.uint8).numpy()
+
+
+@st.composite
+def _tensors(draw: st.DrawFn) -> torch.Tensor:
+    """[n, *shape], finite: noise of any size on an offset, with outliers, or few values repeated."""
+    shape = draw(st.sampled_from(SHAPES))
+    count = draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    values = torch.randn((count, *shape), generator=generator)
+    kind = draw(st.sampled_from(("noise", "offset", "outlier", "constant", "given")))
+    scale = 10.0 ** draw(st.floats(-12, 3))
+    if kind == "constant":
+        return torch.full_like(values, draw(st.floats(-6e4, 6e4, width=16)))
+    if kind == "given":
+        few = torch.tensor(draw(st.lists(st.floats(-6e4, 6e4, width=16), min_size=1, max_size=8)))
+        return few[torch.randint(len(few), values.shape, generator=generator)]
+    values = values.clamp(-4, 4) * scale
+    if kind == "offset":
+        values = values + draw(st.floats(-5e4, 5e4, width=16))
+    if kind == "outlier":
+        values.view(-1)[0] = draw(st.floats(-6e4, 6e4, width=16))
+    return values
+
+

@@ -1,0 +1,142 @@
+"""Every built-in codec keeps the contract of `Codec`, and the suite catches codecs that don't."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.testing.codec_suite import CodecTests
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupInt8Options
+from flexflow_plugins.codecs.none import NoneCodec
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class TestNoneCodec(CodecTests):
+    golden = GOLDEN
+
+    def make_codec(self) -> Codec:
+        return NoneCodec()
+
+    def make_others(self) -> list[Codec]:
+        return [GroupInt8Codec()]
+
+
+class TestGroupInt4(CodecTests):
+    golden = GOLDEN
+
+    def make_codec(self) -> Codec:
+        return GroupInt4Codec()
+
+    def make_others(self) -> list[Codec]:
+        return [NoneCodec(), GroupInt8Codec(), GroupInt4Codec(GroupInt4Options(group_size=32))]
+
+
+class TestGroupInt4MinMax(CodecTests):
+    golden = GOLDEN
+
+    def make_codec(self) -> Codec:
+        return GroupInt4Codec(GroupInt4Options(encoder="minmax"))
+
+    def make_others(self) -> list[Codec]:
+        return [NoneCodec(), GroupInt8Codec(), GroupInt4Codec(GroupInt4Options(group_size=32, encoder="minmax"))]
+
+
+class TestGroupInt8(CodecTests):
+    golden = GOLDEN
+
+    def make_codec(self) -> Codec:
+        return GroupInt8Codec()
+
+    def make_others(self) -> list[Codec]:
+        return [NoneCodec(), GroupInt4Codec(), GroupInt8Codec(GroupInt8Options(group_size=32))]
+
+
+class TestSmallOddGroups(CodecTests):
+    golden = GOLDEN
+
+    def make_codec(self) -> Codec:
+        return GroupInt4Codec(GroupInt4Options(group_size=6))
+
+    def make_others(self) -> list[Codec]:
+        return [GroupInt4Codec(), GroupInt8Codec(GroupInt8Options(group_size=6))]
+
+
+class TooSure(GroupInt8Codec):
+    """Declares half the error it makes."""
+
+    def error_bound(self, values: torch.Tensor) -> torch.Tensor:
+        return super().error_bound(values) / 2
+
+
+class Spilling(GroupInt8Codec):
+    """Declares a byte more than it writes."""
+
+    def encoded_nbytes(self, shape: tuple[int, ...], dtype: DType) -> int:
+        return super().encoded_nbytes(shape, dtype) + 1
+
+    def encode(self, values: torch.Tensor, out: torch.Tensor) -> None:
+        super().encode(values, out[:, :-1])
+
+
+class Mixing(GroupInt8Codec):
+    """Decodes a tensor otherwise in company."""
+
+    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> None:
+        super().decode(encoded, out)
+        out[1:] = out[:1].clone()
+
+
+class Nameless(GroupInt8Codec):
+    """Leaves its group size out of the configuration, so that unequal codecs are equal."""
+
+    def configuration(self) -> dict[str, object]:
+        return {"name": self.name}
+
+
+class Remembering(GroupInt8Codec):
+    """Keeps state between calls that other threads overwrite."""
+
+    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> None:
+        self.shared = encoded
+        for i in range(len(out)):
+            super().decode(self.shared[i : i + 1], out[i : i + 1])
+
+
+class Shifted(GroupInt8Codec):
+    """Reads what earlier versions wrote a little differently."""
+
+    def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> None:
+        super().decode(encoded ^ 1, out)
+
+
+@pytest.mark.parametrize(
+    ("broken", "test"),
+    [
+        (TooSure, "test_a_round_trip_stays_within_the_declared_error"),
+        (Spilling, "test_every_declared_byte_is_written_and_no_other"),
+        (Mixing, "test_many_tensors_at_once_are_each_as_if_alone"),
+        (Nameless, "test_codecs_of_one_configuration_are_equal"),
+        (Remembering, "test_threads_share_one_codec"),
+        (Shifted, "test_bytes_of_earlier_versions_are_still_read"),
+    ],
+)
+def test_a_broken_codec_is_caught(broken: type[GroupInt8Codec], test: str) -> None:
+    class Suite(CodecTests):
+        golden = GOLDEN
+
+        def make_codec(self) -> Codec:
+            return broken()
+
+        def make_others(self) -> list[Codec]:
+            return [broken(GroupInt8Options(group_size=32))]
+
+    arguments = {
+        "test_every_declared_byte_is_written_and_no_other": ("float32", (7,)),
+        "test_many_tensors_at_once_are_each_as_if_alone": ("float32", (64,)),
+        "test_bytes_of_earlier_versions_are_still_read": ("float32",),
+    }
+    with pytest.raises(AssertionError):
+        getattr(Suite(), test)(*arguments.get(test, ()))
