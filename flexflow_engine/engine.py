@@ -118,7 +118,10 @@ def _prepare(recipe: Recipe, registry: Registry) -> _Job:
     classes = {tier.name: registry.tier(tier.plugin) for tier in recipe.tiers}
     budgets = {tier.name: tier.budget_bytes for tier in recipe.tiers}
     if needs_staging(classes):
-        classes[STAGING_TIER], budgets[STAGING_TIER] = registry.tier(STAGING_PLUGIN), STAGING_BUDGET
+        name = STAGING_TIER
+        while name in classes:
+            name += "_"
+        classes[name], budgets[name] = registry.tier(STAGING_PLUGIN), STAGING_BUDGET
     plan = make_plan(
         model=model,
         codecs=codecs,
@@ -233,7 +236,8 @@ def _on_step(batcher: Batcher, job: _Job, run: _Run) -> OnStep:
             run.writer.add(sequence)
             run.first_tokens += bool(sequence.token_ids)
         done, total = batcher.finished_sequences, len(job.prompts)
-        run.progress.step(done, total, batcher.generated_tokens, time.perf_counter() - begin)
+        if finished or done < total:  # a step that computed surplus tokens only is no progress
+            run.progress.step(done, total, batcher.generated_tokens, time.perf_counter() - begin)
 
     return on_step
 

@@ -192,7 +192,7 @@ def _class_problem(kind: Kind, candidate: Any) -> str | None:
         return "it has no `name`"
     if inspect.isabstract(candidate):
         return f"it does not implement {', '.join(sorted(candidate.__abstractmethods__))}"
-    if kind in ("tier", "scheduler") and not is_dataclass(getattr(candidate, "Options", None)):
+    if kind != "model" and not is_dataclass(getattr(candidate, "Options", None)):
         return "its `Options` is no dataclass"
     return None
 

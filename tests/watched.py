@@ -54,7 +54,7 @@ class Regions:
         checksum = 0
         for name in sorted(names):
             tier, region = self.live[name]
-            checksum = zlib.crc32(tier.tensor(region, 0, region.spec.num_units).numpy(), checksum)
+            checksum = zlib.crc32(tier.tensor(region, 0, region.spec.num_units).numpy().data, checksum)
         return checksum
 
 

@@ -112,7 +112,6 @@ class LaneContext(ABC):
         """The completion of everything issued so far."""
 
     @abstractmethod
-    @abstractmethod
     def close(self) -> None: ...
 
 

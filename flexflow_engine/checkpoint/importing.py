@@ -3,6 +3,7 @@
     <root>/weights/<content key>-<dtype>-<codec>/       the store
     <root>/weights/<content key>-<dtype>-<codec>.lock   held while it is written
 
+Stores of one checkpoint that differ in the codec share what it does not touch, the small tensors, as hard links.
 An import that was interrupted goes on where it stopped. Memory holds one page at a time, whatever the model's size.
 """
 
@@ -57,7 +58,7 @@ def import_checkpoint(  # noqa: PLR0917  # in the order the data pass; every one
 
 
 def store_folder(root: Path, checkpoint: Checkpoint, plan: ImportPlan) -> Path:
-    return root / WEIGHTS / f"{checkpoint.content_key()[:16]}-{plan.dtype}-{plan.codec.name}"
+    return root / WEIGHTS / f"{checkpoint.content_key()[:16]}-{plan.dtype}-{plan.codec.key}"
 
 
 @contextmanager
@@ -113,14 +114,38 @@ def _import(
     layouts = {names[entry.name]: entry.layout for entry in plan.tensors}
     _check_space(folder, missing_nbytes(folder, layouts))
     writer = StoreWriter(folder, _header(checkpoint, plan, names), layouts)
+    others = _others(folder, checkpoint)
     done, total = 0, plan.nbytes
     for entry in plan.tensors:
         for page in range(entry.layout.num_pages):
-            if not writer.has_page(names[entry.name], page):
+            if not writer.has_page(names[entry.name], page) and not _share_page(writer, names, entry, page, others):
                 _write_page(writer, checkpoint, names[entry.name], entry, page)
             done += len(entry.tensor.page_units(page)) * entry.layout.unit_nbytes
             progress(done, total)
     writer.finish()
+
+
+def _others(folder: Path, checkpoint: Checkpoint) -> dict[Path, StoreHeader]:
+    """Complete stores of the same checkpoint beside `folder`, by path."""
+    found = {}
+    for path in sorted(folder.parent.glob(f"{checkpoint.content_key()[:16]}-*/{METADATA}")):
+        try:
+            header = read_header(path.parent)
+        except (CorruptDataError, StorageError):
+            continue  # of a newer version, or damaged: nothing to share
+        if header.complete and path.parent != folder and header.content_key == checkpoint.content_key():
+            found[path.parent] = header
+    return found
+
+
+def _share_page(
+    writer: StoreWriter, names: Mapping[str, str], entry: TensorPlan, page: int, others: Mapping[Path, StoreHeader]
+) -> bool:
+    """Take a page of plain numbers from a store that has it; encoders of one format write different bytes."""
+    return entry.codec.keeps_bytes and any(
+        _is_stored(path, header, entry) and writer.share_page(names[entry.name], page, path)
+        for path, header in others.items()
+    )
 
 
 def _header(checkpoint: Checkpoint, plan: ImportPlan, names: Mapping[str, str]) -> StoreHeader:
@@ -128,8 +153,8 @@ def _header(checkpoint: Checkpoint, plan: ImportPlan, names: Mapping[str, str]) 
         reference=checkpoint.reference,
         content_key=checkpoint.content_key(),
         dtype=plan.dtype,
-        codec=plan.codec.name,
-        small_codec=plan.small_codec.name,
+        codec=plan.codec.key,
+        small_codec=plan.small_codec.key,
         arrays=names,
         nbytes=plan.nbytes,
     )

@@ -13,6 +13,7 @@ from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.errors import CheckpointError, FlexFlowError
 from flexflow_engine.placement.pages import PagedTensor, paged_tensors
 from flexflow_engine.store.array import ArrayLayout
+from flexflow_engine.store.encoding import Encoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +78,16 @@ def find_names(checkpoint: Checkpoint, model: Model) -> Mapping[str, str]:
 
 
 def _plan_tensor(tensor: PagedTensor, codec: Codec, dtype: DType) -> TensorPlan:
-    """Plain numbers as an array of the tensor's own shape; what a codec made of them as rows of bytes."""
-    if codec.name == "none":
+    """An array of the tensor's own shape, of the numbers as they are or as the codec serialises them."""
+    if codec.keeps_bytes:
         layout = ArrayLayout.plain(tensor.shape, dtype, page_rows=tensor.page_rows, unit_rows=tensor.unit_rows)
     else:
-        layout = ArrayLayout.opaque(
-            num_units=tensor.num_units,
-            unit_nbytes=tensor.unit_nbytes,
-            units_per_page=tensor.units_per_page,
-            attributes=(("codec", codec.name), ("dtype", dtype), ("shape", tensor.shape)),
+        layout = ArrayLayout.encoded(
+            tensor.shape,
+            dtype,
+            page_rows=tensor.page_rows,
+            unit_rows=tensor.unit_rows,
+            encoding=Encoding.of(codec.configuration(), tensor.unit_nbytes),
         )
     assert (layout.num_units, layout.unit_nbytes) == (tensor.num_units, tensor.unit_nbytes), tensor
     return TensorPlan(tensor=tensor, codec=codec, layout=layout)

@@ -34,7 +34,11 @@ class LateFile:
         self._path = path
 
     def __enter__(self) -> Self:
-        if self._path and self._path.exists() and not self._path.is_file():
+        try:
+            replaceable = self._path is None or self._path.is_file() or not self._path.exists()
+        except OSError as error:
+            raise StorageError(f"it can't be written ({error.strerror})", where=str(self._path)) from error
+        if not replaceable:
             raise StorageError("this is no regular file, name another", where=str(self._path))
         self._write("")
         return self

@@ -45,7 +45,7 @@ class CompletionWriter:
     def __init__(self, path: Path, prompts: Sequence[Prompt], tokenizer: Tokenizer | None) -> None:
         """Raises StorageError when the file can't be written, so that it is known before the run."""
         self._path = path
-        self._check_target()
+        self._check_target()  # first: a folder such as `.` has no name to make one of
         self._partial = path.with_name(f"{path.name}.partial")
         self._prompts = prompts
         self._tokenizer = tokenizer
@@ -120,7 +120,12 @@ class CompletionWriter:
 
     def _check_target(self) -> None:
         """A device, or a folder, is not to be replaced by a file."""
-        if self._path.exists() and not self._path.is_file():
+        try:
+            replaceable = self._path.is_file() or not self._path.exists()
+        except OSError as error:
+            what = f"the completions can't be written ({error.strerror})"
+            raise StorageError(what, where=str(self._path), fix="name another file with --output") from error
+        if not replaceable:
             raise StorageError("the output is no regular file", where=str(self._path), fix="name another with --output")
 
     def _try_out(self) -> None:

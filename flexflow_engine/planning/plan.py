@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
@@ -70,7 +70,7 @@ def make_plan(
             tensors=tensors,
             weight_codec=codecs.weights,
             kv_codec=codecs.kv_cache,
-            policy=policy,
+            policy=_without_empty_rows(policy, len(workload.prompt_tokens)),
             workload=workload,
             tiers=tiers,
         )
@@ -85,7 +85,14 @@ def make_plan(
         )
     )
     layout = lay_out(policy)
-    return Plan(policy, layout, memory_table(layout))
+    return Plan(layout.policy, layout, memory_table(layout))
+
+
+def _without_empty_rows(policy: Policy, num_prompts: int) -> Policy:
+    """The policy with no more rows than there are prompts: memory for a row is taken whether it is used or not."""
+    gpu_batch_size = min(policy.gpu_batch_size, num_prompts)
+    num_gpu_batches = min(policy.num_gpu_batches, -(-num_prompts // gpu_batch_size))
+    return replace(policy, gpu_batch_size=gpu_batch_size, num_gpu_batches=num_gpu_batches)
 
 
 def describe_tiers(classes: Mapping[str, type[Tier]], budgets: Mapping[str, int]) -> tuple[TierDescription, ...]:

@@ -75,7 +75,9 @@ class Trace:
         origin = min((event.start for event in self.events), default=0.0)
         events = [_chrome_event(event, tiers[event.task.lane], origin) for event in self.events]
         try:
-            path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+            partial.replace(path)
         except OSError as error:
             raise StorageError(f"the trace can't be written: {error.strerror}", where=str(path)) from error
 

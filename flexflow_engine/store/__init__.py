@@ -2,6 +2,7 @@
 
     shard.py        one shard file: where each unit lies, its checksum, the index
     array.py        one Zarr array: how it is cut into shard files, and its zarr.json
+    encoding.py     how zarr.json names the codec that made an array's bytes
     header.py       what the group of a weight store says about itself
     weights.py      WeightStore: the imported weights of one model, read by tensor name
     writing.py      StoreWriter: makes a weight store page by page, and goes on with an unfinished one
@@ -11,6 +12,7 @@
 
 Stock zarr-python reads every array; this package moves the bytes itself, because it can then read straight into the
 buffer that they are wanted in. A *unit* is an inner chunk of Zarr's `sharding_indexed` codec, a *page* is a shard.
-bfloat16, which Zarr lacks, is stored as its bits in uint16 with the attribute `{"dtype": "bfloat16"}`. What a codec
-other than `none` made is stored as bytes, uint8 [num_units, unit_nbytes], with the attributes codec, dtype and shape.
+bfloat16, which Zarr lacks, is stored as its bits in uint16 with the attribute `{"dtype": "bfloat16"}`. What a
+codec made of numbers is an array of float32 in their own shape whose units are serialised by `flexflow_engine.<codec>`
+instead of `bytes`; with the package installed, stock zarr-python decodes them.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError
+from flexflow_engine.store.encoding import PREFIX, UNIT_NBYTES, Encoding
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import ShardFile
 
@@ -29,7 +30,8 @@ class ArrayLayout:
     """Zarr's name."""
     page_shape: tuple[int, ...]
     unit_shape: tuple[int, ...]
-    attributes: tuple[tuple[str, str | tuple[int, ...]], ...] = ()
+    attributes: tuple[tuple[str, str | int], ...] = ()
+    encoding: Encoding | None = None
 
     @classmethod
     def plain(cls, shape: tuple[int, ...], dtype: DType, *, page_rows: int, unit_rows: int) -> ArrayLayout:
@@ -44,21 +46,22 @@ class ArrayLayout:
         )
 
     @classmethod
-    def opaque(
-        cls,
-        *,
-        num_units: int,
-        unit_nbytes: int,
-        units_per_page: int,
-        attributes: tuple[tuple[str, str | tuple[int, ...]], ...] = (),
+    def encoded(
+        cls, shape: tuple[int, ...], dtype: DType, *, page_rows: int, unit_rows: int, encoding: Encoding
     ) -> ArrayLayout:
-        """Bytes that Zarr has no type for: uint8 [num_units, unit_nbytes]; `attributes` say what they are."""
+        """Numbers that a codec made smaller: float32 to Zarr, `dtype` before they were encoded."""
+        numbers = cls.plain(shape, "float32", page_rows=page_rows, unit_rows=unit_rows)
+        attributes = (("dtype", dtype), (UNIT_NBYTES, encoding.unit_nbytes))
+        return replace(numbers, attributes=attributes, encoding=encoding)
+
+    @classmethod
+    def opaque(cls, *, num_units: int, unit_nbytes: int, units_per_page: int) -> ArrayLayout:
+        """Bytes that mean nothing to Zarr: uint8 [num_units, unit_nbytes]."""
         return cls(
             shape=(num_units, unit_nbytes),
             data_type="uint8",
             page_shape=(units_per_page, unit_nbytes),
             unit_shape=(1, unit_nbytes),
-            attributes=attributes,
         )
 
     @property
@@ -75,6 +78,8 @@ class ArrayLayout:
 
     @property
     def unit_nbytes(self) -> int:
+        if self.encoding is not None:
+            return self.encoding.unit_nbytes
         return prod(self.unit_shape) * _ITEM_NBYTES[self.data_type]
 
     @property
@@ -157,12 +162,14 @@ def _parse(metadata: dict[str, Any]) -> ArrayLayout | None:
     """The layout that `metadata` describes; None, or an error of the lookup, when it is not one of ours."""
     (sharding,) = metadata["codecs"]
     inner = sharding["configuration"]
+    attributes = metadata.get("attributes", {})
     layout = ArrayLayout(
         shape=tuple(metadata["shape"]),
         data_type=metadata["data_type"],
         page_shape=tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
         unit_shape=tuple(inner["chunk_shape"]),
-        attributes=tuple((key, _hashable(value)) for key, value in metadata.get("attributes", {}).items()),
+        attributes=tuple(attributes.items()),
+        encoding=Encoding.parse(inner["codecs"][0], attributes),
     )
     ours = (
         metadata["zarr_format"] == 3
@@ -178,14 +185,13 @@ def _parse(metadata: dict[str, Any]) -> ArrayLayout | None:
     return layout if ours else None
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _is_checksummed(codecs: list[dict[str, Any]]) -> bool:
-    plain, checksum = codecs
-    endian = plain.get("configuration", {}).get("endian", "little")  # bytes of one byte have no order
-    return (plain["name"], endian, checksum["name"]) == ("bytes", "little", "crc32c")
+    serializer, checksum = codecs
+    if checksum["name"] != "crc32c":
+        return False
+    endian = serializer.get("configuration", {}).get("endian", "little")  # bytes of one byte have no order
+    name: str = serializer["name"]
+    return name.startswith(PREFIX) or (name, endian) == ("bytes", "little")
 
 
 def _foreign(folder: Path) -> CorruptDataError:
@@ -198,7 +204,10 @@ def _foreign(folder: Path) -> CorruptDataError:
 
 @lru_cache(maxsize=256)  # zarr-python takes 3 ms for what hundreds of equal regions share
 def _array_metadata(layout: ArrayLayout) -> bytes:
-    """zarr.json as zarr-python writes it."""
+    """zarr.json as zarr-python writes it.
+
+    An encoding's entry is put in afterwards: making the array then needs no codec registered with Zarr.
+    """
     import zarr  # noqa: PLC0415  # 0.6 s, and plugins are listed without it
     from zarr.codecs import BytesCodec, Crc32cCodec  # noqa: PLC0415
     from zarr.core.buffer import Buffer  # noqa: PLC0415
@@ -217,4 +226,11 @@ def _array_metadata(layout: ArrayLayout) -> bytes:
         fill_value=0,
         attributes=dict(layout.attributes),
     )
-    return files[METADATA].to_bytes()
+    content = files[METADATA].to_bytes()
+    return content if layout.encoding is None else _with_encoding(content, layout.encoding)
+
+
+def _with_encoding(content: bytes, encoding: Encoding) -> bytes:
+    metadata = json.loads(content)
+    metadata["codecs"][0]["configuration"]["codecs"][0] = encoding.metadata
+    return json.dumps(metadata, indent=2).encode()

@@ -63,6 +63,22 @@ class StoreWriter:
             file.write_units(descriptor, 0, file.num_slots, data)
             file.write_index(descriptor, np.ones(file.num_slots, np.bool_))
 
+    def share_page(self, name: str, page: int, source: Path) -> bool:
+        """Take the page over from the store at `source` as a hard link; False where that can't be done.
+
+        Pages are never changed in place, and each store can be removed without the other's pages going.
+        """
+        own = self.page_file(name, page)
+        other = self._layouts[name].page_file(source / name, page, name=name, fix=FIX)
+        try:
+            os.close(other.open_complete())
+            own.path.parent.mkdir(parents=True, exist_ok=True)
+            own.path.unlink(missing_ok=True)
+            own.path.hardlink_to(other.path)
+        except (OSError, CorruptDataError, StorageError):  # another file system, or one without links: written instead
+            return False
+        return True
+
     def finish(self) -> None:
         """Declare the store complete, once every page is on the disk and not only in the system's cache."""
         for name, layout in self._layouts.items():

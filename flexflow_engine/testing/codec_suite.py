@@ -166,9 +166,7 @@ class CodecTests:
 
         def work(thread: int) -> bool:
             barrier.wait()
-            return all(
-                torch.equal(round_trip(codec, inputs[thread], "bfloat16"), expected[thread]) for _ in range(20)
-            )
+            return all(torch.equal(round_trip(codec, inputs[thread], "bfloat16"), expected[thread]) for _ in range(20))
 
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             assert all(pool.map(work, range(NUM_THREADS)))
@@ -235,12 +233,10 @@ def _tensors(draw: st.DrawFn) -> torch.Tensor:
         return torch.full_like(values, draw(st.floats(-6e4, 6e4, width=16)))
     if kind == "given":
         few = torch.tensor(draw(st.lists(st.floats(-6e4, 6e4, width=16), min_size=1, max_size=8)))
-        return few[torch.randint(len(few), values.shape, generator=generator)]
+        return few.take(torch.randint(len(few), values.shape, generator=generator))
     values = values.clamp(-4, 4) * scale
     if kind == "offset":
-        values = values + draw(st.floats(-5e4, 5e4, width=16))
+        values = values + draw(st.floats(-49984, 49984, width=16))
     if kind == "outlier":
         values.view(-1)[0] = draw(st.floats(-6e4, 6e4, width=16))
     return values
-
-

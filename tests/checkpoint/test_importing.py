@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -31,10 +33,12 @@ from checkpoint.checkpoints import (
 from flexflow_engine.abc.codec import Codec, NoCodecOptions
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.checkpoint.catalogue import list_stores, remove_store
+from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.importing import import_checkpoint
-from flexflow_engine.errors import CheckpointError, ProblemsError, StorageError
+from flexflow_engine.errors import CheckpointError, CorruptDataError, ProblemsError, StorageError
 from flexflow_engine.store.header import FORMAT_VERSION
 from flexflow_engine.store.weights import WeightStore
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupQuantCodec
 from flexflow_plugins.codecs.none import NoneCodec
 from store.stores import flip_byte
 
@@ -247,17 +251,88 @@ class HalvingCodec(Codec):
 
 def test_encoded_units_are_stored_as_the_codec_gave_them(tmp_path: Path, folder: Path) -> None:
     checkpoint = opened(folder)
-    with import_checkpoint(
-        checkpoint, checkpoint.model, HalvingCodec(NoCodecOptions()), NoneCodec(), tmp_path / "root", lambda done, total: None
-    ) as store:
+    with imported_with(HalvingCodec(NoCodecOptions()), checkpoint, tmp_path / "root") as store:
         stored = store.stored(FC1)
         encoded = np.empty(stored.num_units * stored.unit_nbytes, np.uint8)
         store.read_units(FC1, 0, stored.num_units, encoded)
         assert stored.path.parent.name.endswith("-float32-halving")
-        attributes = dict(zarr.open_group(store.path, mode="r")[FC1].attrs)
+        metadata = json.loads((store.path / FC1 / "zarr.json").read_text())
+        assert store.header.codec == "halving"
     plain = tensors()[FC1].reshape(-1).view(torch.uint8)[::2]
     assert np.array_equal(encoded[: len(plain)], plain.numpy())
-    assert attributes == {"codec": "halving", "dtype": "float32", "shape": [64, 32]}
+    assert (metadata["shape"], metadata["data_type"]) == ([64, 32], "float32")
+    assert metadata["attributes"] == {"dtype": "float32", "unit_nbytes": stored.unit_nbytes}
+    (sharding,) = metadata["codecs"]
+    assert sharding["configuration"]["codecs"] == [
+        {"name": "flexflow_engine.halving", "configuration": {}},
+        {"name": "crc32c"},
+    ]
+
+
+def imported_with(codec: Codec, checkpoint: Checkpoint, root: Path) -> WeightStore:
+    return import_checkpoint(checkpoint, checkpoint.model, codec, NoneCodec(), root, lambda done, total: None)
+
+
+@pytest.mark.parametrize("codec", [GroupInt4Codec(), GroupInt8Codec()], ids=lambda codec: codec.key)
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+def test_stock_zarr_reads_encoded_weights_as_float32(
+    tmp_path: Path, folder: Path, dtype: DType, codec: GroupQuantCodec
+) -> None:
+    with imported_with(codec, opened(folder, dtype), tmp_path / "root") as store:
+        for name in (TABLE, FC1):
+            node = zarr.open_group(store.path, mode="r")[name]
+            assert isinstance(node, zarr.Array)
+            assert (node.shape, node.dtype) == (tuple(tensors()[name].shape), np.dtype("float32"))
+            assert node.attrs["dtype"] == dtype
+            values = tensors()[name].to(TORCH_DTYPES[dtype]).float()
+            found = torch.from_numpy(np.asarray(node[:]))
+            assert (found - values).abs().max() < 2 * values.abs().max() / (2**codec.bits - 1)
+            assert (found - values).abs().max() > 0
+            assert torch.equal(found, decoded_units(store, codec, name))
+
+
+def decoded_units(store: WeightStore, codec: Codec, name: str) -> torch.Tensor:
+    """A matrix as the engine reads it: units of bytes at fixed places, decoded."""
+    stored, shape = store.stored(name), tensors()[name].shape
+    unit_rows = json.loads((stored.path / "zarr.json").read_text())["codecs"][0]["configuration"]["chunk_shape"][0]
+    encoded = np.empty((stored.num_units, stored.unit_nbytes), np.uint8)
+    store.read_units(name, 0, stored.num_units, encoded.reshape(-1))
+    out = torch.empty(stored.num_units, unit_rows, shape[1])
+    codec.decode(torch.from_numpy(encoded), out)
+    return out.view(-1, shape[1])[: shape[0]]
+
+
+def test_a_flipped_bit_of_encoded_weights_is_told_by_zarr_and_by_the_engine(tmp_path: Path, folder: Path) -> None:
+    with imported_with(GroupInt4Codec(), opened(folder), tmp_path / "root") as store:
+        flip_byte(store.path / FC1 / "c/0/0", 5)
+        with pytest.raises(CorruptDataError, match=r"unit 0 of .*fc1.* does not match its checksum"):
+            store.read_units(FC1, 0, 1, np.empty(store.stored(FC1).unit_nbytes, np.uint8))
+        with pytest.raises(ValueError, match="checksum"):
+            stock(store, FC1)
+
+
+def test_stores_of_two_codecs_share_what_is_equal(tmp_path: Path, folder: Path) -> None:
+    root = tmp_path / "root"
+    codecs = [NoneCodec(), GroupInt4Codec(), GroupInt4Codec(GroupInt4Options(encoder="minmax"))]
+    stores = [imported_with(codec, opened(folder), root) for codec in codecs]
+    assert len({store.path for store in stores}) == 3
+    bias = f"{FC1.removesuffix('weight')}bias/c/0"
+    for name, copies in ((bias, 1), (f"{FC1}/c/0/0", 3)):
+        assert len({(store.path / name).stat().st_ino for store in stores}) == copies
+    assert (stores[1].path / FC1 / "c/0/0").read_bytes() != (stores[2].path / FC1 / "c/0/0").read_bytes()
+    remove_store(root, stores[0].path.name)
+    assert torch.equal(stock(stores[1], bias.removesuffix("/c/0")), tensors()[bias.removesuffix("/c/0")])
+
+
+def test_a_page_that_cannot_be_linked_is_written(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(link: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    imported_with(NoneCodec(), opened(folder), tmp_path / "root").close()
+    bias = f"{FC1.removesuffix('weight')}bias"
+    with imported_with(GroupInt4Codec(), opened(folder), tmp_path / "root") as store:
+        assert torch.equal(stock(store, bias), tensors()[bias])
 
 
 @pytest.fixture

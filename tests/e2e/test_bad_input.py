@@ -17,6 +17,7 @@ from commands import CommandLine, Outcome, completions, save_tokenizer, token_id
 from harness import random_prompts, reference_tokens, save_opt
 
 PROMPTS = random_prompts(5, seed=1, longest=12)
+LONG_NAME = "x" * 300
 FC1 = "model.decoder.layers.1.fc1.weight"
 
 
@@ -163,12 +164,30 @@ def test_a_config_of_another_architecture(job: Job) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("hidden_size", None), ("hidden_size", "64"), ("num_attention_heads", 5), ("activation_function", "swish")],
+    [
+        ("hidden_size", None),
+        ("hidden_size", "64"),
+        ("num_attention_heads", 5),
+        ("num_hidden_layers", True),
+        ("activation_function", "swish"),
+        ("word_embed_proj_dim", "x"),
+        ("do_layer_norm_before", "no"),
+        ("eos_token_id", "</s>"),
+    ],
 )
 def test_a_config_that_makes_no_sense(job: Job, key: str, value: object) -> None:
     path = job.checkpoint / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    assert "config.json" in job.refused()
+    stderr = job.refused()
+    assert "config.json" in stderr
+    assert key in stderr or "heads" in stderr
+
+
+@pytest.mark.parametrize("setting", ["scheduler.gpu_batch_size=1000000000", "scheduler.num_gpu_batches=100000000"])
+def test_rows_that_no_prompt_needs_take_no_memory(job: Job, setting: str) -> None:
+    """They were laid out one by one, until the machine had no memory left."""
+    assert job.run(setting).status == 0
+    assert token_ids(Path("job.completions.jsonl")) == reference_tokens(job.checkpoint, PROMPTS, max_new_tokens=6)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +327,7 @@ def test_an_earlier_output_survives_a_refused_run(job: Job) -> None:
     assert output.read_text() == "kept\n"
 
 
-@pytest.mark.parametrize("output", [".", "missing/out.jsonl", "/dev/null", "/proc/out.jsonl"])
+@pytest.mark.parametrize("output", [".", LONG_NAME, "missing/out.jsonl", "/dev/null", "/proc/out.jsonl"])
 @pytest.mark.parametrize("option", ["--output", "--metrics", "--trace"])
 def test_a_file_that_can_t_be_made_is_told_before_the_weights_are_read(
     command: CommandLine, job: Job, option: str, output: str

@@ -73,15 +73,6 @@ def test_a_killed_run_leaves_a_partial_file_and_the_next_run_clears_its_scratch(
     assert len(completions(Path("job.completions.jsonl"))) == len(PROMPTS)
 
 
-def test_the_scratch_of_a_run_that_lives_is_left_alone(
-    endless: subprocess.Popen[str], recipe: Path, command: CommandLine
-) -> None:
-    (living,) = scratch(recipe)
-    assert command("run", recipe).status == 0
-    assert scratch(recipe) == [living]
-    assert endless.poll() is None
-
-
 def test_ctrl_c_ends_a_run_within_seconds_and_tidily(
     endless: subprocess.Popen[str], recipe: Path, tmp_path: Path
 ) -> None:
@@ -94,9 +85,12 @@ def test_ctrl_c_ends_a_run_within_seconds_and_tidily(
     assert [path.name for path in (tmp_path / "first").iterdir() if path.is_file()] == ["job.completions.jsonl.partial"]
 
 
-def test_two_runs_into_one_file_do_not_mix(
+def test_a_run_leaves_another_s_scratch_and_output_alone(
     endless: subprocess.Popen[str], recipe: Path, tmp_path: Path, command: CommandLine
 ) -> None:
+    (living,) = scratch(recipe)
+    assert command("run", recipe).status == 0
+    assert scratch(recipe) == [living]
     output = tmp_path / "first" / "job.completions.jsonl"
     outcome = command("run", recipe, "--output", output)
     outcome.assert_user_error()
@@ -190,9 +184,8 @@ def test_a_disk_too_small_for_the_cache_is_told_before_the_run(
     recipe: Path, command: CommandLine, small_disk: Path
 ) -> None:
     settings = [f"--set=tiers.disk.path={small_disk}", "--set=scheduler.kv_cache={disk: 100}"]
-    outcome = command(
-        "run", recipe, *settings, "--set=scheduler.gpu_batch_size=64", "--set=scheduler.num_gpu_batches=2"
-    )
+    batches = ["--set=scheduler.gpu_batch_size=64", "--set=scheduler.num_gpu_batches=2"]
+    outcome = command("run", recipe, *settings, *batches, ENDLESS.replace("prompt_tokens: 4", "prompt_tokens: 12"))
     outcome.assert_user_error()
     assert "are free" in outcome.stderr
     assert "tiers.disk" in outcome.stderr

@@ -76,7 +76,7 @@ def planned(model: OPTModel, classes: Mapping[str, type[Tier]], chosen: Policy) 
     return lay_out(model, classes, chosen, prompt_tokens=lengths, max_new_tokens=MAX_NEW_TOKENS)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_tier_s_peak_is_what_the_memory_table_says(jobs: Jobs, data: st.DataObject) -> None:
     """The budgets are exactly the table's: the tiers themselves refuse a byte more."""

@@ -178,7 +178,7 @@ def test_any_block_of_gpu_batches(
     assert result.tokens == expected
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_policy_on_any_tiers(
     checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -161,7 +161,7 @@ WORKSPACE_MODELS: Mapping[str, dict[str, Any]] = {
 
 
 LONG_PROMPTS = Job(prompt_tokens=(40, 33, 7), max_new_tokens=2)
-MANY_TOKENS = Job(prompt_tokens=(2, 1, 1), max_new_tokens=18)
+MANY_TOKENS = Job(prompt_tokens=(2, 1, 1), max_new_tokens=9)
 
 
 @pytest.mark.parametrize("config", WORKSPACE_MODELS.values(), ids=list(WORKSPACE_MODELS))

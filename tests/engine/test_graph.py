@@ -153,7 +153,8 @@ def test_sampled_tokens_reach_the_next_steps_embedding_by_a_carried_edge() -> No
 
 def test_the_next_steps_first_layers_load_before_this_steps_last_computations() -> None:
     _, second, third = steps_of(all_far())
-    joined = nx.compose(second.digraph, third.digraph)
+    joined: nx.DiGraph[str] = nx.DiGraph()
+    joined.add_edges_from([*second.digraph.edges, *third.digraph.edges])
     head = [task for task in second.tasks if task.kind == "compute"][-2:]
     assert [task.tile.gpu_batch for task in head] == [0, 1]
     first_page = find(third, kind="load", layer=1, gpu_batch=0, name="load model")[0]

@@ -30,7 +30,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError, RecipeError
-from flexflow_plugins.codecs import threads
+from flexflow_plugins.codecs import on_device, threads
 
 FORMAT_VERSION = 1
 DEFAULT_GROUP_SIZE = 64
@@ -98,11 +98,13 @@ class GroupQuantCodec(Codec):
 
     def encode(self, values: torch.Tensor, out: torch.Tensor) -> None:
         self._check(values, out)
-        threads.encode(self, values, out)
+        backend = threads if values.device.type == "cpu" else on_device
+        backend.encode(self, values, out)
 
     def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> None:
         self._check(out, encoded)
-        threads.decode(self, encoded, out)
+        backend = threads if out.device.type == "cpu" else on_device
+        backend.decode(self, encoded, out)
 
     def error_bound(self, values: torch.Tensor) -> torch.Tensor:
         """Half a step of the covering grid, a whole one where the encoder searches, and the dtype's own rounding.

@@ -7,7 +7,7 @@ is encoded or decoded, so that plugins are listed without.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import numba
 
@@ -27,7 +27,6 @@ def finite_kernel(function: Callable[P, R]) -> Callable[P, R]:
 
 def _compiled(function: Callable[P, R], *, fastmath: bool) -> Callable[P, R]:
     try:
-        compiled: Callable[P, R] = numba.njit(function, cache=True, nogil=True, fastmath=fastmath)
+        return cast("Callable[P, R]", numba.njit(cache=True, nogil=True, fastmath=fastmath)(function))
     except RuntimeError:  # neither this folder nor the user's cache can be written: compile in every process
-        compiled = numba.njit(function, nogil=True, fastmath=fastmath)
-    return compiled
+        return cast("Callable[P, R]", numba.njit(nogil=True, fastmath=fastmath)(function))

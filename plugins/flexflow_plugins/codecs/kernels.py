@@ -1,7 +1,8 @@
 """Encoding and decoding of groups, compiled.
 
-A kernel works on groups [first, stop) of `count` tensors, counted through all of them, so that threads share the work
-by ranges. Tensor t's encoded bytes start at t * encoded_stride of `encoded`, its numbers at t * stride of `values`:
+A kernel works on the groups `span` = (first, stop) of many tensors, counted through all of them, so that threads share
+the work by ranges. Arrays come as (1-D array, elements from one tensor to the next): `encoded` of uint8, `values` of
+float32, uint16 or int16 (see numbers.py). `shape` is (numbers a tensor, group size, bits a code).
 
     encoded   | codes: group_nbytes a group, the last cut short | scale, float16, a group | low, float16, a group |
     number    low + code * scale; the product is exact in float32, so every processor gets the same number
@@ -23,19 +24,19 @@ _NIBBLE = np.uint8(15)
 
 
 @kernel
-def decode(encoded: Any, encoded_stride: Any, values: Any, stride: Any, shape: Any, first: Any, stop: Any) -> None:
-    """encoded uint8, values float32, uint16 or int16, 1-D; shape: (numbers a tensor, group_size, bits a code)."""
-    size, group_size, bits = shape
+def decode(encoded: Any, values: Any, shape: Any, span: Any) -> None:
+    """Fill the groups' places in `values`."""
+    (data, data_stride), (numbers, stride), (size, group_size, bits), (first, stop) = encoded, values, shape, span
     num_groups = (size + group_size - 1) // group_size
     scales = (size * bits + 7) // 8
     tensor, group = first // num_groups, first % num_groups
     for _ in range(first, stop):
-        start, base = group * group_size, tensor * encoded_stride
-        scale = half_to_float(_half_bits(encoded, base + scales + 2 * group))
-        low = half_to_float(_half_bits(encoded, base + scales + 2 * (num_groups + group)))
+        start, base = group * group_size, tensor * data_stride
+        scale = half_to_float(_half_bits(data, base + scales + 2 * group))
+        low = half_to_float(_half_bits(data, base + scales + 2 * (num_groups + group)))
         count = min(group_size, size - start)
-        codes = encoded[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8]
-        out = values[tensor * stride + start : tensor * stride + start + count]
+        codes = data[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8]
+        out = numbers[tensor * stride + start : tensor * stride + start + count]
         if bits == 4:
             _decode_nibbles(codes, scale, low, out)
         else:
@@ -46,11 +47,9 @@ def decode(encoded: Any, encoded_stride: Any, values: Any, stride: Any, shape: A
 
 
 @kernel
-def encode(
-    values: Any, stride: Any, encoded: Any, encoded_stride: Any, shape: Any, first: Any, stop: Any, searches: Any
-) -> None:
-    """The arrays of `decode`; searches: whether the grid is fitted by `search` or covers the group."""
-    size, group_size, bits = shape
+def encode(values: Any, encoded: Any, shape: Any, span: Any, searches: Any) -> None:
+    """Fill the groups' places in `encoded`; searches: whether `search` looks for a better grid than `cover`'s."""
+    (data, data_stride), (source, stride), (size, group_size, bits), (first, stop) = encoded, values, shape, span
     num_groups = (size + group_size - 1) // group_size
     scales = (size * bits + 7) // 8
     levels = np.float32(2**bits - 1)
@@ -58,18 +57,18 @@ def encode(
     codes = np.empty(group_size, np.uint8)
     tensor, group = first // num_groups, first % num_groups
     for _ in range(first, stop):
-        start, base = group * group_size, tensor * encoded_stride
+        start, base = group * group_size, tensor * data_stride
         count = min(group_size, size - start)
         scale, low = np.uint32(0), NAN_HALF
         codes[:] = 0
-        if _load(values[tensor * stride + start : tensor * stride + start + count], numbers):
+        if _load(source[tensor * stride + start : tensor * stride + start + count], numbers):
             low, scale = cover(numbers[:count], levels)
             if searches:
                 low, scale = search(numbers[:count], centred[:count], levels, low, scale)
             quantise(numbers[:count], half_to_float(low), half_to_float(scale), levels, codes)
-        _store_codes(codes, bits, encoded[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8])
-        _store_half(encoded, base + scales + 2 * group, scale)
-        _store_half(encoded, base + scales + 2 * (num_groups + group), low)
+        _store_codes(codes, bits, data[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8])
+        _store_half(data, base + scales + 2 * group, scale)
+        _store_half(data, base + scales + 2 * (num_groups + group), low)
         group += 1
         if group == num_groups:
             tensor, group = tensor + 1, 0

@@ -24,8 +24,11 @@ _ARRAY_TYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.floa
 class Format(Protocol):
     """What the kernels must know of a codec."""
 
-    bits: Any
-    group_size: int
+    @property
+    def bits(self) -> int: ...
+
+    @property
+    def group_size(self) -> int: ...
 
     @property
     def encoder(self) -> str:
@@ -33,20 +36,18 @@ class Format(Protocol):
 
 
 def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
-    """encoded uint8 [n, nbytes] into out [n, *shape], float32, bfloat16 or float16, on the CPU."""
+    """encoded uint8 [n, nbytes] into out [n, *shape], any float dtype, on the CPU."""
     from flexflow_plugins.codecs import kernels  # noqa: PLC0415  # Numba takes half a second to import
 
-    direct = _is_dense(out) and out.dtype in _ARRAY_TYPES
-    target = out if direct else torch.empty(out.shape, dtype=torch.float32)
-    source, source_stride = _memory(encoded if _is_dense(encoded) else encoded.contiguous())
-    values, stride = _memory(target)
+    target = out if _is_dense(out) and out.dtype in _ARRAY_TYPES else torch.empty(out.shape, dtype=torch.float32)
+    source, numbers = _memory(encoded if _is_dense(encoded) else encoded.contiguous()), _memory(target)
     shape = prod(out.shape[1:]), form.group_size, form.bits
 
     def work(first: int, stop: int) -> None:
-        kernels.decode(source, source_stride, values, stride, shape, first, stop)
+        kernels.decode(source, numbers, shape, (first, stop))
 
-    _share(work, len(out), shape[0], form.group_size, _NUMBERS_PER_THREAD["decode"], torch.get_num_threads())
-    if not direct:
+    _share(work, _groups(form, out), min(torch.get_num_threads(), out.numel() // _NUMBERS_PER_THREAD["decode"]))
+    if target is not out:
         out.copy_(target)
 
 
@@ -54,31 +55,37 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
     """values [n, *shape], any float dtype, into out, uint8 [n, nbytes], on the CPU."""
     from flexflow_plugins.codecs import kernels  # noqa: PLC0415  # Numba takes half a second to import
 
-    source = values if values.dtype in _ARRAY_TYPES else values.float()
-    numbers, stride = _memory(source if _is_dense(source) else source.contiguous())
+    known = values if values.dtype in _ARRAY_TYPES else values.float()
     target = out if _is_dense(out) else torch.empty(out.shape, dtype=torch.uint8)
-    encoded, encoded_stride = _memory(target)
+    numbers, encoded = _memory(known if _is_dense(known) else known.contiguous()), _memory(target)
     shape = prod(values.shape[1:]), form.group_size, form.bits
     searches = form.encoder == "search"
-    # an import keeps torch to one thread, and searching is what it then waits for: it takes every core
-    limit = len(os.sched_getaffinity(0)) if searches else torch.get_num_threads()
 
     def work(first: int, stop: int) -> None:
-        kernels.encode(numbers, stride, encoded, encoded_stride, shape, first, stop, searches)
+        kernels.encode(numbers, encoded, shape, (first, stop), searches)
 
-    _share(work, len(values), shape[0], form.group_size, _NUMBERS_PER_THREAD[form.encoder], limit)
+    # an import keeps torch to one thread, and searching is what it then waits for: that takes every core
+    limit = _num_cores() if searches else torch.get_num_threads()
+    _share(work, _groups(form, values), min(limit, values.numel() // _NUMBERS_PER_THREAD[form.encoder]))
     if target is not out:
         out.copy_(target)
 
 
-def _share(work: Callable[[int, int], None], count: int, size: int, group_size: int, least: int, limit: int) -> None:
-    """Call `work` with ranges that cover all groups of `count` tensors, in as many threads as are worth it."""
-    groups = count * ceil(size / group_size)
-    parts = max(1, min(limit, count * size // least))
-    bounds = [groups * part // parts for part in range(parts + 1)]
-    if parts == 1:
+def _num_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _groups(form: Format, values: torch.Tensor) -> int:
+    return len(values) * ceil(prod(values.shape[1:]) / form.group_size)
+
+
+def _share(work: Callable[[int, int], None], groups: int, parts: int) -> None:
+    """Call `work` with ranges that cover all groups, in `parts` threads, this one among them."""
+    if parts <= 1:
         work(0, groups)
         return
+    bounds = [groups * part // parts for part in range(parts + 1)]
     with ThreadPoolExecutor(parts - 1, thread_name_prefix="codec") as pool:
         others = [pool.submit(work, bounds[part], bounds[part + 1]) for part in range(1, parts)]
         work(0, bounds[1])

@@ -45,7 +45,6 @@ class OPTModel(Model):
         hidden, heads = _positive(config, "hidden_size"), _positive(config, "num_attention_heads")
         if hidden % heads:
             raise CheckpointError(f"hidden_size {hidden} is not a multiple of {heads} heads", where="config.json")
-        eos = config.get("eos_token_id", 2)
         return ModelConfig(
             model_type="opt",
             num_layers=_positive(config, "num_hidden_layers"),
@@ -56,17 +55,17 @@ class OPTModel(Model):
             vocab_size=_positive(config, "vocab_size"),
             max_positions=_positive(config, "max_position_embeddings"),
             attention_scale=(hidden // heads) ** -0.5,
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            eos_token_ids=_token_ids(config, "eos_token_id", 2),
             details={
                 "ffn_dim": _positive(config, "ffn_dim"),
-                "embed_dim": config.get("word_embed_proj_dim") or hidden,
-                "pre_norm": config.get("do_layer_norm_before", True),
-                "final_norm": config.get("do_layer_norm_before", True)
-                and not config.get("_remove_final_layer_norm", False),
-                "bias": config.get("enable_bias", True),
-                "norm_weights": config.get("layer_norm_elementwise_affine", True),
+                "embed_dim": _positive(config, "word_embed_proj_dim") if config.get("word_embed_proj_dim") else hidden,
+                "pre_norm": _flag(config, "do_layer_norm_before", True),
+                "final_norm": _flag(config, "do_layer_norm_before", True)
+                and not _flag(config, "_remove_final_layer_norm", False),
+                "bias": _flag(config, "enable_bias", True),
+                "norm_weights": _flag(config, "layer_norm_elementwise_affine", True),
                 "activation": activation,
-                "tied": config.get("tie_word_embeddings", True),
+                "tied": _flag(config, "tie_word_embeddings", True),
             },
         )
 
@@ -234,6 +233,22 @@ _LINEARS = {
 
 def _positive(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f"{key} is {value!r}", where="config.json", fix="a positive integer would do")
     return value
+
+
+def _flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{key} is {value!r}", where="config.json", fix="true or false would do")
+    return value
+
+
+def _token_ids(config: Mapping[str, Any], key: str, default: int) -> tuple[int, ...]:
+    """One id, several, or none at all where the config says null."""
+    value = config.get(key, default)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(token, int) for token in ids):
+        raise CheckpointError(f"{key} is {value!r}", where="config.json", fix="a token id or a list of them would do")
+    return tuple(ids)

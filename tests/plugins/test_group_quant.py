@@ -1,0 +1,195 @@
+"""What the group codecs decide about sizes, and about numbers that are not everyday ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flexflow_engine.errors import CorruptDataError, RecipeError
+from flexflow_engine.testing.codec_suite import encoded, normal, round_trip
+from flexflow_plugins.codecs import on_device
+from flexflow_plugins.codecs.group_quant import (
+    GroupInt4Codec,
+    GroupInt4Options,
+    GroupInt8Codec,
+    GroupInt8Options,
+    GroupQuantCodec,
+)
+
+MINMAX = GroupInt4Codec(GroupInt4Options(encoder="minmax"))
+CODECS = [GroupInt4Codec(), MINMAX, GroupInt8Codec()]
+each_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.key)
+NAN, INF = float("nan"), float("inf")
+
+
+def decoded(codec: GroupQuantCodec, *numbers: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The numbers, repeated to fill one group, after a round trip."""
+    values = torch.tensor(numbers, dtype=dtype).repeat(64 // len(numbers))[None]
+    out = torch.empty_like(values)
+    codec.decode(encoded(codec, values, "float32"), out)
+    return out[0, : len(numbers)]
+
+
+@pytest.mark.parametrize(
+    ("size", "nbytes"), [(64, 36), (128, 72), (1, 1 + 4), (65, 33 + 8), (63, 32 + 4), (80 * 12, 480 + 60)]
+)
+def test_four_bits_and_a_half_a_value(size: int, nbytes: int) -> None:
+    assert GroupInt4Codec().encoded_nbytes((size,), "bfloat16") == nbytes
+    assert GroupInt4Codec().encoded_nbytes((1, size), "float32") == nbytes
+
+
+def test_groups_run_over_rows_so_that_odd_rows_waste_nothing() -> None:
+    assert GroupInt4Codec().encoded_nbytes((16, 80), "float16") * 8 == 16 * 80 * 4.5
+    assert GroupInt8Codec().encoded_nbytes((16, 80), "float16") * 8 == 16 * 80 * 8.5
+
+
+def test_the_layout_is_codes_then_scales_then_lows() -> None:
+    values = torch.arange(16.0).repeat(4)[None] * 0.5 - 2  # 16 places, half apart, from -2
+    data = encoded(MINMAX, values, "float32")[0]
+    assert data[:8].tolist() == [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]
+    assert data[32:34].view(torch.float16).item() == 0.5
+    assert data[34:36].view(torch.float16).item() == -2
+
+
+@each_codec
+@pytest.mark.parametrize("number", [0.0, 1.0, -0.3330078125, 65504.0, -65504.0, 2.0**-24])
+def test_a_constant_group_is_exact_where_float16_is(codec: GroupQuantCodec, number: float) -> None:
+    assert decoded(codec, number).item() == number
+
+
+@each_codec
+def test_a_constant_that_float16_lacks_is_closer_than_float16(codec: GroupQuantCodec) -> None:
+    assert abs(decoded(codec, 1.0001).item() - 1.0001) < 2**-12
+
+
+@each_codec
+@pytest.mark.parametrize("size", [1e-3, 1e-5, 1e-6, 1e-7, 1e-8, 1e-20])
+def test_tiny_ranges_stay_within_half_of_float16s_smallest_step(codec: GroupQuantCodec, size: float) -> None:
+    values = normal(1, (64,), "float32").clamp(-3, 3) * size
+    error = (round_trip(codec, values, "float32") - values).abs().max()
+    assert error <= max(6 * size / 15, 2**-25)
+
+
+@each_codec
+def test_numbers_beyond_float16_end_at_the_grids_end(codec: GroupQuantCodec) -> None:
+    top = (2**codec.bits - 2) * 65504.0
+    assert decoded(codec, 0.0, 2e5).tolist() == pytest.approx([0, 2e5], rel=1e-3)
+    assert decoded(codec, -1e5, 0.0).tolist() == pytest.approx([-65504, 0], abs=65504 / 15)
+    assert decoded(codec, -65504.0, 3e38).tolist() == [-65504, top]
+    assert decoded(codec, -3e38, 3e38).tolist() == [-65504, top]
+    assert decoded(codec, 3e38, 3e38).tolist() == [65504 + top + 65504] * 2
+    assert decoded(codec, -3e38, 3e38, dtype=torch.bfloat16).isfinite().all()
+
+
+@each_codec
+def test_float16_numbers_stay_finite_in_float16(codec: GroupQuantCodec) -> None:
+    assert decoded(codec, 65504.0, -65504.0, 3.0, 60000.0, dtype=torch.float16).isfinite().all()
+
+
+@each_codec
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("damaged", [NAN, INF, -INF])
+def test_a_group_with_a_number_that_is_not_finite_is_nan_and_the_others_are_not(
+    codec: GroupQuantCodec, dtype: torch.dtype, damaged: float
+) -> None:
+    values = torch.randn(1, 3, 64).to(dtype)
+    values[0, 1, 17] = damaged
+    out = torch.empty_like(values)
+    codec.decode(encoded(codec, values, "float32"), out)
+    assert out[0, 1].isnan().all()
+    assert out[0, [0, 2]].isfinite().all()
+    assert codec.error_bound(values)[0, 1].isinf().all()
+    assert codec.error_bound(values)[0, [0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("codec", [GroupInt4Codec(), GroupInt8Codec()], ids=lambda codec: codec.key)
+def test_a_dtypes_numbers_are_the_float32_ones_rounded(codec: GroupQuantCodec) -> None:
+    data = encoded(codec, normal(3, (7, 80), "float32") * torch.logspace(-7, 3, 80), "float32")
+    exact = torch.empty(3, 7, 80)
+    codec.decode(data, exact)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        out = torch.empty(3, 7, 80, dtype=dtype)
+        codec.decode(data, out)
+        assert torch.equal(out, exact.to(dtype)), dtype
+
+
+@each_codec
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1,), (65,), (7, 80), (64,)])
+def test_torch_operators_do_what_the_kernels_do(
+    codec: GroupQuantCodec, dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_device, "_NUMBERS_AT_ONCE", 512)
+    values = (normal(5, shape, "float32") * torch.logspace(-9, 4, 5).view(5, *[1] * len(shape))).to(dtype)
+    values[1] = 0
+    values[2].view(-1)[0] = NAN
+    data = torch.empty(5, codec.encoded_nbytes(shape, "float32"), dtype=torch.uint8)
+    on_device.encode(codec, values, data)
+    by_kernels, by_torch = torch.empty_like(values), torch.empty_like(values)
+    codec.decode(data, by_kernels)
+    on_device.decode(codec, data, by_torch)
+    assert torch.equal(by_kernels.nan_to_num(7), by_torch.nan_to_num(7))
+    bound = codec.error_bound(values)
+    assert (((by_torch - values).abs() <= bound) | bound.isinf()).all()
+    assert torch.equal(by_torch.isnan(), bound.isinf())
+
+
+def test_many_threads_make_the_same_bytes() -> None:
+    values = normal(1, (1 << 20,), "bfloat16")
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            data = encoded(MINMAX, values, "bfloat16")
+            results.append((data, round_trip(MINMAX, values, "bfloat16")))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["normal", "student", "laplace"])
+def test_searching_saves_15_percent_of_the_squared_error(kind: str) -> None:
+    torch.manual_seed(0)
+    values = {
+        "normal": torch.randn(1, 4096, 64),
+        "student": torch.distributions.StudentT(5.0).sample((1, 4096, 64)),
+        "laplace": torch.distributions.Laplace(0.0, 1.0).sample((1, 4096, 64)),
+    }[kind]
+    searched, covered = (
+        (round_trip(codec, values, "float32") - values).square().mean((0, 2)) for codec in (GroupInt4Codec(), MINMAX)
+    )
+    assert searched.sum() <= 0.85 * covered.sum()
+    assert (searched <= covered * 1.0001).all(), "in no group worse"
+
+
+@pytest.mark.parametrize("group_size", [0, 1, 7, -64, 8192])
+def test_groups_of_no_use_are_refused(group_size: int) -> None:
+    with pytest.raises(RecipeError, match=f"group_size is {group_size}.*choose one from 2 to 4096"):
+        GroupInt8Codec(GroupInt8Options(group_size=group_size))
+
+
+def test_the_encoder_is_not_part_of_the_format() -> None:
+    assert GroupInt4Codec() == MINMAX
+    assert hash(GroupInt4Codec()) == hash(MINMAX)
+    assert GroupInt4Codec().key != MINMAX.key, "the bytes differ, and so do stores of them"
+
+
+@each_codec
+def test_data_of_another_size_are_refused(codec: GroupQuantCodec) -> None:
+    data, out = encoded(codec, normal(2, (80,), "float32"), "float32"), torch.empty(2, 80)
+    with pytest.raises(CorruptDataError, match=f"{codec.name} stores .* bytes a tensor"):
+        codec.decode(data[:, :-1], out)
+    with pytest.raises(CorruptDataError, match="int8"):
+        codec.decode(data.view(torch.int8), out)
+
+
+def test_listing_plugins_imports_no_numba() -> None:
+    program = (
+        "import sys\nfrom flexflow_engine.plugins import Registry\nnames = Registry.load().names('codec')\n"
+        "assert {'group-int4', 'group-int8', 'none'} <= set(names), names\nassert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
