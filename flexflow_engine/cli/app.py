@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import typer
@@ -14,6 +15,7 @@ PROGRAM = "flexflow-engine"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Carry out a command line (None: the process's own) and leave by SystemExit with its status."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; docs/decisions/0008
     _build()(args=arguments, prog_name=PROGRAM)
 
 

@@ -228,7 +228,7 @@ def _tensors(draw: st.DrawFn) -> torch.Tensor:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     values = torch.randn((count, *shape), generator=generator)
     kind = draw(st.sampled_from(("noise", "offset", "outlier", "constant", "given")))
-    scale = 10.0 ** draw(st.floats(-12, 3))
+    scale = float(10.0 ** draw(st.floats(-12, 3)))
     if kind == "constant":
         return torch.full_like(values, draw(st.floats(-6e4, 6e4, width=16)))
     if kind == "given":
@@ -236,7 +236,7 @@ def _tensors(draw: st.DrawFn) -> torch.Tensor:
         return few.take(torch.randint(len(few), values.shape, generator=generator))
     values = values.clamp(-4, 4) * scale
     if kind == "offset":
-        values = values + draw(st.floats(-49984, 49984, width=16))
+        values = values + float(draw(st.floats(-49984, 49984, width=16)))
     if kind == "outlier":
         values.view(-1)[0] = draw(st.floats(-6e4, 6e4, width=16))
     return values

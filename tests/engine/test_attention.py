@@ -182,6 +182,19 @@ def test_the_bound_holds_in_sixteen_bits(tmp_path: Path, job: Job) -> None:
     assert max(peaks.values()) <= result.layout.workspace_nbytes
 
 
+@pytest.mark.parametrize(("share", "page_tokens"), [({}, 4), ({"far": 100}, 16), ({"device": 50, "far": 50}, 32)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bound_holds_where_scores_need_most(
+    tmp_path: Path, share: dict[str, float], page_tokens: int, dtype: DType
+) -> None:
+    """Many heads of one number each, and a cache far longer than the prompt: next to nothing but scores."""
+    config = {"hidden_size": 32, "word_embed_proj_dim": 32, "num_attention_heads": 32, "ffn_dim": 16}
+    chosen = {"num_gpu_batches": 1, "kv_cache": share, "kv_page_tokens": page_tokens}
+    job = Job(prompt_tokens=(1,) * 4, max_new_tokens=40, dtype=dtype)
+    result, peaks = run_measured(tmp_path, DEVICE_FAR, chosen, config, job)
+    assert max(peaks.values()) <= result.layout.workspace_nbytes <= 3 * max(peaks.values())
+
+
 @pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, DEVICE_FAR_DISK])
 def test_the_workspace_is_no_more_than_a_few_times_what_is_used(
     tmp_path: Path, classes: Mapping[str, type[Tier]]

@@ -86,26 +86,30 @@ def test_a_failed_task_is_named_and_its_cause_chained(make: Make) -> None:
 
 
 def test_a_failure_ends_the_run_while_other_lanes_are_blocked() -> None:
-    blocked, released, ran = threading.Event(), threading.Event(), Names()
-    slow, bad, after, queued = task("slow", "one"), task("bad", "two"), task("after", "wide"), task("queued", "two")
+    blocked, released, ended, ran = threading.Event(), threading.Event(), threading.Event(), Names()
+    slow, later = task("slow", "one"), task("later", "one")
+    bad, queued, after = task("bad", "two"), task("queued", "two"), task("after", "wide")
 
     def run(task: Task) -> None:
         ran.append(task.key)
         if task is slow:
             blocked.set()
             released.wait(LONG)
+            ended.set()
         if task is bad:
             blocked.wait(LONG)
             raise RuntimeError("bad")
 
     with closing(dataflow(run)) as executor:
-        executor.submit(graph([slow, bad, after, queued], [(slow, after)]))
+        executor.submit(graph([slow, bad, after, later, queued], [(slow, after)]))
         with pytest.raises(TaskError, match="bad"):
             executor.wait(0)
         assert not released.is_set()
         with pytest.raises(TaskError, match="bad"):
             executor.submit(graph([task("next", "one", step=1)]))
         released.set()
+        ended.wait(LONG)
+        time.sleep(0.05)  # for a lane that went on, to be seen
     assert sorted(ran) == sorted([slow.key, bad.key])
 
 
@@ -174,16 +178,20 @@ def test_a_lane_of_width_one_keeps_the_order_of_emission(make: Make) -> None:
         assert [key for key in ran if key in keys] == keys
 
 
-def test_a_task_starts_after_all_its_predecessors() -> None:
-    ran = Names()
-    first, second, third, last = (task(n, lane) for n, lane in zip("abcd", ("one", "two", "wide", "two"), strict=True))
+@pytest.mark.parametrize("slow", ["a", "b", "c"])
+def test_a_task_starts_after_all_its_predecessors(slow: str) -> None:
+    ran, begun = Names(), threading.Event()
+    before, last = [task("a", "one"), task("b", "wide"), task("c", "wide")], task("last", "two")
 
     def run(task: Task) -> None:
-        time.sleep(0 if task is last else 0.01)
+        if task.key.endswith(slow):
+            begun.wait(0.1)  # by "last", if it did not wait
+        if task is last:
+            begun.set()
         ran.append(task.key)
 
     with closing(dataflow(run)) as executor:
-        run_step(executor, graph([first, second, third, last], [(first, last), (second, last), (third, last)]))
+        run_step(executor, graph([*before, last], [(first, last) for first in before]))
     assert ran[-1] == last.key
     assert len(ran) == 4
 

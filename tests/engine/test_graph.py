@@ -158,7 +158,8 @@ def test_the_next_steps_first_layers_load_before_this_steps_last_computations() 
     head = [task for task in second.tasks if task.kind == "compute"][-2:]
     assert [task.tile.gpu_batch for task in head] == [0, 1]
     first_page = find(third, kind="load", layer=1, gpu_batch=0, name="load model")[0]
-    assert not {task.key for task in head} & nx.ancestors(joined, first_page.key)
+    ancestors = nx.ancestors(joined, first_page.key)
+    assert ancestors.isdisjoint(task.key for task in head)
 
 
 def test_steps_before_the_last_are_not_carried_however_long_a_page_is_read() -> None:

@@ -37,10 +37,16 @@ def decode(encoded: Any, values: Any, shape: Any, span: Any) -> None:
         count = min(group_size, size - start)
         codes = data[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8]
         out = numbers[tensor * stride + start : tensor * stride + start + count]
-        if bits == 4:
-            _decode_nibbles(codes, scale, low, out)
+        if bits == 4:  # in place: calling a function with the slices counts references: a fifth slower
+            pairs = codes[: count // 2]
+            for i in range(len(pairs)):
+                out[2 * i] = narrow(np.float32(pairs[i] & _NIBBLE) * scale + low, out)
+                out[2 * i + 1] = narrow(np.float32(pairs[i] >> np.uint8(4)) * scale + low, out)
+            if count % 2:
+                out[count - 1] = narrow(np.float32(codes[count // 2] & _NIBBLE) * scale + low, out)
         else:
-            _decode_bytes(codes, scale, low, out)
+            for i in range(len(codes)):
+                out[i] = narrow(np.float32(codes[i]) * scale + low, out)
         group += 1
         if group == num_groups:
             tensor, group = tensor + 1, 0
@@ -72,21 +78,6 @@ def encode(values: Any, encoded: Any, shape: Any, span: Any, searches: Any) -> N
         group += 1
         if group == num_groups:
             tensor, group = tensor + 1, 0
-
-
-@kernel
-def _decode_nibbles(codes: Any, scale: Any, low: Any, out: Any) -> None:
-    for i in range(len(out) // 2):
-        out[2 * i] = narrow(np.float32(codes[i] & _NIBBLE) * scale + low, out)
-        out[2 * i + 1] = narrow(np.float32(codes[i] >> np.uint8(4)) * scale + low, out)
-    if len(out) % 2:
-        out[len(out) - 1] = narrow(np.float32(codes[len(codes) - 1] & _NIBBLE) * scale + low, out)
-
-
-@kernel
-def _decode_bytes(codes: Any, scale: Any, low: Any, out: Any) -> None:
-    for i in range(len(out)):
-        out[i] = narrow(np.float32(codes[i]) * scale + low, out)
 
 
 @kernel
