@@ -165,7 +165,7 @@ def _codecs(recipe: Recipe, registry: Registry) -> Codecs:
     none = registry.codec("none")
     return Codecs(
         weights=registry.codec(weights.plugin)(weights.options),
-        kv_cache=registry.codec(kv_cache.plugin)(kv_cache.options),
+        kv_cache=registry.codec(kv_cache.plugin)(kv_cache.options).for_cache(),
         small=none(none.Options()),
     )
 

@@ -48,8 +48,12 @@ class Codec(ABC):
 
     @property
     def key(self) -> str:
-        """Name and settings in a word that may be part of a file name; equal for equal codecs."""
+        """Name and settings in a word that may be part of a file name; different where the bytes made may differ."""
         return self.name
+
+    def for_cache(self) -> Codec:
+        """The codec to use for a KV cache: an equal one that encodes as fast as pages fill."""
+        return self
 
     @abstractmethod
     def configuration(self) -> Mapping[str, Any]:

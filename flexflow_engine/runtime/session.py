@@ -111,8 +111,9 @@ class Session:
 
     def _check(self, checked: list[TaskGraph], graph: TaskGraph) -> None:
         if graph.step < CHECKED_STEPS and len(graph.tasks) <= CHECKED_TASKS:
+            adjoining = [earlier for earlier in checked[-1:] if earlier.step == graph.step - 1]
+            check_graph([*adjoining, graph], self._compiler.widths, memory_table(self._layout))
             checked.append(graph)
-            check_graph(checked[-2:], self._compiler.widths, memory_table(self._layout))
 
 
 def _contexts(layout: Layout, device: Tier) -> Callable[[str], LaneContext]:

@@ -20,7 +20,7 @@ What is not on the grid of everyday numbers:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any, ClassVar, Literal
 
@@ -46,8 +46,9 @@ class GroupInt4Options:
 
     group_size: int = DEFAULT_GROUP_SIZE
     """Numbers that share a scale; even."""
-    encoder: Literal["search", "minmax"] = "search"
-    """`search` takes its time for less error, which pays for weights; `minmax` keeps up with a KV cache."""
+    encoder: Literal["auto", "search", "minmax"] = "auto"
+    """`search` takes its time for less error, `minmax` keeps up with a KV cache; `auto` is the one for weights, the
+    other for a cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +85,7 @@ class GroupQuantCodec(Codec):
     @property
     def key(self) -> str:
         """Equal codecs of different encoders read each other's bytes, and still don't write the same ones."""
-        return f"{self.name}-g{self.group_size}" + ("-minmax" if self.encoder != self._default_encoder else "")
-
-    @property
-    def _default_encoder(self) -> str:
-        return getattr(self.Options(), "encoder", "minmax")
+        return f"{self.name}-g{self.group_size}" + ("-search" if self.encoder == "search" else "")
 
     def configuration(self) -> Mapping[str, Any]:
         return {"name": self.name, "version": FORMAT_VERSION, "group_size": self.group_size}
@@ -153,8 +150,11 @@ class GroupInt4Codec(GroupQuantCodec):
 
     @property
     def encoder(self) -> str:
-        encoder: str = self.options.encoder
-        return encoder
+        chosen: str = self.options.encoder
+        return "search" if chosen == "auto" else chosen
+
+    def for_cache(self) -> GroupInt4Codec:
+        return GroupInt4Codec(replace(self.options, encoder="minmax")) if self.options.encoder == "auto" else self
 
 
 class GroupInt8Codec(GroupQuantCodec):
