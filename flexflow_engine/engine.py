@@ -5,6 +5,7 @@ recipe -> checkpoint, model, prompts -> plan (policy, layout, memory) -> weight 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -37,9 +38,9 @@ from flexflow_engine.runtime.session import OnStep, Session
 from flexflow_engine.store.weights import WeightStore
 
 STAGING_TIER = "staging"
-"""Host memory between a disk and a compute tier that the host can't address, where the recipe names none."""
+"""Host memory between a disk and a compute tier that the host can't address, where the recipe names none; as large as
+it need be."""
 STAGING_PLUGIN = "pinned"
-STAGING_BUDGET = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +118,11 @@ def _prepare(recipe: Recipe, registry: Registry) -> _Job:
     prompts = load_prompts(recipe.workload, tokenizer, model.config)
     classes = {tier.name: registry.tier(tier.plugin) for tier in recipe.tiers}
     budgets = {tier.name: tier.budget_bytes for tier in recipe.tiers}
+    staging = STAGING_TIER
+    while staging in classes:
+        staging += "_"
     if needs_staging(classes):
-        name = STAGING_TIER
-        while name in classes:
-            name += "_"
-        classes[name], budgets[name] = registry.tier(STAGING_PLUGIN), STAGING_BUDGET
+        classes[staging], budgets[staging] = registry.tier(STAGING_PLUGIN), sys.maxsize
     plan = make_plan(
         model=model,
         codecs=codecs,
@@ -129,6 +130,8 @@ def _prepare(recipe: Recipe, registry: Registry) -> _Job:
         tiers=describe_tiers(classes, budgets),
         scheduler=registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options),
     )
+    if staging in classes:
+        plan = plan.with_exact_budget(staging)
     return _Job(checkpoint, model, tokenizer, prompts, codecs, classes, plan)
 
 

@@ -92,6 +92,10 @@ class FetchTokens:
 Operation = Copy | GatherRows | DecodeWeights | Compute | FetchTokens
 
 
+HOST_OPERATIONS = (GatherRows,)
+"""The host's own code touches buffers in these, so the host waits for the tasks before them, whatever the lane."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A node of the graph."""

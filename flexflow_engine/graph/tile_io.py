@@ -83,7 +83,7 @@ class TileIO:
     def hidden_locations(self, batch: BatchStep, slot: int | None) -> list[str]:
         """The locations that a computation updates: resident parts, and the slot."""
         parts = self._layout.activations.parts[batch.gpu_batch]
-        resident = [part.name for part in parts if part.slot_unit is None and _tokens(part, batch)]
+        resident = [part.name for part in parts if part.slot_unit is None and part.tokens(batch)]
         return resident if slot is None else [*resident, f"hidden.slot.{slot}"]
 
     def has_slotted_hidden(self, batch: BatchStep) -> bool:
@@ -140,7 +140,7 @@ class TileIO:
     def _slotted_parts(self, batch: BatchStep) -> list[tuple[HiddenPart, int]]:
         """Parts that pass through a slot, with their number of tokens in this step."""
         parts = self._layout.activations.parts[batch.gpu_batch]
-        return [(p, tokens) for p in parts if p.slot_unit is not None and (tokens := _tokens(p, batch))]
+        return [(p, tokens) for p in parts if p.slot_unit is not None and (tokens := p.tokens(batch))]
 
     def _full_pages(self, rectangle: Rectangle, batch: BatchStep, done: int) -> int:
         """Pages of the rectangle's longest row that are full before (done=0) or after (done=1) this step."""
@@ -176,7 +176,3 @@ class TileIO:
                     near = Span(self._device, location, offset + index * rectangle.num_units + unit, 1)
                     pairs.append((far, near))
         return pairs
-
-
-def _tokens(part: HiddenPart, batch: BatchStep) -> int:
-    return sum(row.new_tokens for row in batch.rows if part.first_row <= row.row < part.stop_row)

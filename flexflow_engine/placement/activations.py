@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flexflow_engine.abc.policy import Placement
+from flexflow_engine.abc.step import BatchStep
 from flexflow_engine.placement.diffusion import cut_groups
 
 
@@ -22,6 +23,10 @@ class HiddenPart:
     stop_row: int
     slot_unit: int | None
     """Where the part starts in a slot; None on a tier that is computed on in place."""
+
+    def tokens(self, batch: BatchStep) -> int:
+        """New tokens of the part's rows in a step."""
+        return sum(row.new_tokens for row in batch.rows if self.first_row <= row.row < self.stop_row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,9 @@ The same layout is compiled into task graphs, allocated by the runtime and summe
     kv.slot.S             a tile's cache             hidden.BATCH.ROW         hidden states
     hidden.slot.S         a tile's hidden states
     embed.slot.S          rows of the table          on the staging tier, where the disk can't reach the compute tier
-    kv.LAYER.BATCH.tail   tail pages                 staging.S, embed.staging
+    kv.LAYER.BATCH.tail   tail pages                 staging.S, staging.embed
+    weights.decoded       a layer, where weights are encoded
+    kv.decoded            a rectangle, where the cache is
     features.BATCH, candidates.BATCH.values, .ids
 """
 
@@ -40,7 +42,7 @@ STAGING_SLOTS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """All of it. `tiers` are the recipe's, fastest first."""
+    """All of it. `tiers` are the recipe's, fastest first, and the staging tier that a recipe may lack."""
 
     tiers: tuple[TierDescription, ...]
     policy: Policy
@@ -112,9 +114,13 @@ def store_region(tensor: str) -> str:
 
 
 def direct_tiers(tiers: tuple[TierDescription, ...]) -> frozenset[str]:
-    """The compute tier, and every tier whose memory its processor computes on in place."""
+    """The compute tier, and where that is in host memory every tier there that is computed on in place.
+
+    Two tiers of one kind of device memory may be two devices.
+    """
     device = tiers[0]
-    return frozenset(t.name for t in tiers if t is device or (t.direct and t.memory == device.memory))
+    beside = device.memory == HOST
+    return frozenset(t.name for t in tiers if t is device or (beside and t.direct and t.memory == HOST))
 
 
 def make_layout(

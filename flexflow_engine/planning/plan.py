@@ -34,6 +34,13 @@ class Plan:
     layout: Layout
     memory: MemoryTable
 
+    def with_exact_budget(self, tier: str) -> Plan:
+        """The plan with a tier's budget set to what lies there: for a tier that no recipe names."""
+        budget = self.memory.peak_bytes(tier)
+        tiers = tuple(replace(t, budget_bytes=budget) if t.name == tier else t for t in self.layout.tiers)
+        memory = MemoryTable(self.memory.lines, {**self.memory.budgets, tier: budget})
+        return Plan(self.policy, replace(self.layout, tiers=tiers), memory)
+
     def require_fit(self) -> None:
         """Raise PolicyError if a budget is exceeded: what does not fit, and the smallest budgets that would do."""
         if not self.memory.exceeded:

@@ -50,7 +50,7 @@ def attend_tokens(
     query = q.new_zeros((gpu_batch_size, *grouped.shape[1:]))
     query[places] = grouped
     columns = max(piece.columns.stop for piece in pieces)
-    scores = query.new_full((*query.shape[:3], columns), float("-inf"), dtype=torch.float32)
+    scores = query.new_zeros((*query.shape[:3], columns), dtype=torch.float32)
     for piece in pieces:
         piece.score(query, scores)
     scores.mul_(scale).masked_fill_(~_visible(rows, cache, gpu_batch_size, columns, q.device), float("-inf"))
@@ -95,10 +95,10 @@ class _Piece:
 def _pieces(rows: Sequence[RowStep], cache: TileCache) -> Iterator[_Piece]:
     """The parts' pages that any row has; then the tail pages, whose columns follow those of all pages."""
     tokens = cache.page_tokens
-    longest = max(row.context for row in rows)
     for part in cache.parts:
         r = part.rectangle
-        pages = longest // tokens + 1 if part.takes_tokens else longest // tokens
+        longest = max((row.context for row in rows if r.first_row <= row.row < r.stop_row), default=-1)
+        pages = longest // tokens + 1 if part.takes_tokens else max(longest, 0) // tokens
         count = min(r.stop_page, pages) - r.first_page
         if count > 0:
             columns = range(r.first_page * tokens, (r.first_page + count) * tokens)
@@ -106,7 +106,7 @@ def _pieces(rows: Sequence[RowStep], cache: TileCache) -> Iterator[_Piece]:
             yield _Piece(keys, values, range(r.first_row, r.stop_row), columns)
     if cache.tail_keys is not None and cache.tail_values is not None:
         tail_keys, tail_values = cache.tail_keys[None], cache.tail_values[None]
-        start = (longest // tokens + 1) * tokens
+        start = (max(row.context for row in rows) // tokens + 1) * tokens
         yield _Piece(lambda: tail_keys, lambda: tail_values, cache.tail_rows, range(start, start + tokens))
 
 

@@ -19,7 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 import torch
@@ -27,7 +27,7 @@ import torch
 from flexflow_engine.abc.tier import Completion, LaneContext
 from flexflow_engine.errors import StalledError, TaskError
 from flexflow_engine.graph.builder import TaskGraph
-from flexflow_engine.graph.task import TOKENS_LANE, Task
+from flexflow_engine.graph.task import HOST_OPERATIONS, TOKENS_LANE, Task
 from flexflow_engine.runtime.trace import TaskEvent, Trace
 
 RunTask = Callable[[Task], None]
@@ -130,6 +130,10 @@ class DataflowExecutor(Executor):
                 self._idle.wait(timeout=min(1.0, self._stall_seconds / 4))
                 self._raise_stall()
             self._raise_failure()
+            completions = [self._completions[key] for key in self._keys[step]]
+        for completion in completions:  # issued is not done: later steps take what is forgotten here as done
+            completion.wait()
+        with self._lock:
             del self._left[step]
             for key in self._keys.pop(step):
                 del self._completions[key], self._waiting[key], self._predecessors[key]
@@ -152,17 +156,29 @@ class DataflowExecutor(Executor):
 
     def _work(self, lane_name: str, worker: int, context_for: ContextFor) -> None:
         try:
-            context = context_for(lane_name)
-            try:
-                with torch.inference_mode():
-                    while task := self._next(self._lanes[lane_name]):
-                        self._execute(task, worker, context)
-            finally:
-                context.close()
+            with ExitStack() as stack:
+                context = context_for(lane_name)
+                stack.callback(context.close)
+                stack.enter_context(self._reporting())  # first, should closing the context fail as well
+                stack.enter_context(torch.inference_mode())
+                while task := self._next(self._lanes[lane_name]):
+                    self._execute(task, worker, context)
         except BaseException as error:  # a thread's exception is the run's: wait() raises it
-            with self._lock:
-                self._failure = self._failure or error
-                self._wake_all()
+            self._fail(error)
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        """The first failure is the run's; it ends every lane."""
+        with self._lock:
+            self._failure = self._failure or error
+            self._wake_all()
 
     def _next(self, lane: _Lane) -> Task | None:
         """The lane's next task once it may start; None when the run is over."""
@@ -183,7 +199,10 @@ class DataflowExecutor(Executor):
             before = [self._completions[key] for key in self._predecessors[task.key] if key in self._completions]
         with _naming(task):
             for completion in before:
-                context.after(completion)
+                if isinstance(task.operation, HOST_OPERATIONS):
+                    completion.wait()
+                else:
+                    context.after(completion)
             event = _run_in(context, self._run, task, worker)
         with self._lock:
             self._finish(task, event)

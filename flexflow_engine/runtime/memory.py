@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 
 import numpy as np
 import torch
 
-from flexflow_engine.abc.tier import HOST, HostBytes, Region, Tier
+from flexflow_engine.abc.tier import HOST, HostBytes, LaneContext, Region, Tier
 from flexflow_engine.graph.task import Copy
 from flexflow_engine.placement.layout import Layout, store_region
 from flexflow_engine.placement.memory import allocations
@@ -93,20 +94,17 @@ class Memory:
             self._regions[tier, store_region(name)] = region
 
     def _fill_weights(self, layout: Layout, store: WeightStore) -> None:
-        context = self._device.lane_context()
-        with context:
+        with closing(self._device.lane_context()) as context, context:
             for tensor in layout.weights.small:
                 span = Span(layout.device.name, "small", layout.small_offsets[tensor.name], tensor.nbytes)
-                self._fill(span, tensor.name, range(tensor.num_units), store)
+                self._fill(span, tensor.name, range(tensor.num_units), store, context)
             for tier in layout.tiers:
                 for run in () if tier.reads_store else layout.weights.placed(tier.name):
                     for page in run.pages:
                         units = range(page.first_unit, page.first_unit + page.num_units)
-                        self._fill(layout.page_span(run, page), run.tensor.name, units, store)
-            context.record().wait()
-        context.close()
+                        self._fill(layout.page_span(run, page), run.tensor.name, units, store, context)
 
-    def _fill(self, span: Span, name: str, units: range, store: WeightStore) -> None:
+    def _fill(self, span: Span, name: str, units: range, store: WeightStore, context: LaneContext) -> None:
         """Copy stored units into a span; through a buffer of one page where the host can't address the tier."""
         tier, region = self._tiers[span.tier], self._regions[span.tier, span.region]
         if tier.memory == HOST:
@@ -115,3 +113,4 @@ class Memory:
         page = np.empty(span.count * region.spec.unit_nbytes, np.uint8)
         store.read_units(name, units.start, len(units), page)
         tier.write(region, span.first, span.count, page)
+        context.record().wait()

@@ -11,7 +11,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
-from flexflow_engine.abc.tier import HostContext, LaneContext, Tier
+from flexflow_engine.abc.tier import LaneContext, Tier
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.compile import StepCompiler
@@ -71,7 +71,7 @@ class Session:
             device=device.torch_device,
             prompts=prompts,
         )
-        self._executor = executor(self._runner, self._compiler.widths, _contexts(layout, device), self.trace)
+        self._executor = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
 
     @property
     def lanes(self) -> tuple[str, ...]:
@@ -116,12 +116,13 @@ class Session:
             checked.append(graph)
 
 
-def _contexts(layout: Layout, device: Tier) -> Callable[[str], LaneContext]:
-    """A lane whose copies the compute tier carries out uses that tier's context; one to storage is the host's."""
-    staged = {lane for tier in layout.tiers[1:] if layout.is_staged(tier.name) for lane in _lanes(tier)}
+def _contexts(layout: Layout, tiers: Mapping[str, Tier]) -> Callable[[str], LaneContext]:
+    """A lane's copies are carried out by the compute tier, or by the far tier where they end in a staging slot."""
+    owners = {lane: tiers[t.name] for t in layout.tiers[1:] if layout.is_staged(t.name) for lane in _lanes(t)}
+    device = tiers[layout.device.name]
 
     def context_for(lane: str) -> LaneContext:
-        return HostContext() if lane in staged else device.lane_context()
+        return owners.get(lane, device).lane_context()
 
     return context_for
 

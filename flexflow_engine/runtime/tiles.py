@@ -29,7 +29,7 @@ class TileRunner:
 
     constant state    the layout, its memory, the model, the prompts
     changing state    sampled   (step, gpu_batch) -> token ids of the rows; filled by the tokens lane, emptied by `take`
-                      newest    gpu_batch -> token id of every row's last token
+                      newest    gpu_batch -> place of each row, and their last tokens, in the latest of its steps
     """
 
     def __init__(
@@ -49,8 +49,7 @@ class TileRunner:
         self._weights = Weights(layout, memory, weight_codec, self._dtype)
         self._cache = KVCache(layout, memory, model.config, kv_codec, self._dtype)
         self._sampled: dict[tuple[int, int], TokenIds] = {}
-        shape = (layout.policy.num_gpu_batches, layout.policy.gpu_batch_size)
-        self._newest: TokenIds = np.zeros(shape, np.int64)
+        self._newest: dict[int, tuple[dict[int, int], TokenIds]] = {}
 
     def __call__(self, task: Task) -> None:
         operation = task.operation
@@ -93,6 +92,8 @@ class TileRunner:
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
         cache = self._cache.tile(layer.index, batch.gpu_batch, compute.kv_slot)
         q, k, v = self._model.attention_inputs(weights, hidden)
+        for new in (k, v):  # what is masked still meets a weight of 0, and 0 x inf would reach the row's next sequence
+            new.nan_to_num_()
         if batch.phase == "prefill":
             cache.write_prompts(batch.rows, k, v)
             attended = attend_prompts(batch.rows, q, k, v, scale)
@@ -143,18 +144,20 @@ class TileRunner:
                 target[place] = rows[ids[place] - index * table.unit_rows]
 
     def _fetch(self, fetch: FetchTokens, step: int) -> None:
+        """Start the copy; the tokens are looked at once the task counts as issued, when the copy is done."""
         batch = fetch.batch
         tokens = np.empty(len(batch.rows), np.int64)
         span = Span(self._layout.device.name, f"candidates.{batch.gpu_batch}.ids", 0, len(tokens))
         self._memory.read(span, tokens.view(np.uint8))
         self._sampled[step, batch.gpu_batch] = tokens
-        self._newest[batch.gpu_batch, [row.row for row in batch.rows]] = tokens
+        self._newest[batch.gpu_batch] = {row.row: place for place, row in enumerate(batch.rows)}, tokens
 
     def _token_ids(self, batch: BatchStep) -> TokenIds:
         """The new tokens of all rows, one row after another."""
         if batch.phase == "prefill":
             return np.concatenate([self._prompts[row.sequence] for row in batch.rows])
-        return self._newest[batch.gpu_batch, [row.row for row in batch.rows]]
+        places, tokens = self._newest[batch.gpu_batch]
+        return tokens[[places[row.row] for row in batch.rows]]
 
     def _features(self, batch: BatchStep) -> torch.Tensor:
         """[rows, head_width]"""
@@ -174,7 +177,7 @@ class TileRunner:
         """The hidden states of the batch's tokens, [tokens of the part, hidden_size] each, in order of rows."""
         parts = []
         for part in self._layout.activations.parts[compute.batch.gpu_batch]:
-            if tokens := _part_tokens(part, compute.batch):
+            if tokens := part.tokens(compute.batch):
                 span = self._hidden_span(part, tokens, compute.hidden_slot)
                 parts.append(self._memory.tensor(span).view(self._dtype).view(tokens, -1))
         return parts
@@ -188,7 +191,3 @@ class TileRunner:
         parts = self._hidden_parts(compute)
         for part, rows in zip(parts, torch.split(hidden, [len(part) for part in parts]), strict=True):
             part.copy_(rows)
-
-
-def _part_tokens(part: HiddenPart, batch: BatchStep) -> int:
-    return sum(row.new_tokens for row in batch.rows if part.first_row <= row.row < part.stop_row)

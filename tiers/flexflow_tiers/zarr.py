@@ -49,7 +49,7 @@ class ZarrTier(Tier):
     def __init__(self, *, label: str, budget_bytes: int, options: ZarrOptions) -> None:
         """Removes what dead runs left in the folder. Raises StorageError when it can't be written."""
         super().__init__(label=label, budget_bytes=budget_bytes, options=options)
-        self._run = RunFolder(Path(options.path).expanduser())
+        self._run = RunFolder(Path(options.path))
         self._descriptors = Descriptors()
         self._unwritten_nbytes = 0
         self._lock = Lock()
@@ -61,7 +61,7 @@ class ZarrTier(Tier):
     @classmethod
     def check_available(cls, options: Any) -> None:
         """Raise StorageError when the folder can be neither used nor made. Makes nothing."""
-        path = Path(options.path).expanduser()
+        path = Path(options.path)
         with reporting(path):
             existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not existing.is_dir():
