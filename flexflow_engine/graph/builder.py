@@ -60,6 +60,8 @@ class TaskGraph:
     step: int
     tasks: tuple[Task, ...]
     digraph: nx.DiGraph[str]
+    inherited: Mapping[str, int] = field(default_factory=dict)
+    """Versions that the steps before have left; 0 where a location is missing. Whatever is newer is made here."""
 
 
 class GraphBuilder:
@@ -69,6 +71,7 @@ class GraphBuilder:
         self._tasks: list[Task] = []
         self._digraph: nx.DiGraph[str] = nx.DiGraph()
         self._locations = dict(frontier.locations)
+        self._inherited = {name: access.version for name, access in frontier.locations.items()}
         self._rotation = dict(frontier.rotation)
         self._widths = widths
 
@@ -93,9 +96,12 @@ class GraphBuilder:
         flops: float = 0.0,
     ) -> None:
         """Append a task. It reads locations, writes new versions of some, and adds parts to others' newest version
-        (made by `begin`).
+        (made by `begin`). What it reads and writes may have been begun without parts: then it fills that.
         """
         key = f"{tile.step}/{tile.layer}/{tile.gpu_batch}/{name}"
+        reads, writes = tuple(reads), tuple(writes)
+        empty = {location for location in reads if self._is_empty(location)}
+        assert empty <= set(writes), f"{key} reads what nothing was loaded into: {empty}"
         predecessors: dict[str, None] = {}
         read_refs = [self._read(location, key, lane, predecessors) for location in reads]
         write_refs = [self._write(location, key, lane, predecessors) for location in writes]
@@ -110,6 +116,7 @@ class GraphBuilder:
             writes=tuple(write_refs),
             nbytes=nbytes,
             flops=flops,
+            fills=tuple(ref for ref in read_refs if ref.location in empty),
         )
         self._tasks.append(task)
         self._digraph.add_node(key, task=task)
@@ -123,10 +130,15 @@ class GraphBuilder:
     def result(self, step: int) -> tuple[TaskGraph, Frontier]:
         own = {task.key for task in self._tasks}
         locations = {name: access.within(own) for name, access in self._locations.items()}
-        return TaskGraph(step, tuple(self._tasks), self._digraph), Frontier(locations, self._rotation)
+        return TaskGraph(step, tuple(self._tasks), self._digraph, self._inherited), Frontier(locations, self._rotation)
 
     def _access(self, location: str) -> Access:
         return self._locations.get(location, Access())
+
+    def _is_empty(self, location: str) -> bool:
+        """Whether a version was begun in this step and nothing has been added to it."""
+        access = self._access(location)
+        return access.version > self._inherited.get(location, 0) and not access.writers
 
     def _read(self, location: str, key: str, lane: str, predecessors: dict[str, None]) -> TensorRef:
         access = self._access(location)

@@ -2,40 +2,50 @@
 
 1. Acyclic, the lanes' order included: a lane starts its tasks in the order in which they were emitted.
 2. One producer: no two tasks make the same part of the same version of a location.
-3. Loads before use: whoever reads a version comes after every task that makes it, and before the next version.
+3. Loads before use: whoever reads a version comes after every task that makes it, and before the next version. A
+   version that the step does not inherit has such tasks, unless its reader fills it, where nothing has to be loaded.
 4. Slots are disjoint in time: a version begins only after every task that touched the one before has ended.
 5. What the layout puts on each tier is within its budget.
+6. Copies stay inside their regions, and those that make one version of a location don't overlap.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, product
+from itertools import pairwise
 
 import networkx as nx
 
-from flexflow_engine.abc.policy import MemoryTable
 from flexflow_engine.graph.builder import TaskGraph
-from flexflow_engine.graph.task import Task
+from flexflow_engine.graph.lanes import lane_widths
+from flexflow_engine.graph.task import Compute, Copy, Task
+from flexflow_engine.placement.layout import Layout, store_region
+from flexflow_engine.placement.memory import allocations, memory_table
+from flexflow_engine.placement.span import Span
 
 
-def check_graph(graphs: Sequence[TaskGraph], widths: Mapping[str, int], memory: MemoryTable) -> None:
+def check_graph(graphs: Sequence[TaskGraph], layout: Layout) -> None:
     """Check adjoining steps together; tasks that the first of them carries over count as done."""
     tasks = {task.key: task for graph in graphs for task in graph.tasks}
-    starts, ends = _orders(graphs, tasks, widths)
-    assert nx.is_directed_acyclic_graph(starts), "rule 1: the graph with the lanes' order has a cycle"
-    before = _Before(ends)
-    for location, versions in _versions(tasks).items():
-        _check_location(location, versions, before)
-    assert not memory.exceeded, f"rule 5: {', '.join(memory.exceeded)} would exceed the budget"
+    order, ends = _orders(graphs, tasks, lane_widths(layout.tiers))
+    locations = _versions(tasks)
+    _check_sources(locations, graphs[0].inherited)
+    for task in tasks.values():
+        _check_fills(task, layout)
+    _check_order(order, ends, locations)
+    exceeded = memory_table(layout).exceeded
+    assert not exceeded, f"rule 5: {', '.join(exceeded)} would exceed the budget"
+    _check_copies(tasks.values(), layout)
 
 
 def _orders(
     graphs: Sequence[TaskGraph], tasks: Mapping[str, Task], widths: Mapping[str, int]
-) -> tuple[nx.DiGraph[str], nx.DiGraph[str]]:
-    """Which task starts before which, and which *ends* before another starts: in a wide lane only edges tell that."""
+) -> tuple[list[str], nx.DiGraph[str]]:
+    """An order in which tasks may start, and which task *ends* before another starts: in a wide lane only edges tell
+    that.
+    """
     ends: nx.DiGraph[str] = nx.DiGraph()
     ends.add_nodes_from(tasks)
     for graph in graphs:
@@ -49,27 +59,8 @@ def _orders(
     starts = ends.copy()
     for keys in lanes.values():
         starts.add_edges_from(pairwise(keys))
-    return starts, ends
-
-
-class _Before:
-    """Which tasks end before which others start: for each task a set of tasks, as the bits of one number. Sets of keys
-    were tried: a gigabyte for the 5700 tasks of two steps, where this takes 4 MB.
-    """
-
-    def __init__(self, digraph: nx.DiGraph[str]) -> None:
-        self._place: dict[str, int] = {}
-        self._ancestors: dict[str, int] = {}
-        for place, key in enumerate(nx.topological_sort(digraph)):
-            self._place[key] = place
-            ancestors = 0
-            for before in digraph.predecessors(key):
-                ancestors |= self._ancestors[before] | 1 << self._place[before]
-            self._ancestors[key] = ancestors
-
-    def holds(self, earlier: str, later: str) -> bool:
-        """Whether `earlier` ends before `later` starts, whatever the lanes' speed."""
-        return bool(self._ancestors[later] >> self._place[earlier] & 1)
+    assert nx.is_directed_acyclic_graph(starts), "rule 1: the graph with the lanes' order has a cycle"
+    return list(nx.topological_sort(starts)), ends
 
 
 @dataclass(slots=True)
@@ -79,14 +70,23 @@ class _Version:
     writers: dict[int, str] = field(default_factory=dict)
     """Part -> task."""
     readers: list[str] = field(default_factory=list)
+    fillers: list[str] = field(default_factory=list)
+    """Readers that use the version as empty space."""
 
     @property
     def first(self) -> list[str]:
         """Those that nobody of the same version comes before."""
         return list(self.writers.values()) or self.readers
 
+    @property
+    def all(self) -> list[str]:
+        return [*self.writers.values(), *self.readers]
 
-def _versions(tasks: Mapping[str, Task]) -> dict[str, dict[int, _Version]]:
+
+_Locations = Mapping[str, Mapping[int, _Version]]
+
+
+def _versions(tasks: Mapping[str, Task]) -> _Locations:
     locations: dict[str, dict[int, _Version]] = defaultdict(lambda: defaultdict(_Version))
     for task in tasks.values():
         for ref in task.writes:
@@ -95,17 +95,129 @@ def _versions(tasks: Mapping[str, Task]) -> dict[str, dict[int, _Version]]:
             writers[ref.part] = task.key
         for ref in task.reads:
             locations[ref.location][ref.version].readers.append(task.key)
+        for ref in task.fills:
+            locations[ref.location][ref.version].fillers.append(task.key)
     return locations
 
 
-def _check_location(location: str, versions: Mapping[int, _Version], before: _Before) -> None:
-    for number, version in versions.items():
-        for reader, writer in product(version.readers, version.writers.values()):
-            assert before.holds(writer, reader), (
-                f"rule 3: {reader} reads version {number} of {location}, which {writer} makes unordered"
-            )
-    for (_, last), (number, version) in pairwise(sorted(versions.items())):
-        for earlier, first in product((*last.writers.values(), *last.readers), version.first):
-            assert earlier == first or before.holds(earlier, first), (
-                f"rule 4: {first} begins version {number} of {location} while {earlier} may use the last one"
-            )
+def _check_sources(locations: _Locations, inherited: Mapping[str, int]) -> None:
+    """Rule 3: what is read has been made."""
+    for location, versions in locations.items():
+        for number, version in versions.items():
+            if number > inherited.get(location, 0):
+                parts, what = len(version.writers), f"version {number} of {location}"
+                assert set(version.writers) == set(range(parts)), f"rule 3: a part of {what} is missing"
+                for reader in version.readers:
+                    filled = reader in version.fillers
+                    assert parts or filled, f"rule 3: {reader} reads {what}, which no task makes"
+                    assert not (parts and filled), f"rule 3: {reader} fills {what}, which others make"
+
+
+def _check_fills(task: Task, layout: Layout) -> None:
+    """Rule 3: whoever fills a slot has nothing to load into it."""
+    if task.fills:
+        operation = task.operation
+        assert isinstance(operation, Compute), f"rule 3: {task.key} fills a slot and computes nothing"
+        slots = {f"kv.slot.{operation.kv_slot}"} - set(_needed_kv(operation, layout))
+        if all(run.tier in layout.direct for run in layout.weights.table):
+            slots.add(f"embed.slot.{operation.embed_slot}")
+        for ref in task.fills:
+            assert ref.location in slots, f"rule 3: {task.key} needs something loaded into {ref.location}"
+
+
+def _needed_kv(compute: Compute, layout: Layout) -> Iterator[str]:
+    """The tile's KV slot, where pages that are full already lie on a far tier."""
+    if compute.kv_slot is None or compute.batch.phase == "prefill":
+        return
+    for rectangle, _ in layout.kv_tile(compute.layer, compute.batch.gpu_batch).slotted:
+        rows = [row for row in compute.batch.rows if rectangle.first_row <= row.row < rectangle.stop_row]
+        if any(row.context // layout.kv.page_tokens > rectangle.first_page for row in rows):
+            yield f"kv.slot.{compute.kv_slot}"
+
+
+def _check_order(order: Sequence[str], ends: nx.DiGraph[str], locations: _Locations) -> None:
+    """Rules 3 and 4. A task's ancestors are the bits of one number, kept until its last successor has been visited:
+    sets of keys took a gigabyte for 5700 tasks.
+    """
+    place = {key: index for index, key in enumerate(order)}
+    demands = _demands(locations, place)
+    left, ancestors = dict(ends.out_degree()), dict[str, int]()
+    for key in order:
+        known = 0
+        for before in ends.predecessors(key):
+            known |= ancestors[before]
+            left[before] -= 1
+            if not left[before]:
+                del ancestors[before]
+        for demand in demands.pop(key, []):
+            missing = demand.before & ~known & ~(1 << place[key])
+            assert not missing, demand.broken(order[missing.bit_length() - 1], key)
+        if left[key]:
+            ancestors[key] = known | 1 << place[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """Tasks, as bits, that must end before another starts."""
+
+    before: int
+    rule: int
+    version: int
+    location: str
+
+    def broken(self, earlier: str, later: str) -> str:
+        if self.rule == 3:
+            return f"rule 3: {later} reads version {self.version} of {self.location}, which {earlier} makes unordered"
+        return (
+            f"rule 4: {later} begins version {self.version} of {self.location} while {earlier} may use the last one"
+        )
+
+
+def _demands(locations: _Locations, place: Mapping[str, int]) -> dict[str, list[_Demand]]:
+    """By the task that must start later."""
+    demands: dict[str, list[_Demand]] = defaultdict(list)
+    for location, versions in locations.items():
+        for number, version in versions.items():
+            demand = _Demand(_bits(version.writers.values(), place), 3, number, location)
+            for reader in version.readers:
+                demands[reader].append(demand)
+        for (_, last), (number, version) in pairwise(sorted(versions.items())):
+            demand = _Demand(_bits(last.all, place), 4, number, location)
+            for first in version.first:
+                demands[first].append(demand)
+    return demands
+
+
+def _bits(keys: Iterable[str], place: Mapping[str, int]) -> int:
+    bits = bytearray(len(place) // 8 + 1)
+    for key in keys:
+        bits[place[key] // 8] |= 1 << place[key] % 8
+    return int.from_bytes(bits, "little")
+
+
+def _check_copies(tasks: Iterable[Task], layout: Layout) -> None:
+    """Rule 6."""
+    units = {(a.tier, a.spec.name): a.spec.num_units for a in allocations(layout)}
+    for tier in layout.tiers:
+        if tier.reads_store:
+            placed = layout.weights.placed(tier.name)
+            units |= {(tier.name, store_region(run.tensor.name)): run.tensor.num_units for run in placed}
+    made: dict[tuple[str, int], list[tuple[Span, str]]] = defaultdict(list)
+    for task in tasks:
+        if isinstance(task.operation, Copy):
+            (ref,) = task.writes
+            for move in task.operation.moves:
+                for span in (move.source, move.target):
+                    assert 0 <= span.first < span.first + span.count <= units.get((span.tier, span.region), 0), (
+                        f"rule 6: {task.key} leaves its region: {span}"
+                    )
+                made[ref.location, ref.version].append((move.target, task.key))
+    for spans in made.values():
+        _check_disjoint(spans)
+
+
+def _check_disjoint(spans: Sequence[tuple[Span, str]]) -> None:
+    ordered = sorted(spans, key=lambda entry: (entry[0].tier, entry[0].region, entry[0].first))
+    for (one, key), (other, after) in pairwise(ordered):
+        apart = (one.tier, one.region) != (other.tier, other.region) or one.first + one.count <= other.first
+        assert apart, f"rule 6: {key} and {after} both fill a part of {other}"

@@ -112,3 +112,5 @@ class Task:
     """Bytes moved over the lane's link."""
     flops: float = 0.0
     """Multiplications and additions of the matmuls and of attention."""
+    fills: tuple[TensorRef, ...] = ()
+    """Those of `reads` into which nothing was loaded: the task uses them as space and makes their next versions."""

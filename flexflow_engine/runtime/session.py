@@ -18,7 +18,6 @@ from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.graph.lanes import read_lane, write_lane
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.placement.layout import Layout
-from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.runtime.executor import ContextFor, DataflowExecutor, Executor, RunTask
 from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.tiles import TileRunner, TokenIds
@@ -27,8 +26,6 @@ from flexflow_engine.store.weights import WeightStore
 
 CHECKED_STEPS = 3
 """Steps whose graphs are checked: the first prompts, the first tokens, and how the two join."""
-CHECKED_TASKS = 5000
-"""Larger graphs differ from smaller ones of the same layout in length only, and checking them costs seconds."""
 
 OnStep = Callable[[Step, Sequence[FinishedSequence]], None]
 
@@ -55,11 +52,12 @@ class Session:
         store: WeightStore,
         prompts: Sequence[TokenIds],
         executor: Callable[[RunTask, Mapping[str, int], ContextFor, Trace], Executor] = DataflowExecutor,
+        trace: Callable[[], Trace] = Trace,
     ) -> None:
-        """prompts: each sequence's token ids, int64."""
+        """prompts: each sequence's token ids, int64. trace: a FoldedTrace where nobody reads single events."""
         self._layout = layout
         self._compiler = StepCompiler(layout)
-        self.trace = Trace()
+        self.trace = trace()
         self._memory = Memory(layout, tiers, store)
         device = tiers[layout.device.name]
         self._runner = TileRunner(
@@ -90,6 +88,7 @@ class Session:
             if step is not None:
                 graph, frontier = self._compiler.compile(step, frontier)
                 self._check(checked, graph)
+                self.trace.expect(graph)
                 self._executor.submit(graph)
                 flying.append(step)
                 steps.append(step)
@@ -106,13 +105,14 @@ class Session:
 
     def _finish(self, step: Step, batcher: Batcher) -> list[FinishedSequence]:
         self._executor.wait(step.index)
+        self.trace.fold(step.index)
         tokens = {batch.gpu_batch: self._runner.take(step.index, batch.gpu_batch) for batch in step.batches}
         return batcher.accept(step.index, tokens)
 
     def _check(self, checked: list[TaskGraph], graph: TaskGraph) -> None:
-        if graph.step < CHECKED_STEPS and len(graph.tasks) <= CHECKED_TASKS:
+        if graph.step < CHECKED_STEPS:
             adjoining = [earlier for earlier in checked[-1:] if earlier.step == graph.step - 1]
-            check_graph([*adjoining, graph], self._compiler.widths, memory_table(self._layout))
+            check_graph([*adjoining, graph], self._layout)
             checked.append(graph)
 
 

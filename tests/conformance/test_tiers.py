@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flexflow_engine.abc.tier import NoOptions, RegionSpec, Tier
+from flexflow_engine.testing.async_tier import StreamIslandTier, StreamOptions
 from flexflow_engine.testing.tier_suite import TierTests
 from flexflow_engine.testing.tiers import IslandTier, LinkOptions, ThrottledTier
 from flexflow_engine.testing.traffic import random_bytes, read_units, write_units
@@ -45,6 +46,11 @@ class TestThrottledTier(TierTests):
 class TestIslandTier(TierTests):
     def make_tier(self, tmp_path: Path, budget_bytes: int) -> Tier:
         return IslandTier(label="gpu", budget_bytes=budget_bytes, options=NoOptions())
+
+
+class TestStreamIslandTier(TierTests):
+    def make_tier(self, tmp_path: Path, budget_bytes: int) -> Tier:
+        return StreamIslandTier(label="gpu", budget_bytes=budget_bytes, options=StreamOptions())
 
 
 def test_a_throttled_copy_takes_latency_and_bytes_over_rate() -> None:

@@ -68,7 +68,7 @@ def steps_of(layout: Layout, count: int = 3) -> list[TaskGraph]:
 
 
 def check(graphs: Sequence[TaskGraph], layout: Layout) -> None:
-    check_graph(graphs, lane_widths(layout.tiers), memory_table(layout))
+    check_graph(graphs, layout)
 
 
 def find(graph: TaskGraph, *, kind: str, layer: int, gpu_batch: int, name: str = "") -> list[Task]:
