@@ -150,17 +150,18 @@ def _check_order(order: Sequence[str], ends: nx.DiGraph[str], locations: _Locati
             if not left[before]:
                 del ancestors[before]
         for demand in demands.pop(key, []):
-            missing = demand.before & ~known & ~(1 << place[key])
-            assert not missing, demand.broken(order[missing.bit_length() - 1], key)
+            missing = demand.bits & ~((known | 1 << place[key]) >> demand.lowest)
+            assert not missing, demand.broken(order[demand.lowest + missing.bit_length() - 1], key)
         if left[key]:
             ancestors[key] = known | 1 << place[key]
 
 
 @dataclass(frozen=True, slots=True)
 class _Demand:
-    """Tasks, as bits, that must end before another starts."""
+    """Tasks that must end before another starts: bits counted from the lowest, since they lie close together."""
 
-    before: int
+    lowest: int
+    bits: int
     rule: int
     version: int
     location: str
@@ -168,9 +169,7 @@ class _Demand:
     def broken(self, earlier: str, later: str) -> str:
         if self.rule == 3:
             return f"rule 3: {later} reads version {self.version} of {self.location}, which {earlier} makes unordered"
-        return (
-            f"rule 4: {later} begins version {self.version} of {self.location} while {earlier} may use the last one"
-        )
+        return f"rule 4: {later} begins version {self.version} of {self.location} while {earlier} may use the last one"
 
 
 def _demands(locations: _Locations, place: Mapping[str, int]) -> dict[str, list[_Demand]]:
@@ -178,21 +177,23 @@ def _demands(locations: _Locations, place: Mapping[str, int]) -> dict[str, list[
     demands: dict[str, list[_Demand]] = defaultdict(list)
     for location, versions in locations.items():
         for number, version in versions.items():
-            demand = _Demand(_bits(version.writers.values(), place), 3, number, location)
+            demand = _Demand(*_bits(version.writers.values(), place), 3, number, location)
             for reader in version.readers:
                 demands[reader].append(demand)
         for (_, last), (number, version) in pairwise(sorted(versions.items())):
-            demand = _Demand(_bits(last.all, place), 4, number, location)
+            demand = _Demand(*_bits(last.all, place), 4, number, location)
             for first in version.first:
                 demands[first].append(demand)
     return demands
 
 
-def _bits(keys: Iterable[str], place: Mapping[str, int]) -> int:
-    bits = bytearray(len(place) // 8 + 1)
-    for key in keys:
-        bits[place[key] // 8] |= 1 << place[key] % 8
-    return int.from_bytes(bits, "little")
+def _bits(keys: Iterable[str], place: Mapping[str, int]) -> tuple[int, int]:
+    """The lowest place of these tasks, and all of them as bits counted from it."""
+    places = [place[key] for key in keys]
+    lowest, bits = min(places, default=0), 0
+    for index in places:
+        bits |= 1 << index - lowest
+    return lowest, bits
 
 
 def _check_copies(tasks: Iterable[Task], layout: Layout) -> None:

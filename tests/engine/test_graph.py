@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import networkx as nx
 import pytest
@@ -24,9 +24,10 @@ from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.lanes import lane_widths
-from flexflow_engine.graph.task import Task
+from flexflow_engine.graph.task import Copy, Task
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import memory_table
+from flexflow_engine.placement.span import Span
 from harness import policy
 from layouts import (
     DEVICE_FAR,
@@ -273,6 +274,104 @@ def test_a_cache_slot_that_a_prompt_reuses_too_early_is_rejected() -> None:
     assert graph.digraph.has_edge(stored.key, reusing.key)
     with pytest.raises(AssertionError, match=r"rule 4: .*kv\.slot\.0"):
         check([without_edge(graph, stored.key, reusing.key)], layout)
+
+
+@pytest.mark.parametrize("classes", [DEVICE_FAR, DEVICE_FAR_DISK, ISLAND_HOST_DISK])
+def test_a_graph_without_its_loads_is_rejected(classes: Classes) -> None:
+    layout = all_far(classes)
+    for graph in steps_of(layout):
+        with pytest.raises(AssertionError, match=r"rule 3: .* which no task makes"):
+            check([without_tasks(graph, [task for task in graph.tasks if task.kind == "load"])], layout)
+
+
+@given(st.data(), st.sampled_from([DEVICE_FAR, DEVICE_FAR_DISK, ISLAND_HOST_DISK]))
+@settings(max_examples=25)
+def test_a_slot_that_nothing_is_loaded_into_is_rejected(data: st.DataObject, classes: Classes) -> None:
+    """All parts of one version of a slot, and nothing else, are taken away."""
+    layout, graphs = draw_job(data, classes, "tied")
+    graph = data.draw(st.sampled_from(graphs))
+    loads = [task for task in graph.tasks if task.kind == "load"]
+    if loads:
+        ref = data.draw(st.sampled_from(loads)).writes[0]
+        makers = [t for t in loads for made in t.writes if (made.location, made.version) == (ref.location, ref.version)]
+        with pytest.raises(AssertionError, match="rule 3: .* which no task makes"):
+            check([without_tasks(graph, makers)], layout)
+
+
+def test_a_slot_that_lacks_a_part_is_rejected() -> None:
+    layout = all_far()
+    graph = steps_of(layout)[0]
+    page = find(graph, kind="load", layer=3, gpu_batch=0, name="load model")[0]
+    with pytest.raises(AssertionError, match="rule 3: a part of .* is missing"):
+        check([without_tasks(graph, [page])], layout)
+
+
+def test_a_computation_that_takes_an_unloaded_cache_slot_for_space_is_rejected() -> None:
+    """As the builder would record it if the compiler forgot the load."""
+    layout = all_far()
+    graph = steps_of(layout)[1]
+    tile = compute_of(graph, 2, 0)
+    caches = find(graph, kind="load", layer=2, gpu_batch=0, name="load kv")
+    (slot,) = (ref for ref in tile.reads if ref.location.startswith("kv.slot."))
+    damaged = replaced(without_tasks(graph, caches), replace(tile, fills=(slot,)))
+    with pytest.raises(AssertionError, match=r"rule 3: .* needs something loaded into kv\.slot\."):
+        check([damaged], layout)
+
+
+def test_what_a_computation_fills_is_marked() -> None:
+    """A prompt's cache slot, and rows of a table that lies on the compute tier; never weights or hidden states."""
+    table_near = lay_out(MODELS["tied"], DEVICE_FAR, policy(setups(DEVICE_FAR), kv_cache={"far": 100}))
+    for layout, kinds in ((all_far(), {"kv"}), (table_near, {"kv", "embed"})):
+        prompts, decode, *_ = steps_of(layout)
+        assert {ref.location.split(".")[0] for task in prompts.tasks for ref in task.fills} == kinds
+        assert {ref.location.split(".")[0] for task in decode.tasks for ref in task.fills} == kinds - {"kv"}
+
+
+def test_a_page_that_overlaps_another_is_rejected() -> None:
+    layout = all_far()
+    graph = steps_of(layout)[0]
+    first, second = find(graph, kind="load", layer=3, gpu_batch=0, name="load model")[:2]
+    start = target(first).first + target(first).count - 1
+    with pytest.raises(AssertionError, match=r"rule 6: .* both fill a part of .*weights\.slot"):
+        check([replaced(graph, aimed(second, start))], layout)
+
+
+def test_a_page_that_leaves_its_slot_is_rejected() -> None:
+    layout = all_far()
+    graph = steps_of(layout)[0]
+    page = find(graph, kind="load", layer=3, gpu_batch=0, name="load model")[0]
+    with pytest.raises(AssertionError, match=r"rule 6: .* leaves its region: .*weights\.slot"):
+        check([replaced(graph, aimed(page, layout.weights.slot_nbytes(layout.direct)))], layout)
+
+
+def target(task: Task) -> Span:
+    """Where a task's only move goes."""
+    assert isinstance(task.operation, Copy)
+    (move,) = task.operation.moves
+    return move.target
+
+
+def aimed(task: Task, first: int) -> Task:
+    """The same copy, to another place of its region."""
+    assert isinstance(task.operation, Copy)
+    (move,) = task.operation.moves
+    moves = (replace(move, target=replace(move.target, first=first)),)
+    return replace(task, operation=replace(task.operation, moves=moves))
+
+
+def replaced(graph: TaskGraph, task: Task) -> TaskGraph:
+    """With this task instead of the one of the same key."""
+    return replace(graph, tasks=tuple(task if task.key == old.key else old for old in graph.tasks))
+
+
+def without_tasks(graph: TaskGraph, tasks: Sequence[Task]) -> TaskGraph:
+    """Edges through the tasks that are left out are bridged, so that the order of all others stays."""
+    digraph = graph.digraph.copy()
+    for task in tasks:
+        digraph.add_edges_from(product(list(digraph.predecessors(task.key)), list(digraph.successors(task.key))))
+        digraph.remove_node(task.key)
+    left = {task.key for task in tasks}
+    return replace(graph, tasks=tuple(task for task in graph.tasks if task.key not in left), digraph=digraph)
 
 
 def test_a_second_producer_of_a_version_is_rejected() -> None:

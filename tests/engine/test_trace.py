@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import networkx as nx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,8 +23,9 @@ from hypothesis import strategies as st
 from flexflow_engine.abc.step import BatchStep
 from flexflow_engine.abc.tier import Done
 from flexflow_engine.errors import StorageError
+from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.task import COMPUTE_LANE, FetchTokens, Task, TaskKind, Tile
-from flexflow_engine.runtime.trace import LaneUse, TaskEvent, Trace, union_seconds
+from flexflow_engine.runtime.trace import FoldedTrace, LaneUse, TaskEvent, Trace, union_seconds
 from flexflow_engine.testing.tiers import LinkOptions, ThrottledTier
 from flexflow_tiers.cpu import CpuTier
 from harness import JobResult, TierSetup, policy, run_job, save_opt
@@ -42,6 +44,13 @@ class Finishing(Done):
         return self._seconds
 
 
+class Unfinished(Done):
+    """Work that must not be waited for."""
+
+    def wait(self) -> None:
+        raise AssertionError("the step is in flight")
+
+
 def event(
     lane: str,
     start: float,
@@ -52,10 +61,11 @@ def event(
     nbytes: int = 0,
     flops: float = 0.0,
     worker: int = 0,
+    name: str = "some task/part 1",
     completion: Done | None = None,
 ) -> TaskEvent:
     task = Task(
-        key=f"{step}/2/1/some task/part 1",
+        key=f"{step}/2/1/{name}",
         kind=kind,
         tile=Tile(step, 2, 1),
         lane=lane,
@@ -140,6 +150,98 @@ def test_an_empty_trace_can_be_written(tmp_path: Path) -> None:
 def test_a_trace_that_cannot_be_written_names_its_path(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no/trace\.json"):
         Trace().write(tmp_path / "no" / "trace.json", {})
+
+
+Work = tuple[str, int, int]
+"""(lane, seconds after the earliest possible start, length)"""
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 30), st.integers(0, 20))), max_size=6))
+def test_folding_step_by_step_tells_what_all_events_together_tell(steps: list[list[Work]]) -> None:
+    """Steps overlap: each begins as early as the end of the step before the last, when it is submitted."""
+    kept, folded = Trace(), FoldedTrace()
+    ends, every = [0.0, 0.0], list[TaskEvent]()
+    for step, works in enumerate(steps):
+        events = [
+            event(
+                lane, ends[-2] + start, ends[-2] + start + length, kind="compute", step=step, nbytes=start, name=f"{n}"
+            )
+            for n, (lane, start, length) in enumerate(works)
+        ]
+        every += events
+        ends.append(max([ends[-1], *(e.returned for e in events)]))
+        for trace in (kept, folded):
+            trace.events += events
+            if step:
+                trace.fold(step - 1)
+    for trace in (kept, folded):
+        for lane, use in trace.lanes(["a", "b"]).items():
+            own = [e for e in every if e.task.lane == lane]
+            nbytes = sum(e.task.nbytes for e in own)
+            assert use == LaneUse(union_seconds([(e.start, e.end) for e in own]), nbytes, 0.0)
+    assert folded.step_ends() == kept.step_ends()
+    assert kept.events == every
+    assert folded.events == []
+
+
+def test_events_of_a_step_in_flight_are_left_alone() -> None:
+    ended, running = event("compute", 1.0, 2.0), event("compute", 2.0, 3.0, step=1, completion=Unfinished())
+    trace = FoldedTrace()
+    trace.events += [running, ended]
+    trace.fold(0)
+    assert trace.events == [running]
+
+
+def test_a_trace_that_forgot_its_events_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="ask for a Trace"):
+        FoldedTrace().write(tmp_path / "trace.json", {})
+
+
+def test_queued_work_starts_when_the_work_before_it_has_ended() -> None:
+    """The host issues everything within a second; then
+
+    far.read   | page 1 (0-4) | page 2 (4-6) |          | other (7-8), issued at 7
+    compute                                  | (6-7) |
+    """
+    events = [
+        event("far.read", 0.0, 0.1, name="page 1", completion=Finishing(4.0)),
+        event("far.read", 0.1, 0.2, name="page 2", completion=Finishing(6.0)),
+        event("compute", 0.2, 0.3, name="compute", completion=Finishing(7.0), kind="compute"),
+        event("far.read", 7.0, 7.1, name="other", completion=Finishing(8.0)),
+        event("far.read", 0.3, 0.4, name="beside", worker=1, completion=Finishing(1.0)),
+    ]
+    trace = queued(events, ("page 2", "compute"))
+    assert [(e.start, e.end) for e in trace.events] == [(0.0, 4.0), (4.0, 6.0), (6.0, 7.0), (7.0, 8.0), (0.3, 1.0)]
+    assert trace.lanes(["far.read", "compute"]) == {"far.read": LaneUse(7.0, 0, 0.0), "compute": LaneUse(1.0, 0, 0.0)}
+
+
+def test_queued_work_starts_after_what_the_step_before_left_to_it() -> None:
+    trace = Trace()
+    for step, begin in enumerate((0.0, 0.5)):
+        trace.expect(TaskGraph(step, (), nx.DiGraph([("0/2/1/store", "1/2/1/load")])))
+        name, lane = ("load", "far.read") if step else ("store", "far.write")
+        completion = Finishing(9.0 if step else 5.0)
+        trace.events.append(event(lane, begin, begin + 0.1, step=step, name=name, completion=completion))
+    trace.fold(0)
+    trace.fold(1)
+    assert [(e.start, e.end) for e in trace.events] == [(0.0, 5.0), (5.0, 9.0)]
+
+
+def test_work_of_the_host_starts_when_it_was_called() -> None:
+    events = [event("compute", 0.0, 0.1, completion=Finishing(4.0)), event("far.read", 1.0, 2.0, name="load")]
+    assert [e.start for e in queued(events, ("some task/part 1", "load")).events] == [0.0, 1.0]
+
+
+def queued(events: Sequence[TaskEvent], edge: tuple[str, str]) -> Trace:
+    """One step of these events in order of issue, with an edge between two of them, folded."""
+    trace = Trace()
+    digraph: nx.DiGraph[str] = nx.DiGraph()
+    digraph.add_nodes_from(e.task.key for e in events)
+    digraph.add_edge(*(f"0/2/1/{name}" for name in edge))
+    trace.expect(TaskGraph(0, tuple(e.task for e in events), digraph))
+    trace.events += events
+    trace.fold(0)
+    return trace
 
 
 @pytest.fixture(scope="module")
