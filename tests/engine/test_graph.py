@@ -294,7 +294,7 @@ def test_a_slot_that_nothing_is_loaded_into_is_rejected(data: st.DataObject, cla
     if loads:
         ref = data.draw(st.sampled_from(loads)).writes[0]
         makers = [t for t in loads for made in t.writes if (made.location, made.version) == (ref.location, ref.version)]
-        with pytest.raises(AssertionError, match="rule 3: .* which no task makes"):
+        with pytest.raises(AssertionError, match=r"rule 3: .* which no task makes"):
             check([without_tasks(graph, makers)], layout)
 
 
@@ -302,7 +302,7 @@ def test_a_slot_that_lacks_a_part_is_rejected() -> None:
     layout = all_far()
     graph = steps_of(layout)[0]
     page = find(graph, kind="load", layer=3, gpu_batch=0, name="load model")[0]
-    with pytest.raises(AssertionError, match="rule 3: a part of .* is missing"):
+    with pytest.raises(AssertionError, match=r"rule 3: a part of .* is missing"):
         check([without_tasks(graph, [page])], layout)
 
 

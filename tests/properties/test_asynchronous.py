@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from flexflow_engine.abc.policy import Policy
@@ -43,6 +43,20 @@ def _far_shares(*often: dict[str, float]) -> st.SearchStrategy[dict[str, float]]
     return st.one_of(st.sampled_from(often), shares(TIERS))
 
 
+def _many_stores() -> Policy:
+    """Every token fills a page of each row, and each page is a store of its own: they outlast the step's tokens, and
+    the next step's loads of the cache are issued behind rows that wait for those tokens.
+    """
+    return policy(
+        setups({"island": IslandTier, **FAR}),
+        gpu_batch_size=6,
+        num_gpu_batches=1,
+        weights={"island": 90.0, "host": 10.0},
+        kv_cache={"host": 100.0},
+        kv_page_tokens=1,
+    )
+
+
 @st.composite
 def far_policies(draw: st.DrawFn) -> Policy:
     """Any placement, most often one with the table's rows on the host and full cache pages on far tiers."""
@@ -62,7 +76,7 @@ class Job:
 
     def __init__(self, folder: Path, data: st.DataObject) -> None:
         self._folder = folder
-        self._policy = data.draw(far_policies())
+        self._policy = data.draw(st.one_of(st.just(_many_stores()), far_policies()))
         rows = self._policy.gpu_batch_size * self._policy.num_gpu_batches
         count = data.draw(st.integers(rows, rows + 6))  # all GPU batches are filled, and rows refilled
         self._prompts = random_prompts(count, seed=data.draw(st.integers(0, 99)), longest=12)
@@ -86,7 +100,7 @@ class Job:
         return result.tokens, recorded
 
 
-@settings(max_examples=25)
+@settings(max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # races shrink badly, and for minutes
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_late_copies_change_nothing(folder: Path, data: st.DataObject, seed: int) -> None:
     job = Job(folder, data)
