@@ -1,11 +1,28 @@
-"""Shared by all tests: what needs a GPU is skipped, with the reason, where there is none."""
+"""Shared by all tests: a GPU where one is needed, one thread for torch, no clock in properties."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 pytest.register_assert_rewrite("flexflow_engine.testing")  # a failing assertion of a suite shows its values
+settings.register_profile("shared", deadline=None)  # whole jobs run in an example, on cores that others use too
+settings.load_profile("shared")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU; torch sees none")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_torch_thread() -> Iterator[None]:
+    """Matrices here are tiny, and test workers share few cores: OpenMP's threads spin while they wait for each other.
+
+    A job of 1400 tasks took 11 s with two threads on two busy cores, and 0.2 s with one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -111,9 +111,9 @@ class Session:
 
     def _check(self, checked: list[TaskGraph], graph: TaskGraph) -> None:
         if graph.step < CHECKED_STEPS:
-            adjoining = [earlier for earlier in checked[-1:] if earlier.step == graph.step - 1]
+            adjoining = [earlier for earlier in checked if earlier.step == graph.step - 1]
             check_graph([*adjoining, graph], self._layout)
-            checked.append(graph)
+            checked[:] = [graph]
 
 
 def _contexts(layout: Layout, tiers: Mapping[str, Tier]) -> Callable[[str], LaneContext]:

@@ -1,23 +1,16 @@
-"""For all tests of whole runs: one thread for torch, a cache folder of the test's own, the command line."""
+"""For all tests of whole runs: a cache folder of the test's own, the command line."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from transformers.utils import logging
 
 from commands import CommandLine
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_torch_thread() -> Iterator[None]:
-    """Matrices are tiny and cores few: see tests/engine/conftest.py."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_progress_bars() -> None:
     logging.disable_progress_bar()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
