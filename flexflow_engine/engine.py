@@ -35,6 +35,7 @@ from flexflow_engine.planning.plan import Codecs, Plan, describe_tiers, make_pla
 from flexflow_engine.plugins import Registry
 from flexflow_engine.runtime.metrics import collect
 from flexflow_engine.runtime.session import OnStep, Session
+from flexflow_engine.runtime.trace import FoldedTrace, Trace
 from flexflow_engine.store.weights import WeightStore
 
 STAGING_TIER = "staging"
@@ -204,6 +205,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
         kv_codec=job.codecs.kv_cache,
         store=run.store,
         prompts=[np.asarray(prompt.token_ids, np.int64) for prompt in job.prompts],
+        trace=FoldedTrace if run.trace is None else Trace,
     )
     with closing(session):
         batcher = _batcher(recipe, job)
