@@ -72,8 +72,9 @@ class SequentialExecutor(Executor):
         return
 
     def close(self) -> None:
-        for context in self._contexts.values():
-            context.close()
+        with ExitStack() as stack:
+            for context in self._contexts.values():
+                stack.callback(context.close)
         self._contexts = {}
 
 

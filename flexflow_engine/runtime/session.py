@@ -11,7 +11,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
-from flexflow_engine.abc.tier import LaneContext, Tier
+from flexflow_engine.abc.tier import HOST, LaneContext, Tier
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.compile import StepCompiler
@@ -117,8 +117,15 @@ class Session:
 
 
 def _contexts(layout: Layout, tiers: Mapping[str, Tier]) -> Callable[[str], LaneContext]:
-    """A lane's copies are carried out by the compute tier, or by the far tier where they end in a staging slot."""
-    owners = {lane: tiers[t.name] for t in layout.tiers[1:] if layout.is_staged(t.name) for lane in _lanes(t)}
+    """A lane's copies are carried out by the compute tier, or by the far tier where they end in a staging slot or it is
+    a device of its own.
+    """
+    owners = {
+        lane: tiers[t.name]
+        for t in layout.tiers[1:]
+        if layout.is_staged(t.name) or t.memory not in {None, HOST}
+        for lane in _lanes(t)
+    }
     device = tiers[layout.device.name]
 
     def context_for(lane: str) -> LaneContext:
