@@ -207,6 +207,10 @@ class Tier(ABC):
         self.used_bytes += nbytes
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
 
+    def release(self, nbytes: int) -> None:
+        """Give back what `reserve` counted."""
+        self.used_bytes -= nbytes
+
     def attach(self, tensor: StoredTensor, *, placed_units: int) -> Region:
         """A read-only region over a stored tensor; `placed_units` of it count against the budget.
 

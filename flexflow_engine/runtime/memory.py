@@ -25,7 +25,7 @@ class Memory:
         self._tiers = tiers
         self._regions: dict[tuple[str, str], Region] = {}
         self._device = tiers[layout.device.name]
-        self._reserved = layout.workspace_nbytes
+        self._reserved = 0
         try:
             self._allocate(layout, store)
             self._fill_weights(layout, store)
@@ -59,6 +59,8 @@ class Memory:
         for (tier, _), region in self._regions.items():
             self._tiers[tier].free(region)
         self._regions = {}
+        self._device.release(self._reserved)
+        self._reserved = 0
 
     def _transfer(self, *, far: Span, near: Span, inwards: bool) -> None:
         far_tier, near_tier = self._tiers[far.tier], self._tiers[near.tier]
@@ -77,7 +79,8 @@ class Memory:
                 near_tier.read(near_region, near.first, near.count, host)
 
     def _allocate(self, layout: Layout, store: WeightStore) -> None:
-        self._device.reserve(self._reserved, what="workspace")
+        self._device.reserve(layout.workspace_nbytes, what="workspace")
+        self._reserved = layout.workspace_nbytes
         for allocation in allocations(layout):
             key = allocation.tier, allocation.spec.name
             self._regions[key] = self._tiers[allocation.tier].allocate(allocation.spec)
