@@ -57,19 +57,20 @@ class JobResult:
         return {index: finished.token_ids for index, finished in sorted(self.sequences.items())}
 
 
+SMALL_OPT = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "ffn_dim": 256,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+
+
 def save_opt(folder: Path, *, seed: int = 0, scale: float = 0.3, **config: Any) -> Path:
     """A small random OPT checkpoint, as transformers writes it."""
     torch.manual_seed(seed)
-    defaults = {
-        "vocab_size": 300,
-        "hidden_size": 64,
-        "num_hidden_layers": 3,
-        "ffn_dim": 256,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 128,
-        "word_embed_proj_dim": 64,
-        "init_std": scale,
-    }
+    defaults = {**SMALL_OPT, "word_embed_proj_dim": 64, "init_std": scale}
     OPTForCausalLM(OPTConfig(**(defaults | config))).save_pretrained(folder)
     return folder
 

@@ -24,16 +24,7 @@ from flexflow_plugins.models.opt import OPTModel
 from flexflow_tiers.cpu import CpuTier
 from flexflow_tiers.pinned import PinnedTier
 from flexflow_tiers.zarr import ZarrTier
-from harness import MIB, TierSetup, policy
-
-CONFIG = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "ffn_dim": 256,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-}
+from harness import MIB, SMALL_OPT, TierSetup, policy
 
 DEVICE_HOST: Mapping[str, type[Tier]] = {"device": CpuTier, "host": PinnedTier}
 DEVICE_FAR: Mapping[str, type[Tier]] = {"device": CpuTier, "far": ThrottledTier}
@@ -46,7 +37,7 @@ TIERS = (DEVICE_HOST, DEVICE_FAR, DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST
 
 def opt(*, dtype: DType = "float32", **config: Any) -> OPTModel:
     """A small OPT, as its config.json describes it."""
-    return OPTModel(OPTModel.read_config(CONFIG | config), dtype)
+    return OPTModel(OPTModel.read_config(SMALL_OPT | config), dtype)
 
 
 def setups(classes: Mapping[str, type[Tier]], *, budget_bytes: int = 64 * MIB) -> dict[str, TierSetup]:

@@ -61,7 +61,7 @@ class _StepEmitter:
         self._compiler, self._layout, self._step = compiler, compiler.layout, step
         self._builder = GraphBuilder(frontier, compiler.widths)
         self._transfers = Transfers(self._layout, self._builder)
-        self._io = TileIO(self._layout, self._builder)
+        self._io = TileIO(self._layout, self._builder, self._transfers)
         self._begun: dict[int, int | None] = {}
         self._weight_slots: dict[int, int] = {}
         self._inputs: dict[Tile, _Inputs] = {}

@@ -20,11 +20,11 @@ from flexflow_engine.placement.span import Span
 class TileIO:
     """Emits into one builder, for one step."""
 
-    def __init__(self, layout: Layout, builder: GraphBuilder) -> None:
+    def __init__(self, layout: Layout, builder: GraphBuilder, transfers: Transfers) -> None:
         self._layout = layout
         self._device = layout.device.name
         self._builder = builder
-        self._transfers = Transfers(layout, builder)
+        self._transfers = transfers
 
     def gather_rows(self, tile: Tile, batch: BatchStep) -> int:
         """Look up the table's rows that lie on far tiers; the computation looks up the compute tier's own."""

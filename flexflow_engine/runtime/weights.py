@@ -41,6 +41,7 @@ class PagedMatrix:
 class _Part:
     """Adjoining rows of one tensor as they lie in memory: uint8 [units, unit_nbytes]."""
 
+    tensor: PagedTensor
     first_row: int
     """Counted from the layer's first row of the tensor."""
     rows: int
@@ -58,6 +59,7 @@ class Weights:
     def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype) -> None:
         self._layout, self._memory, self._codec, self._dtype = layout, memory, codec, dtype
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
+        self._decodes: dict[tuple[int, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def layer(self, index: int, slot: int | None) -> LayerWeights:
         """The weights of a layer whose loaded pages, if any, are in weight slot `slot`, and decoded if they need be."""
@@ -72,13 +74,13 @@ class Weights:
 
     def decode(self, index: int, slot: int | None) -> None:
         """Decode all matrices of a layer."""
-        layer = self._layout.weights.layers[index]
-        for name, parts in self._parts(layer, slot).items():
-            for part in parts:
-                tensor = next(run.tensor for run in layer.runs if run.tensor.name == name)
-                rows = len(part.encoded) * tensor.unit_rows
-                out = self._dense(layer, tensor)[part.first_row : part.first_row + rows]
-                self._codec.decode(part.encoded, out.view(-1, tensor.unit_rows, tensor.columns))
+        key = index, slot
+        if key not in self._decodes:
+            layer = self._layout.weights.layers[index]
+            parts = [part for parts in self._parts(layer, slot).values() for part in parts]
+            self._decodes[key] = [(part.encoded, self._target(layer, part)) for part in parts]
+        for encoded, out in self._decodes[key]:
+            self._codec.decode(encoded, out)
 
     def look_up(self, ids: NDArray[np.int64], target: torch.Tensor) -> None:
         """Copy the embedding rows of those token ids that lie where the compute tier reads them to their places in
@@ -105,7 +107,7 @@ class Weights:
 
     def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[torch.Tensor]]:
         return {
-            name: [part.encoded.view(self._dtype).view(-1, self._columns(layer, name))[: part.rows] for part in parts]
+            name: [part.encoded.view(self._dtype).view(-1, part.tensor.columns)[: part.rows] for part in parts]
             for name, parts in self._parts(layer, slot).items()
         }
 
@@ -113,6 +115,12 @@ class Weights:
         tensors = {run.tensor.name: run.tensor for run in layer.runs}
         rows = {name: sum(r.stop_row - r.first_row for r in layer.runs if r.tensor.name == name) for name in tensors}
         return {name: [self._dense(layer, tensor)[: rows[name]]] for name, tensor in tensors.items()}
+
+    def _target(self, layer: PlacedLayer, part: _Part) -> torch.Tensor:
+        """Where a part's units are decoded to: [units, unit_rows, columns]."""
+        rows = len(part.encoded) * part.tensor.unit_rows
+        out = self._dense(layer, part.tensor)[part.first_row : part.first_row + rows]
+        return out.view(-1, part.tensor.unit_rows, part.tensor.columns)
 
     def _dense(self, layer: PlacedLayer, tensor: PagedTensor) -> torch.Tensor:
         """The decoded rows of a tensor, whole units: [rows, columns]."""
@@ -131,7 +139,7 @@ class Weights:
             run = group[0]
             encoded = self._resident(run) if run.tier in self._layout.direct else self._slotted(group, slot, offsets)
             first_row = run.first_row - layer.first_row
-            parts[run.tensor.name].append(_Part(first_row, group[-1].stop_row - run.first_row, encoded))
+            parts[run.tensor.name].append(_Part(run.tensor, first_row, group[-1].stop_row - run.first_row, encoded))
         return parts
 
     def _resident(self, run: Run) -> torch.Tensor:
@@ -141,9 +149,6 @@ class Weights:
         nbytes, location = sum(run.nbytes for run in group), f"weights.slot.{slot}"
         span = Span(self._layout.device.name, location, offsets[group[0].region], nbytes)
         return self._memory.tensor(span).view(-1, group[0].tensor.unit_nbytes)
-
-    def _columns(self, layer: PlacedLayer, name: str) -> int:
-        return next(run.tensor.columns for run in layer.runs if run.tensor.name == name)
 
     def _small(self, name: str) -> torch.Tensor:
         tensor = next(t for t in self._layout.weights.small if t.name == name)

@@ -47,7 +47,7 @@ def test_zarr_reads_what_zarr_wrote(tmp_path: Path, codec: GroupQuantCodec) -> N
     assert found.dtype == np.dtype("float32")
     assert np.array_equal(np.asarray(found[:]), expected.numpy())
     assert np.array_equal(np.asarray(found[7:19, 3]), expected.numpy()[7:19, 3])
-    assert found.metadata.to_dict()["codecs"][0]["configuration"] == {  # type: ignore[index,call-overload]
+    assert found.metadata.to_dict()["codecs"][0]["configuration"] == {  # type: ignore[index,call-overload]  # typed as any JSON
         key: value for key, value in codec.configuration().items() if key != "name"
     }
 
