@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
+from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.policy import Placement, Policy, WorkloadShape
 from flexflow_engine.abc.tier import Tier
@@ -129,18 +130,20 @@ def run_job(
     max_new_tokens: int = 12,
     eos_token_ids: Sequence[int] = (),
     dtype: DType = "float32",
+    weight_codec: Codec | None = None,
+    kv_codec: Codec | None = None,
     model_class: type[OPTModel] = OPTModel,
     executor: Callable[..., Executor] = DataflowExecutor,
 ) -> JobResult:
     """Run a job to its end; everything that was opened is closed again."""
     opened = open_checkpoint(str(checkpoint), {"opt": model_class}, model_name="opt", dtype=dtype)
-    codec = NoneCodec()
-    weights = import_checkpoint(opened, opened.model, codec, codec, store, lambda done, total: None)
+    weight_codec, kv_codec, small_codec = weight_codec or NoneCodec(), kv_codec or NoneCodec(), NoneCodec()
+    weights = import_checkpoint(opened, opened.model, weight_codec, small_codec, store, lambda done, total: None)
     layout = make_layout(
         model=opened.model,
-        tensors=paged_tensors(opened.model, codec, codec),
-        weight_codec=codec,
-        kv_codec=codec,
+        tensors=paged_tensors(opened.model, weight_codec, small_codec),
+        weight_codec=weight_codec,
+        kv_codec=kv_codec,
         policy=chosen,
         workload=WorkloadShape(tuple(len(p) for p in prompts), max_new_tokens),
         tiers=describe_tiers(
@@ -162,8 +165,8 @@ def run_job(
             layout=layout,
             tiers=opened_tiers,
             model=opened.model,
-            weight_codec=codec,
-            kv_codec=codec,
+            weight_codec=weight_codec,
+            kv_codec=kv_codec,
             store=weights,
             prompts=[np.asarray(p, np.int64) for p in prompts],
             executor=executor,
