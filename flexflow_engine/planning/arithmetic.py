@@ -7,6 +7,7 @@ feed-forward part and of the keys, and with the causal half of the prompt's scor
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from flexflow_engine.abc.codec import Codec
@@ -48,9 +49,9 @@ class Arithmetic:
     def prompt_attention(self, rows: Sequence[RowStep]) -> float:
         """Prompts over themselves: sum of 2 * n * (n + 1) * a / rate(n), and their keys and values put away."""
         curve = self._processor.prefill_attention_flops_per_s
-        lengths = [row.new_tokens for row in rows]
-        scores = sum(2.0 * n * (n + 1) * self._query_width / curve.at(n) for n in lengths)
-        return scores + self.kept(sum(lengths))
+        lengths = Counter(row.new_tokens for row in rows)
+        scores = sum(count * 2.0 * n * (n + 1) * self._query_width / curve.at(n) for n, count in lengths.items())
+        return scores + self.kept(sum(row.new_tokens for row in rows))
 
     def kept(self, tokens: int) -> float:
         """Keys and values of new tokens copied into pages, or encoded into them: n * c numbers."""
@@ -64,7 +65,8 @@ class Arithmetic:
 
         Pages of a codec that attention doesn't read as they are: c * context / decode rate, then as plain numbers.
         """
-        return sum(self._one_token(row.context + 1) for row in rows)
+        contexts = Counter(row.context + 1 for row in rows)  # most rows of a batch are equally long
+        return sum(count * self._one_token(context) for context, count in contexts.items())
 
     def decoded(self, values: int, codec: Codec) -> float:
         """Numbers decoded: values / decode rate."""
