@@ -196,7 +196,7 @@ def _staging_nbytes(
 ) -> int:
     if tiers[0].memory == HOST or len(tiers) == 1:
         return 0
-    pages = [page.nbytes for layer in weights.layers for run in layer.runs for page in run.pages]
+    pages = [run.pages[0].nbytes for layer in weights.layers for run in layer.runs]  # none of a run's is larger
     return max(*pages, kv.tail_page_nbytes, kv.page_nbytes, activations.token_nbytes)
 
 

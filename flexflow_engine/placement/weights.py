@@ -59,11 +59,11 @@ class Run:
 
     @property
     def num_units(self) -> int:
-        return sum(page.num_units for page in self.pages)
+        return self.tensor.page_units(self.pages[-1].index).stop - self.first_unit
 
     @property
     def nbytes(self) -> int:
-        return sum(page.nbytes for page in self.pages)
+        return self.num_units * self.tensor.unit_nbytes
 
     @property
     def first_row(self) -> int:
