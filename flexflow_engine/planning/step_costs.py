@@ -12,14 +12,14 @@ takes N * max(b / rate, (l + b / rate) / w) seconds.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.hardware import Direction, HardwareProfile
-from flexflow_engine.abc.model import LayerSpec, Model
+from flexflow_engine.abc.model import LayerKind, LayerSpec, Model
 from flexflow_engine.abc.policy import TensorClass, TierDescription
 from flexflow_engine.abc.prediction import StepCosts, StepShape
 from flexflow_engine.abc.step import RowStep
@@ -42,6 +42,16 @@ class _Traffic:
     nbytes: float
 
 
+@dataclass(frozen=True, slots=True)
+class _LayerKind:
+    """What layers that cost the same have in common."""
+
+    kind: LayerKind
+    numbers: int
+    """Of all matrices."""
+    out_features: int
+
+
 class StepCostModel:
     """For one model, its codecs and the recipe's tiers."""
 
@@ -59,11 +69,13 @@ class StepCostModel:
         self._weight_codec, self._kv_codec = weight_codec, kv_codec
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._direct = direct_tiers(tiers)
+        self._kinds = Counter(self._kind(layer) for layer in model.layers())
+        self._matrices = Counter(self._pages(name) for layer in model.layers() for name in layer.matrices.values())
         self._arithmetic = Arithmetic(profile.processor(tiers[0].memory), model.config, model.dtype, kv_codec)
 
     def costs(self, shape: StepShape) -> StepCosts:
         """Raises HardwareError where the profile lacks what the tiers need."""
-        always = {COMPUTE_LANE: sum(self._layer_s(layer, shape) for layer in self._model.layers())}
+        always = {COMPUTE_LANE: sum(count * self._layer_s(kind, shape) for kind, count in self._kinds.items())}
         placed: dict[tuple[TensorClass, str], Lanes] = {}
         for tier in self._tiers:
             if tier.name not in self._direct:
@@ -72,14 +84,22 @@ class StepCostModel:
                 placed["activations", tier.name] = self._activations(tier, shape)
         return StepCosts(always=always, placed=placed)
 
-    def _layer_s(self, layer: LayerSpec, shape: StepShape) -> float:
-        """Of all GPU batches."""
+    def _kind(self, layer: LayerSpec) -> _LayerKind:
         matrices = [self._tensors[name] for name in layer.matrices.values()]
         numbers = sum(tensor.rows * tensor.columns for tensor in matrices)
-        rows = _rows(shape)
+        return _LayerKind(layer.kind, numbers, sum(tensor.rows for tensor in matrices))
+
+    def _pages(self, name: str) -> _Traffic:
+        """A matrix, page by page."""
+        tensor = self._tensors[name]
+        return _Traffic(tensor.num_pages, tensor.nbytes / tensor.num_pages)
+
+    def _layer_s(self, layer: _LayerKind, shape: StepShape) -> float:
+        """Of all GPU batches."""
+        numbers, rows = layer.numbers, _rows(shape)
         tokens = sum(row.new_tokens for row in rows) if layer.kind in {"embed", "decoder"} else len(rows)
         tile = self._arithmetic.task_s + self._arithmetic.matmul(numbers, tokens)
-        tile += self._arithmetic.vectors(sum(tensor.rows for tensor in matrices), tokens)
+        tile += self._arithmetic.vectors(layer.out_features, tokens)
         if layer.kind == "decoder":
             prompts = shape.phase == "prefill"
             tile += self._arithmetic.prompt_attention(rows) if prompts else self._arithmetic.token_attention(rows)
@@ -89,10 +109,9 @@ class StepCostModel:
         return shape.num_gpu_batches * tile + decoded
 
     def _weights(self, tier: TierDescription, shape: StepShape) -> Lanes:
-        used = [self._tensors[name] for layer in self._model.layers() for name in layer.matrices.values()]
         lanes: dict[str, float] = defaultdict(float)
-        for tensor in used:
-            self._carry(lanes, tier, "read", _Traffic(tensor.num_pages, tensor.nbytes / tensor.num_pages))
+        for pages, count in self._matrices.items():
+            self._carry(lanes, tier, "read", replace(pages, count=count * pages.count))
         self._gather(lanes, tier, shape)
         return lanes
 
