@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,8 @@ def _prepare(recipe: Recipe, registry: Registry, hardware: Callable[[], Hardware
         model=model,
         codecs=codecs,
         workload=WorkloadShape(tuple(len(p.token_ids) for p in prompts), recipe.workload.max_new_tokens),
-        tiers=describe_tiers(classes, budgets),
-        hardware=hardware,
+        tiers=tuple(replace(t, placeable=t.name != staging) for t in describe_tiers(classes, budgets)),
+        hardware=cache(hardware),
     )
     plan = planner.plan(registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options))
     if staging in classes:

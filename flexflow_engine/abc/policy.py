@@ -69,6 +69,8 @@ class TierDescription:
     reads_store: bool
     read_concurrency: int
     write_concurrency: int
+    placeable: bool = True
+    """Whether tensors may lie there: not on a staging tier that the recipe doesn't name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import ModelConfig
-from flexflow_engine.abc.policy import MemoryTable, Policy, TierDescription, WorkloadShape
+from flexflow_engine.abc.policy import AttentionPlace, MemoryTable, Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.prediction import Prediction, StepCosts, StepShape
 
 API_VERSION = 1
@@ -29,6 +29,8 @@ class PlanRequest:
     workload: WorkloadShape
     tiers: tuple[TierDescription, ...]
     """Fastest first; the first is where the model computes."""
+    attention_places: tuple[AttentionPlace, ...]
+    """Where attention can run with these tiers."""
     memory_table: Callable[[Policy], MemoryTable]
     """The runtime's own memory formula."""
     hardware: Callable[[], HardwareProfile]
@@ -37,6 +39,14 @@ class PlanRequest:
     """Seconds that a step gives each lane, as a function of where tensors lie: what a linear program is made of."""
     predict: Callable[[Policy], Prediction]
     """The whole job under this policy on a virtual clock, whether it fits the budgets or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A policy that a scheduler weighed, and what it expects of it."""
+
+    policy: Policy
+    prediction: Prediction
 
 
 class Scheduler(ABC):
@@ -57,3 +67,10 @@ class Scheduler(ABC):
     @abstractmethod
     def choose(self, request: PlanRequest) -> Policy:
         """The policy to run. Raises PolicyError: the constraint that fails, and the smallest budget that would do."""
+
+    def candidates(self, request: PlanRequest) -> tuple[Candidate, ...]:
+        """The policies that were weighed, the chosen one first and the others by how much they lose; `plan` shows
+        them. A scheduler that weighs none has its choice alone. Raises what `choose` raises.
+        """
+        policy = self.choose(request)
+        return (Candidate(policy, request.predict(policy)),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile
@@ -97,14 +98,16 @@ class Planner:
         )
 
     def _request(self, tensors: tuple[PagedTensor, ...]) -> PlanRequest:
+        step_costs = cache(lambda: self._step_costs(tensors))
         return PlanRequest(
             config=self.model.config,
             dtype=self.model.dtype,
             workload=self.workload,
             tiers=self.tiers,
+            attention_places=("device",),
             memory_table=lambda policy: memory_table(self._lay_out(policy, tensors)),
             hardware=self.hardware,
-            step_costs=lambda shape: self._step_costs(tensors).costs(shape),
+            step_costs=lambda shape: step_costs().costs(shape),
             predict=lambda policy: self.predict(self._lay_out(policy, tensors)),
         )
 
