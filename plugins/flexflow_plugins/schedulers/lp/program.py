@@ -1,0 +1,125 @@
+"""The linear program: shares in percent, minimising the seconds of a job's slowest lanes.
+
+    minimise    sum over parts of the job   steps * (T_part + TRAFFIC * work of all lanes)
+    subject to  T_part >= work of each lane                        StepCosts: linear in the shares
+                shares of a tensor class add up to 100
+                peak bytes of each tier <= its budget              MemoryNeeds: linear in the shares
+
+The same as FlexGen's (arXiv 2303.06865, section 4.3), with measured curves for its constants, all lanes overlapping as
+the runtime has them, and the runtime's own memory formula. Shares are real numbers where shapes are compared and whole
+percentages in what is handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pulp
+
+from flexflow_engine.abc.policy import TENSOR_CLASSES, TensorClass
+from flexflow_engine.abc.prediction import StepCosts
+from flexflow_plugins.schedulers.lp.memory import MemoryNeeds, Share
+from flexflow_plugins.schedulers.lp.solver import solve
+
+TRAFFIC = 0.01
+"""What a second of work on any lane counts beside one of the slowest: of placements that are equally fast, the one that
+leaves the others more room."""
+_GIB = 2.0**30
+
+
+@dataclass(frozen=True, slots=True)
+class PricedPart:
+    """So many steps of a job, and what each of them gives the lanes."""
+
+    steps: float
+    costs: StepCosts
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """Those with work, in a fixed order."""
+        placed = {lane for costs in self.costs.placed.values() for lane in costs}
+        return tuple(sorted(placed | self.costs.always.keys()))
+
+    def seconds(self, percent: Mapping[Share, float]) -> float:
+        """Of all its steps, each as long as its slowest lane."""
+        lanes = dict(self.costs.always)
+        for share, costs in self.costs.placed.items():
+            for lane, seconds in costs.items():
+                lanes[lane] = lanes.get(lane, 0.0) + percent.get(share, 0.0) / 100 * seconds
+        return self.steps * max(lanes.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """One batch shape's."""
+
+    tiers: tuple[str, ...]
+    """Those that tensors may lie on, fastest first."""
+    needs: MemoryNeeds
+    budgets: Mapping[str, float]
+    """Bytes; a tier that is left out is not limited."""
+    forbidden: frozenset[Share]
+    solver: str
+
+    def fastest(self, parts: Sequence[PricedPart], *, category: str) -> dict[Share, float] | None:
+        """The shares in percent under which the job ends soonest; None where nothing fits.
+
+        category: PuLP's, "Continuous" or "Integer".
+        """
+        problem, shares = self._problem(category)
+        work = [self._slowest(problem, shares, part, index) for index, part in enumerate(parts)]
+        problem += pulp.lpSum(work)
+        return self._solved(problem, shares)
+
+    def smallest(self, tier: str) -> list[dict[Share, float]]:
+        """The shares in whole percent that need least of a tier, which `budgets` leaves out; empty where the others'
+        budgets are too small whatever this tier has.
+        """
+        problem, shares = self._problem("Integer")
+        problem += self._peak(tier, shares)
+        found = self._solved(problem, shares)
+        return [] if found is None else [found]
+
+    def _problem(self, category: str) -> tuple[pulp.LpProblem, dict[Share, pulp.LpVariable]]:
+        problem = pulp.LpProblem("policy", pulp.LpMinimize)
+        shares = {
+            (tensor_class, tier): problem.add_variable(
+                f"{tensor_class}_{index}", 0, self._most(tensor_class, tier), category
+            )
+            for tensor_class in TENSOR_CLASSES
+            for index, tier in enumerate(self.tiers)
+        }
+        for tensor_class in TENSOR_CLASSES:
+            problem += pulp.lpSum(shares[tensor_class, tier] for tier in self.tiers) == 100
+        for tier, budget in self.budgets.items():
+            problem += self._peak(tier, shares) <= budget / _GIB
+        return problem, shares
+
+    def _most(self, tensor_class: TensorClass, tier: str) -> int:
+        return 0 if (tensor_class, tier) in self.forbidden else 100
+
+    def _peak(self, tier: str, shares: Mapping[Share, pulp.LpVariable]) -> pulp.LpAffineExpression:
+        """In GiB: solvers work with tolerances near 1."""
+        placed = self.needs.placed.items()
+        moved = [nbytes[tier] / 100 / _GIB * shares[share] for share, nbytes in placed if nbytes[tier]]
+        return pulp.lpSum(moved) + self.needs.always[tier] / _GIB
+
+    def _slowest(
+        self, problem: pulp.LpProblem, shares: Mapping[Share, pulp.LpVariable], part: PricedPart, index: int
+    ) -> pulp.LpAffineExpression:
+        """Adds the part's longest step to the problem; returns what the part adds to the objective."""
+        step_s = problem.add_variable(f"step_{index}", 0)
+        total: list[pulp.LpAffineExpression] = []
+        for lane in part.lanes:
+            placed = part.costs.placed
+            moved = [costs[lane] / 100 * shares[share] for share, costs in placed.items() if costs.get(lane)]
+            work = pulp.lpSum(moved) + part.costs.always.get(lane, 0.0)
+            problem += step_s >= work
+            total.append(work)
+        return part.steps * (step_s + TRAFFIC * pulp.lpSum(total))
+
+    def _solved(self, problem: pulp.LpProblem, shares: Mapping[Share, pulp.LpVariable]) -> dict[Share, float] | None:
+        if not solve(problem, self.solver):
+            return None
+        return {share: float(variable.varValue or 0.0) for share, variable in shares.items()}

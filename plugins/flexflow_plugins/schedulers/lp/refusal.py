@@ -1,0 +1,71 @@
+"""The policies that need least, and what is said when not even they fit.
+
+One tier at a time is taken as unlimited: the least that it must have then, the other budgets being what they are, is
+the smallest budget that would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Policy
+from flexflow_engine.abc.scheduler import PlanRequest
+from flexflow_engine.errors import PolicyError
+from flexflow_plugins.schedulers.lp.memory import make_policy
+from flexflow_plugins.schedulers.lp.program import Program
+from flexflow_plugins.schedulers.lp.shapes import BatchShape
+
+
+@dataclass(frozen=True, slots=True)
+class SmallPolicy:
+    """A policy of the fewest rows, and its memory."""
+
+    policy: Policy
+    memory: MemoryTable
+
+    @property
+    def lacking(self) -> dict[str, int]:
+        """Tier -> the budget that this policy would need, for the tiers whose budget is too small."""
+        return {tier: self.memory.peak_bytes(tier) for tier in self.memory.exceeded}
+
+    @property
+    def lacking_bytes(self) -> int:
+        return sum(needed - self.memory.budgets[tier] for tier, needed in self.lacking.items())
+
+
+def small_policies(request: PlanRequest, program: Program, shape: BatchShape) -> Iterator[SmallPolicy]:
+    """Of one shape: all on the slowest tier, and as little as possible on each tier, the others' budgets given."""
+    placements = [{(tensor_class, program.tiers[-1]): 100.0 for tensor_class in TENSOR_CLASSES}]
+    for tier in program.budgets:
+        others = {name: budget for name, budget in program.budgets.items() if name != tier}
+        placements += replace(program, budgets=others).smallest(tier)
+    for percent in placements:
+        policy = make_policy(shape, percent, program.tiers)
+        yield SmallPolicy(policy, request.memory_table(policy))
+
+
+def refusal(policies: Sequence[SmallPolicy]) -> PolicyError:
+    """Which constraint fails, and the smallest budgets that would do, for each tier that could mend it alone."""
+    best = min(policies, key=lambda small: (len(small.lacking), small.lacking_bytes))
+    alone: dict[str, int] = {}
+    for small in policies:
+        if len(small.lacking) == 1:
+            ((tier, needed),) = small.lacking.items()
+            alone[tier] = min(needed, alone.get(tier, needed))
+    has = best.memory.budgets
+    excess = "; ".join(f"{tier} needs {_size(n)} and has {_size(has[tier])}" for tier, n in best.lacking.items())
+    budgets = [_bytes({tier: needed}) for tier, needed in alone.items()] or [_bytes(best.lacking)]
+    return PolicyError(
+        f"no policy fits, not even with GPU batches of {best.policy.gpu_batch_size}: {excess}",
+        where="tiers",
+        fix=f"the smallest budget that would do: {', or '.join(budgets)}",
+    )
+
+
+def _bytes(budgets: Mapping[str, int]) -> str:
+    return ", ".join(f"{tier} {nbytes} bytes" for tier, nbytes in budgets.items())
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.2f} MiB"

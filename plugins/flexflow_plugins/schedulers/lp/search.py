@@ -1,0 +1,129 @@
+"""Which batch shapes are solved, and which policies come out of them.
+
+    every shape         a lower bound of the job's seconds, without a solver
+    best bounds first   the linear program, until no bound is near the best solutions any more
+    the best few        whole percentages, checked with the runtime's memory formula and corrected by what it says
+
+Nothing depends on the clock or on the order of mappings: shapes are compared by seconds, then by their position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from flexflow_engine.abc.policy import MemoryTable, Policy
+from flexflow_engine.abc.scheduler import PlanRequest
+from flexflow_plugins.schedulers.lp.bound import least_seconds
+from flexflow_plugins.schedulers.lp.job import job_parts
+from flexflow_plugins.schedulers.lp.memory import MemoryModel, Share, forbidden, make_policy, placeable
+from flexflow_plugins.schedulers.lp.program import PricedPart, Program
+from flexflow_plugins.schedulers.lp.refusal import SmallPolicy, small_policies
+from flexflow_plugins.schedulers.lp.shapes import BatchShape, Choices
+
+FINALISTS = 4
+"""Shapes that become policies, no two alike but for their pages: so many simulations are a matter of seconds."""
+MARGIN = 1.1
+"""Shapes whose bound is worse than so many times the last finalist's seconds are not solved."""
+CORRECTIONS = 5
+"""Times that a policy is solved again with budgets corrected by what the linear memory formula was off by."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    seconds: float
+    position: int
+    shape: BatchShape
+
+
+class Search:
+    """For one request. Changing: what the memory model and `_parts` keep of questions already asked."""
+
+    def __init__(self, request: PlanRequest, choices: Choices, solver: str) -> None:
+        self._request, self._choices, self._solver = request, choices, solver
+        self._memory = MemoryModel(request, choices.sizes()[-1])
+        self._parts: dict[BatchShape, tuple[PricedPart, ...]] = {}
+        self._budgets = {tier.name: float(tier.budget_bytes) for tier in request.tiers if tier.placeable}
+
+    def policies(self) -> list[Policy]:
+        """Policies that fit, of the shapes that promise most, the most promising first; empty where none was found."""
+        found = map(self.fastest, self._best_shapes())
+        return [policy for policy in found if policy is not None]
+
+    def small_policies(self) -> list[SmallPolicy]:
+        """The policies that need least memory, whether they fit or not."""
+        shapes = list(self._choices.smallest())
+        return [small for shape in shapes for small in small_policies(self._request, self.program(shape), shape)]
+
+    def fastest(self, shape: BatchShape) -> Policy | None:
+        """The best policy of a shape in whole percent; None where there is none that fits."""
+        program, parts = self.program(shape), self._priced(shape)
+        best: tuple[float, Policy] | None = None
+        for _ in range(CORRECTIONS):
+            percent = program.fastest(parts, category="Integer")
+            if percent is None:
+                break
+            policy = make_policy(shape, percent, program.tiers)
+            table = self._request.memory_table(policy)
+            seconds = sum(part.seconds(percent) for part in parts)
+            if not table.exceeded and (best is None or seconds < best[0]):
+                best = seconds, policy
+            corrected = self._corrected(program, percent, table)
+            if corrected == program:
+                break
+            program = corrected
+        return None if best is None else best[1]
+
+    def program(self, shape: BatchShape) -> Program:
+        tiers = placeable(self._request)
+        return Program(
+            tiers=tiers,
+            needs=self._memory.needs(shape),
+            budgets=self._budgets,
+            forbidden=forbidden(shape, tiers),
+            solver=self._solver,
+        )
+
+    def _best_shapes(self) -> list[BatchShape]:
+        """Those of the least seconds; shares are real numbers here."""
+        best: list[_Solved] = []
+        for bound, position, shape in self._by_bound():
+            if len(best) == FINALISTS and bound > MARGIN * best[-1].seconds:
+                break
+            parts = self._priced(shape)
+            percent = self.program(shape).fastest(parts, category="Continuous")
+            if percent is not None:
+                best = _leaders([*best, _Solved(sum(part.seconds(percent) for part in parts), position, shape)])
+        return [solved.shape for solved in best]
+
+    def _by_bound(self) -> list[tuple[float, int, BatchShape]]:
+        bounds = (
+            (least_seconds(self.program(shape), self._priced(shape)), position, shape)
+            for position, shape in enumerate(self._choices.shapes())
+        )
+        return sorted(bounds, key=lambda x: x[:2])
+
+    def _priced(self, shape: BatchShape) -> tuple[PricedPart, ...]:
+        if shape not in self._parts:
+            self._parts[shape] = tuple(
+                PricedPart(part.steps, self._request.step_costs(part.shape))
+                for part in job_parts(shape, self._request.workload)
+            )
+        return self._parts[shape]
+
+    def _corrected(self, program: Program, percent: Mapping[Share, float], table: MemoryTable) -> Program:
+        """With the budgets that would have given what was asked for: more where the linear formula said too much."""
+        fractions = {share: value / 100 for share, value in percent.items()}
+        budgets = {
+            tier: budget + program.needs.peak_bytes(tier, fractions) - table.peak_bytes(tier)
+            for tier, budget in self._budgets.items()
+        }
+        return replace(program, budgets=budgets)
+
+
+def _leaders(solved: list[_Solved]) -> list[_Solved]:
+    """The fastest, in order; of shapes that differ in nothing but their pages the faster one."""
+    leaders: dict[BatchShape, _Solved] = {}
+    for one in sorted(solved, key=lambda one: (round(one.seconds, 6), one.position)):
+        leaders.setdefault(replace(one.shape, kv_page_tokens=1), one)
+    return list(leaders.values())[:FINALISTS]
