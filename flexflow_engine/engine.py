@@ -88,6 +88,7 @@ def run_recipe(
     with CompletionWriter(output, job.prompts, job.tokenizer) as writer:
         store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
         with store, _open_tiers(recipe, job) as tiers:
+            _tell(store, tiers, progress)
             metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace))
         writer.finish()
     if writer.exact_match is not None:
@@ -193,6 +194,15 @@ def _open_tiers(recipe: Recipe, job: _Job) -> Iterator[dict[str, Tier]]:
             )
             tiers[name] = stack.enter_context(closing(tier))
         yield tiers
+
+
+def _tell(store: WeightStore, tiers: Mapping[str, Tier], progress: Progress) -> None:
+    """What store and tiers have to say; the store says nothing of its own where a tier reads it and says the same."""
+    told = [text for tier in tiers.values() for text in tier.notices]
+    if not any(tier.reads_store for tier in tiers.values()):
+        told += store.notices
+    for text in told:
+        progress.notice(text)
 
 
 def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
