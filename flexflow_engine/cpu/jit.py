@@ -11,9 +11,12 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+import numba.extending
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_SUMS = {"reassoc", "nsz", "contract", "arcp"}
+"""LLVM's names of the liberties that are taken."""
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
@@ -26,7 +29,17 @@ def finite_kernel(function: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", _kept(partial(numba.njit, nogil=True, fastmath=True), function))
 
 
-def c_function(signature: Any) -> Callable[[Callable[..., None]], Any]:
+def summing_kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """Sums are reordered, which vectorises them; what is infinite or not a number stays so."""
+    return cast("Callable[P, R]", _kept(partial(numba.njit, nogil=True, fastmath=_SUMS), function))
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Numba's decorator of functions that tell a kernel's LLVM instructions."""
+    return cast("Callable[..., Any]", numba.extending.intrinsic(function))
+
+
+def c_function(signature: str) -> Callable[[Callable[..., None]], Any]:
     """A decorator: compiled at once to a C function of a Numba signature. The result's `address` is the function's."""
     return partial(_kept, partial(numba.cfunc, signature))
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.extending import intrinsic, overload
+from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
+from numba.extending import overload
 
-from flexflow_engine.cpu.jit import kernel
+from flexflow_engine.cpu.jit import intrinsic, kernel
 from flexflow_engine.cpu.pointers import store_pair
 
 MAX_HALF = np.float32(65504.0)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
-from numba.extending import intrinsic
+
+from flexflow_engine.cpu.jit import intrinsic
 
 _WORD = ir.IntType(32)
 
@@ -17,7 +18,7 @@ _WORD = ir.IntType(32)
 @intrinsic
 def pointer(_: Any, address: Any, like: Any) -> Any:
     """In a kernel: `address`, an integer, as a pointer to elements of the type of the array `like`."""
-    result = types.CPointer(like.dtype)
+    result = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]  # numba says no types
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(result))
@@ -59,9 +60,7 @@ def call_decoder(_: Any, function: Any, encoded: Any, settings: Any, first: Any,
         kind = ir.FunctionType(ir.VoidType(), [address, address, word, word, address])
         target, data, numbers, start, size, place = arguments
         pointers = [builder.inttoptr(x, address) for x in (data, numbers, place)]
-        builder.call(
-            builder.inttoptr(target, kind.as_pointer()), [pointers[0], pointers[1], start, size, pointers[2]]
-        )
+        builder.call(builder.inttoptr(target, kind.as_pointer()), [pointers[0], pointers[1], start, size, pointers[2]])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), generate

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
@@ -125,16 +124,13 @@ def _store_half(encoded: Any, place: Any, bits: Any) -> None:
     encoded[place + 1] = np.uint8(bits >> np.uint32(8))
 
 
-def _decoder(number: Any) -> Any:
+def _decoder(number: str) -> Any:
     """`decode` into numbers of one type, as a C function."""
-    pointer = types.CPointer
-    return c_function(
-        types.void(pointer(types.uint8), pointer(types.int64), types.int64, types.int64, pointer(number))
-    )(decode)
+    return c_function(f"void(CPointer(uint8), CPointer(int64), int64, int64, CPointer({number}))")(decode)
 
 
 DECODERS: Mapping[DType, Any] = {  # last: compiled as soon as it is read
-    "float32": _decoder(types.float32),
-    "bfloat16": _decoder(types.uint16),
-    "float16": _decoder(types.int16),
+    "float32": _decoder("float32"),
+    "bfloat16": _decoder("uint16"),
+    "float16": _decoder("int16"),
 }
