@@ -92,7 +92,7 @@ def _kv(layout: Layout) -> Iterator[Allocation]:
                     yield _region(r.tier, "kv_cache", f"{r.name}.{part}", r.num_units, kv.page_nbytes)
             if tile.tail_rows:
                 yield _region(device, "kv tails", f"kv.{j}.{k}.tail", 2 * len(tile.tail_rows), kv.tail_page_nbytes)
-    if layout.encoded_kv:
+    if layout.decodes_kv:
         units = max(r.num_units for row in kv.tiles for tile in row for r in tile.rectangles)
         yield _region(device, "decoded kv", "kv.decoded", units, kv.tail_page_nbytes)
     if kv.slot_units:

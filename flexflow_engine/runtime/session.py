@@ -12,6 +12,7 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, LaneContext, Tier
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.compile import StepCompiler
@@ -59,6 +60,7 @@ class Session:
         self._compiler = StepCompiler(layout)
         self.trace = trace()
         self._memory = Memory(layout, tiers, store)
+        self._workers = Workers()
         device = tiers[layout.device.name]
         self._runner = TileRunner(
             layout=layout,
@@ -68,6 +70,7 @@ class Session:
             kv_codec=kv_codec,
             device=device.torch_device,
             prompts=prompts,
+            workers=self._workers,
         )
         self._executor = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
 
@@ -101,6 +104,7 @@ class Session:
     def close(self) -> None:
         """End the lanes, then give the memory back. Idempotent."""
         self._executor.close()
+        self._workers.close()
         self._memory.close()
 
     def _finish(self, step: Step, batcher: Batcher) -> list[FinishedSequence]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights, Model
 from flexflow_engine.abc.step import BatchStep
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import Compute, Copy, DecodeWeights, FetchTokens, GatherRows, Task
 from flexflow_engine.placement.activations import HiddenPart
 from flexflow_engine.placement.layout import Layout
@@ -42,12 +43,13 @@ class TileRunner:
         kv_codec: Codec,
         device: str,
         prompts: Sequence[TokenIds],
+        workers: Workers,
     ) -> None:
         self._layout, self._memory, self._model, self._prompts = layout, memory, model, prompts
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._device = torch.device(device)
-        self._weights = Weights(layout, memory, weight_codec, self._dtype)
-        self._cache = KVCache(layout, memory, model.config, kv_codec, self._dtype)
+        self._weights = Weights(layout, memory, weight_codec, self._dtype, workers)
+        self._cache = KVCache(layout, memory, model.config, kv_codec, self._dtype, workers=workers)
         self._sampled: dict[tuple[int, int], TokenIds] = {}
         self._newest: dict[int, tuple[dict[int, int], TokenIds]] = {}
 
