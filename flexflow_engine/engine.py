@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import WorkloadShape
+from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.progress import Progress
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import Tier
@@ -26,12 +28,15 @@ from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.errors import FlexFlowError, ProblemsError
+from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.prompts import Prompt, load_prompts
 from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
-from flexflow_engine.planning.plan import Codecs, Plan, describe_tiers, make_plan, needs_staging
+from flexflow_engine.planning.clock import VirtualExecutor
+from flexflow_engine.planning.hardware import cached_profile
+from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers, needs_staging
 from flexflow_engine.plugins import Registry
 from flexflow_engine.runtime.metrics import collect
 from flexflow_engine.runtime.session import OnStep, Session
@@ -53,6 +58,15 @@ class RunReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """A plan, and what the job would take with it."""
+
+    plan: Plan
+    prediction: Prediction
+    hardware: HardwareProfile
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     """A recipe with everything that can be known of it before weights are read."""
 
@@ -62,6 +76,7 @@ class _Job:
     prompts: tuple[Prompt, ...]
     codecs: Codecs
     tier_classes: Mapping[str, type[Tier]]
+    planner: Planner
     plan: Plan
 
 
@@ -101,6 +116,28 @@ def plan_recipe(recipe: Recipe, registry: Registry) -> Plan:
     return _prepare(recipe, registry).plan
 
 
+def predict_recipe(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    hardware: Callable[[], HardwareProfile],
+    executor: type[VirtualExecutor],
+    trace: Path | None,
+) -> Forecast:
+    """The plan of a job, whether it fits or not, and its time on a machine that need not be this one.
+
+    Reads no weights. trace: where to write the events of the job's first steps. Raises HardwareError where the
+    profile lacks what the plan needs.
+    """
+    job = _prepare(recipe, registry, hardware)
+    predictor = job.planner.predictor(executor)
+    if trace is not None:
+        events = Trace()
+        events.events += predictor.first_events(job.plan.layout, job.planner.workload)
+        events.write(trace, {lane: _process(lane, job.plan) for lane in lane_widths(job.plan.layout.tiers)})
+    return Forecast(job.plan, predictor.predict(job.plan.layout, job.planner.workload), predictor.profile)
+
+
 def import_recipe(recipe: Recipe, registry: Registry, progress: Progress) -> WeightStore:
     """Import the recipe's weights, if the store doesn't have them yet."""
     checkpoint = _open_checkpoint(recipe, registry)
@@ -113,7 +150,7 @@ def store_root(recipe: Recipe, registry: Registry) -> Path:
     return next((root for root in roots if root is not None), user_cache())
 
 
-def _prepare(recipe: Recipe, registry: Registry) -> _Job:
+def _prepare(recipe: Recipe, registry: Registry, hardware: Callable[[], HardwareProfile] = cached_profile) -> _Job:
     checkpoint = _open_checkpoint(recipe, registry)
     model, codecs = checkpoint.model, _codecs(recipe, registry)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
@@ -125,16 +162,17 @@ def _prepare(recipe: Recipe, registry: Registry) -> _Job:
         staging += "_"
     if needs_staging(classes):
         classes[staging], budgets[staging] = registry.tier(STAGING_PLUGIN), sys.maxsize
-    plan = make_plan(
+    planner = Planner(
         model=model,
         codecs=codecs,
         workload=WorkloadShape(tuple(len(p.token_ids) for p in prompts), recipe.workload.max_new_tokens),
         tiers=describe_tiers(classes, budgets),
-        scheduler=registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options),
+        hardware=hardware,
     )
+    plan = planner.plan(registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options))
     if staging in classes:
         plan = plan.with_exact_budget(staging)
-    return _Job(checkpoint, model, tokenizer, prompts, codecs, classes, plan)
+    return _Job(checkpoint, model, tokenizer, prompts, codecs, classes, planner, plan)
 
 
 def _prepare_to_run(recipe: Recipe, registry: Registry) -> _Job:

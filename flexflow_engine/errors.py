@@ -50,6 +50,10 @@ class PolicyError(FlexFlowError):
     """A policy can't be carried out: something does not fit, or its shares make no sense."""
 
 
+class HardwareError(FlexFlowError):
+    """A hardware profile is missing, can't be read, or lacks a figure that a plan needs."""
+
+
 class ProblemsError(FlexFlowError):
     """Several problems of one recipe, told together."""
 

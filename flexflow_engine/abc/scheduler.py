@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.abc.policy import MemoryTable, Policy, TierDescription, WorkloadShape
+from flexflow_engine.abc.prediction import Prediction, StepCosts, StepShape
 
 API_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """Everything a scheduler may look at. Nothing has been read of the weights yet."""
+    """Everything a scheduler may look at. Nothing has been read of the weights yet.
+
+    The last three calls need a hardware profile and raise HardwareError on a machine without one. `step_costs` is a
+    matter of microseconds, `memory_table` and `predict` lay the policy out: up to seconds for the largest models.
+    """
 
     config: ModelConfig
     dtype: DType
@@ -25,6 +31,12 @@ class PlanRequest:
     """Fastest first; the first is where the model computes."""
     memory_table: Callable[[Policy], MemoryTable]
     """The runtime's own memory formula."""
+    hardware: Callable[[], HardwareProfile]
+    """The machine to plan for."""
+    step_costs: Callable[[StepShape], StepCosts]
+    """Seconds that a step gives each lane, as a function of where tensors lie: what a linear program is made of."""
+    predict: Callable[[Policy], Prediction]
+    """The whole job under this policy on a virtual clock, whether it fits the budgets or not."""
 
 
 class Scheduler(ABC):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flexflow_engine.cli import import_, plugins, run, schema, store
+from flexflow_engine.cli import import_, plan, plugins, run, schema, store
 from flexflow_engine.cli.exits import with_exit_status
 
 PROGRAM = "flexflow-engine"
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _build() -> typer.Typer:
     app = _group("Language models larger than memory, at the speed of the slowest resource.")
     app.command("run")(with_exit_status(run.run))
+    app.command("plan")(with_exit_status(plan.plan))
     app.command("import")(with_exit_status(import_.import_))
     app.command("plugins")(with_exit_status(plugins.plugins))
     app.command("schema")(with_exit_status(schema.schema))

@@ -13,15 +13,15 @@ from flexflow_engine.errors import RecipeError
 Document = dict[str, Any]
 
 
-def read_document(path: Path) -> Document:
-    """The mapping that a recipe file holds. Raises RecipeError saying the line."""
+def read_document(path: Path, noun: str = "recipe") -> Document:
+    """The mapping that a file holds; noun: what kind of file it is. Raises RecipeError saying the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe can't be read ({_reason(error)})", where=str(path)) from error
+        raise RecipeError(f"the {noun} can't be read ({_reason(error)})", where=str(path)) from error
     document = parse_yaml(text, where=str(path))
     if not isinstance(document, dict):
-        raise RecipeError("a recipe is a mapping of keys", where=str(path), fix="it begins with `name: …`")
+        raise RecipeError(f"a {noun} is a mapping of keys", where=str(path), fix="it begins with `name: …`")
     return document
 
 

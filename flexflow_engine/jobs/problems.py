@@ -1,4 +1,4 @@
-"""Collects what is wrong with a recipe, so that all of it is told at once."""
+"""Collects what is wrong with a recipe, or with another YAML file, so that all of it is told at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from inspect import isclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -26,13 +26,16 @@ OTHER_NAMES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32":
 class Problems:
     """The problems found so far, in the order of finding; `raise_any` ends it."""
 
-    def __init__(self, path: Path, found: Iterable[FlexFlowError] = ()) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, found: Iterable[FlexFlowError] = (), error: type[FlexFlowError] = RecipeError
+    ) -> None:
+        """error: what a problem of this kind of file is."""
+        self._path, self._error = path, error
         self._found = list(found)
 
     def add(self, what: str, key: str, fix: str = "") -> None:
-        """key: the dotted place in the recipe."""
-        self._found.append(RecipeError(what, where=self._where(key), fix=fix))
+        """key: the dotted place in the file."""
+        self._found.append(self._error(what, where=self._where(key), fix=fix))
 
     def take(self, error: FlexFlowError, key: str) -> None:
         """Tell somebody else's error as a problem at this place."""
@@ -97,11 +100,21 @@ def _known_keys(section: type[BaseModel], details: ErrorDetails, loc: tuple[str,
     """The keys of the section that an unknown key stands in."""
     if details["type"] != "extra_forbidden":
         return []
+    annotation: Any = section
     for key in loc[:-1]:
-        annotation = section.model_fields[key].annotation
-        candidates = (annotation, *get_args(annotation))
-        section = next(part for part in candidates if isclass(part) and issubclass(part, BaseModel))
-    return list(section.model_fields)
+        if isclass(annotation) and issubclass(annotation, BaseModel):
+            annotation = _section_or_mapping(annotation.model_fields[key].annotation)
+        else:  # a mapping from names, of which `key` is one
+            annotation = _section_or_mapping(get_args(annotation)[-1])
+    return list(annotation.model_fields)
+
+
+def _section_or_mapping(annotation: Any) -> Any:
+    """What holds further keys, of an annotation that may also allow something else."""
+    candidates = (annotation, *get_args(annotation)) if get_origin(annotation) is not dict else (annotation,)
+    return next(
+        part for part in candidates if get_origin(part) is dict or (isclass(part) and issubclass(part, BaseModel))
+    )
 
 
 def _sentence(details: ErrorDetails) -> str:

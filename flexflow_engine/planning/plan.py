@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import MemoryTable, Policy, TierDescription, WorkloadShape
+from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.scheduler import PlanRequest, Scheduler
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import PolicyError
 from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.placement.layout import Layout, make_layout
 from flexflow_engine.placement.memory import memory_table
-from flexflow_engine.placement.pages import paged_tensors
+from flexflow_engine.placement.pages import PagedTensor, paged_tensors
+from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
+from flexflow_engine.planning.predict import Predictor
+from flexflow_engine.planning.step_costs import StepCostModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,46 +65,72 @@ class Plan:
         return f"{tier} needs {format_size(peak)} ({parts}) and has {format_size(budget)}"
 
 
-def make_plan(
-    *,
-    model: Model,
-    codecs: Codecs,
-    workload: WorkloadShape,
-    tiers: tuple[TierDescription, ...],
-    scheduler: Scheduler,
-) -> Plan:
-    """Ask the scheduler, and lay its policy out. Raises PolicyError when it finds none."""
-    tensors = paged_tensors(model, codecs.weights, codecs.small)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """A job, whose policy is still open."""
 
-    def lay_out(policy: Policy) -> Layout:
-        return make_layout(
-            model=model,
+    model: Model
+    codecs: Codecs
+    workload: WorkloadShape
+    tiers: tuple[TierDescription, ...]
+    hardware: Callable[[], HardwareProfile]
+    """Asked by schedulers that plan by it, and for predictions. Raises HardwareError where nothing is known of the
+    machine."""
+
+    def plan(self, scheduler: Scheduler) -> Plan:
+        """Ask the scheduler, and lay its policy out. Raises PolicyError when it finds none."""
+        tensors = self._tensors()
+        layout = self._lay_out(scheduler.choose(self._request(tensors)), tensors)
+        return Plan(layout.policy, layout, memory_table(layout))
+
+    def predict(self, layout: Layout, executor: type[VirtualExecutor] = VirtualDataflow) -> Prediction:
+        """What the job takes with this layout."""
+        return self.predictor(executor).predict(layout, self.workload)
+
+    def predictor(self, executor: type[VirtualExecutor] = VirtualDataflow) -> Predictor:
+        return Predictor(
+            model=self.model,
+            weight_codec=self.codecs.weights,
+            kv_codec=self.codecs.kv_cache,
+            profile=self.hardware(),
+            executor=executor,
+        )
+
+    def _request(self, tensors: tuple[PagedTensor, ...]) -> PlanRequest:
+        return PlanRequest(
+            config=self.model.config,
+            dtype=self.model.dtype,
+            workload=self.workload,
+            tiers=self.tiers,
+            memory_table=lambda policy: memory_table(self._lay_out(policy, tensors)),
+            hardware=self.hardware,
+            step_costs=lambda shape: self._step_costs(tensors).costs(shape),
+            predict=lambda policy: self.predict(self._lay_out(policy, tensors)),
+        )
+
+    def _step_costs(self, tensors: tuple[PagedTensor, ...]) -> StepCostModel:
+        return StepCostModel(
+            model=self.model,
             tensors=tensors,
-            weight_codec=codecs.weights,
-            kv_codec=codecs.kv_cache,
-            policy=_without_empty_rows(policy, len(workload.prompt_tokens)),
-            workload=workload,
-            tiers=tiers,
+            weight_codec=self.codecs.weights,
+            kv_codec=self.codecs.kv_cache,
+            tiers=self.tiers,
+            profile=self.hardware(),
         )
 
-    policy = scheduler.choose(
-        PlanRequest(
-            config=model.config,
-            dtype=model.dtype,
-            workload=workload,
-            tiers=tiers,
-            memory_table=lambda policy: memory_table(lay_out(policy)),
+    def _tensors(self) -> tuple[PagedTensor, ...]:
+        return paged_tensors(self.model, self.codecs.weights, self.codecs.small)
+
+    def _lay_out(self, policy: Policy, tensors: tuple[PagedTensor, ...]) -> Layout:
+        return make_layout(
+            model=self.model,
+            tensors=tensors,
+            weight_codec=self.codecs.weights,
+            kv_codec=self.codecs.kv_cache,
+            policy=_without_empty_rows(policy, len(self.workload.prompt_tokens)),
+            workload=self.workload,
+            tiers=self.tiers,
         )
-    )
-    layout = lay_out(policy)
-    return Plan(layout.policy, layout, memory_table(layout))
-
-
-def _without_empty_rows(policy: Policy, num_prompts: int) -> Policy:
-    """The policy with no more rows than there are prompts: memory for a row is taken whether it is used or not."""
-    gpu_batch_size = min(policy.gpu_batch_size, num_prompts)
-    num_gpu_batches = min(policy.num_gpu_batches, -(-num_prompts // gpu_batch_size))
-    return replace(policy, gpu_batch_size=gpu_batch_size, num_gpu_batches=num_gpu_batches)
 
 
 def describe_tiers(classes: Mapping[str, type[Tier]], budgets: Mapping[str, int]) -> tuple[TierDescription, ...]:
@@ -122,3 +153,10 @@ def describe_tiers(classes: Mapping[str, type[Tier]], budgets: Mapping[str, int]
 def needs_staging(classes: Mapping[str, type[Tier]]) -> bool:
     """Whether bytes must pass through host memory and no tier of the recipe is in it."""
     return len(classes) > 1 and all(tier.memory != HOST for tier in classes.values())
+
+
+def _without_empty_rows(policy: Policy, num_prompts: int) -> Policy:
+    """The policy with no more rows than there are prompts: memory for a row is taken whether it is used or not."""
+    gpu_batch_size = min(policy.gpu_batch_size, num_prompts)
+    num_gpu_batches = min(policy.num_gpu_batches, -(-num_prompts // gpu_batch_size))
+    return replace(policy, gpu_batch_size=gpu_batch_size, num_gpu_batches=num_gpu_batches)

@@ -1,0 +1,144 @@
+"""What a machine can do, as plain data: measured by `profile`, or taken from published figures in a file.
+
+Rates are those of one resource alone; what is left of them while others work is told beside them. `planning.hardware`
+reads and writes the same as YAML, `planning.cost` makes seconds of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import exp, log
+from typing import Literal
+
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.abc.policy import TierDescription
+from flexflow_engine.errors import HardwareError
+
+Direction = Literal["read", "write"]
+"""read: towards the tier where the model computes; write: away from it."""
+
+PLAIN = "none"
+"""The codec name under which rates of numbers in the model's own dtype stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A rate that depends on a size: (size, rate) points in ascending order of size, sizes and rates above 0.
+
+    Between two points it is a straight line on doubly logarithmic axes; beyond the ends it keeps their value, so a
+    size that was never measured is never extrapolated.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, size: float) -> float:
+        index = bisect_right(self.points, size, key=lambda point: point[0])
+        if index == 0:
+            return self.points[0][1]
+        if index == len(self.points):
+            return self.points[-1][1]
+        (x0, y0), (x1, y1) = self.points[index - 1], self.points[index]
+        along = log(size / x0) / log(x1 / x0)
+        return exp(log(y0) + along * (log(y1) - log(y0)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What is left of a rate while others work, as a fraction of the rate alone, above 0 and at most 1.
+
+    Where several of them work, the fractions are multiplied.
+    """
+
+    reverse: float = 1.0
+    """While the other direction of the same link works; of no meaning for processors."""
+    links: float = 1.0
+    """While at least one (other tier's) link works."""
+    processors: float = 1.0
+    """While at least one (other) processor computes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One direction between a tier and the tier where the model computes, or host memory where bytes are staged."""
+
+    bytes_per_s: float
+    """Of all transfers that run at once, together."""
+    latency_s: float
+    """What every contiguous transfer takes before its first byte; latencies of transfers that run at once overlap."""
+    beside: Beside = field(default_factory=Beside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodecRates:
+    """Numbers encoded and decoded a second by one processor, in its own memory."""
+
+    encode_values_per_s: float
+    decode_values_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processor:
+    """What computes on one kind of memory."""
+
+    matmul_flops_per_s: Mapping[DType, Curve]
+    """By the rows (tokens) of one call; two operations a multiplication and addition."""
+    prefill_attention_flops_per_s: Curve
+    """By the prompt's tokens; only what the causal mask leaves counts, 2 * tokens * (tokens + 1) * width operations."""
+    decode_attention_bytes_per_s: Mapping[str, Curve]
+    """By cached tokens a sequence, for each codec whose pages attention reads as they are; bytes as they lie in the
+    cache, keys and values. `PLAIN` must be there: other codecs' pages are decoded first and then read at its rate."""
+    codecs: Mapping[str, CodecRates]
+    """By codec name; `PLAIN` costs nothing and is left out."""
+    memory_bytes_per_s: float
+    """Reads and writes together: norms, additions, copies."""
+    task_s: float
+    """What a task takes beside its arithmetic: calls, kernel launches, threads to wake."""
+    beside: Beside = field(default_factory=Beside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCosts:
+    """Seconds of the host's own code, which no device shortens."""
+
+    compile_task_s: float
+    """To compile one task and to hand it to its lane, while the step before runs."""
+    gather_row_s: float
+    """To look up one row of the embedding table that lies on a far tier, the tier's latency not included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareProfile:
+    """One machine."""
+
+    name: str
+    links: Mapping[str, Mapping[Direction, Link]]
+    """By a tier's name in the recipe, or by its plugin's name; the tier's own name is looked for first."""
+    processors: Mapping[str, Processor]
+    """By the kind of memory that they compute on: "cpu", "cuda"."""
+    host: HostCosts
+    capacity_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What the machine has at most, by tier plugin, where that is known. Budgets are the recipe's."""
+
+    def link(self, tier: TierDescription, direction: Direction) -> Link:
+        """Raises HardwareError where the profile doesn't know the tier."""
+        link = self.links.get(tier.name, self.links.get(tier.plugin, {})).get(direction)
+        if link is None:
+            raise HardwareError(
+                f"there is no link `{tier.plugin}.{direction}`, and tier `{tier.name}` needs it",
+                where=f"hardware profile {self.name}",
+                fix=f"let `profile` measure it, or give links.{tier.plugin}.{direction} in the file",
+            )
+        return link
+
+    def processor(self, memory: str | None) -> Processor:
+        """Raises HardwareError where the profile has none for this kind of memory."""
+        found = self.processors.get(str(memory))
+        if found is None:
+            raise HardwareError(
+                f"there is no processor that computes on {memory} memory",
+                where=f"hardware profile {self.name}",
+                fix=f"let `profile` measure it, or give processors.{memory} in the file",
+            )
+        return found

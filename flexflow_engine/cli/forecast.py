@@ -1,0 +1,114 @@
+"""A plan with its prediction: for people, and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from flexflow_engine.abc.policy import MemoryTable
+from flexflow_engine.abc.prediction import LanePrediction, Prediction
+from flexflow_engine.cli.columns import columns
+from flexflow_engine.cli.report import plan_as_json, render_plan
+from flexflow_engine.jobs.sizes import format_size
+
+if TYPE_CHECKING:
+    from flexflow_engine.engine import Forecast
+
+BAR_WIDTH = 30
+
+
+def render_forecast(forecast: Forecast) -> str:
+    """The memory table as `run --dry-run` has it, bars of what is full and what is busy, and the predicted times."""
+    plan, prediction = forecast.plan, forecast.prediction
+    parts = [
+        render_plan(plan.policy, plan.memory),
+        _memory_bars(plan.memory),
+        _lane_bars(prediction),
+        "\n".join(_summary(forecast)),
+        f"to run this very policy:\n  --set scheduler='{_as_yaml(forecast)}'",
+    ]
+    return "\n\n".join(parts)
+
+
+def forecast_as_json(forecast: Forecast) -> dict[str, object]:
+    """What `plan --json` prints: keys as in `--metrics`, the memory table as in `--dry-run`, and whether it fits."""
+    plan, prediction = forecast.plan, forecast.prediction
+    tiers = {
+        tier: {"budget_bytes": budget, "peak_bytes": plan.memory.peak_bytes(tier)}
+        for tier, budget in plan.memory.budgets.items()
+    }
+    return {
+        "predicted_tokens_per_s": prediction.tokens_per_s,
+        "predicted_decode_tokens_per_s": prediction.decode_tokens_per_s,
+        "prefill_s": prediction.prefill_s,
+        "decode_s": prediction.decode_s,
+        "prompt_tokens": prediction.prompt_tokens,
+        "generated_tokens": prediction.generated_tokens,
+        "sampling_error": prediction.relative_error,
+        "hardware": forecast.hardware.name,
+        "tiers": tiers,
+        "lanes": {name: _lane(use, prediction) for name, use in prediction.lanes.items()},
+        "bound_by": prediction.bound_by,
+        "fits": not plan.memory.exceeded,
+        "exceeded_bytes": {tier: _excess(plan.memory, tier) for tier in plan.memory.exceeded},
+        **plan_as_json(plan.policy, plan.memory),
+    }
+
+
+def _lane(use: LanePrediction, prediction: Prediction) -> dict[str, float]:
+    work: dict[str, float] = {"flops": use.flops} if use.flops else {"bytes": use.nbytes}
+    return {"busy_s": use.busy_s, "busy_share": use.busy_s / prediction.seconds, **work}
+
+
+def _excess(memory: MemoryTable, tier: str) -> int:
+    return memory.peak_bytes(tier) - memory.budgets[tier]
+
+
+def _memory_bars(memory: MemoryTable) -> str:
+    rows = []
+    for tier, budget in memory.budgets.items():
+        peak = memory.peak_bytes(tier)
+        over = f"too small by {format_size(peak - budget)}" if peak > budget else ""
+        rows.append((tier, _bar(peak / budget), f"{100 * peak / budget:.0f} % of {format_size(budget)}", over))
+    return columns(("tier", "memory", "", ""), rows)
+
+
+def _lane_bars(prediction: Prediction) -> str:
+    rows = []
+    for lane, use in prediction.lanes.items():
+        share = use.busy_s / prediction.seconds
+        rows.append((lane, _bar(share), f"{100 * share:.0f} %", f"{use.busy_s:.1f} s"))
+    return columns(("lane", "busy", "", ""), rows)
+
+
+def _bar(share: float) -> str:
+    filled = min(BAR_WIDTH, round(share * BAR_WIDTH))
+    return f"[{'#' * filled}{' ' * (BAR_WIDTH - filled)}]"
+
+
+def _summary(forecast: Forecast) -> Iterator[str]:
+    prediction = forecast.prediction
+    phases = f"prefill {prediction.prefill_s:.1f} s, decode {prediction.decode_s:.1f} s"
+    tokens = f"{prediction.prompt_tokens} prompt and {prediction.generated_tokens} generated tokens"
+    yield f"predicted for {forecast.hardware.name}: {tokens} in {prediction.seconds:.1f} s ({phases})"
+    rates = [f"{prediction.tokens_per_s:.2f} tokens/s"]
+    if prediction.decode_tokens_per_s is not None:
+        rates.append(f"{prediction.decode_tokens_per_s:.2f} while decoding")
+    if prediction.relative_error:
+        rates.append(f"sampling error up to {100 * prediction.relative_error:.1f} %")
+    yield f"throughput: {', '.join(rates)}"
+    share = prediction.lanes[prediction.bound_by].busy_s / prediction.seconds
+    yield f"bound by: {prediction.bound_by} (busy {100 * share:.0f} % of the time)"
+    yield "it fits" if not forecast.plan.memory.exceeded else f"it does not fit: {', '.join(_excesses(forecast))}"
+
+
+def _excesses(forecast: Forecast) -> Iterator[str]:
+    memory = forecast.plan.memory
+    for tier in memory.exceeded:
+        yield f"{tier} lacks {format_size(_excess(memory, tier))}"
+
+
+def _as_yaml(forecast: Forecast) -> str:
+    """JSON is YAML, and quotes nothing that a shell would mind within single quotes."""
+    return json.dumps({"plugin": "fixed", **forecast.plan.policy.as_fixed()})

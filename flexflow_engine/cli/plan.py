@@ -1,0 +1,57 @@
+"""`plan`: what a run would put where and how long it would take, on this machine or another."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flexflow_engine.cli.forecast import forecast_as_json, render_forecast
+from flexflow_engine.cli.outputs import check_distinct, check_writable
+from flexflow_engine.cli.session import Json, Overrides, RecipePath, load
+
+if TYPE_CHECKING:
+    from flexflow_engine.planning.clock import VirtualExecutor
+
+
+def plan(
+    recipe: RecipePath,
+    *,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        Path | None,
+        typer.Option(metavar="F.yaml", help="The machine to plan for; default: this one, as `profile` measured it."),
+    ] = None,
+    no_overlap: Annotated[
+        bool, typer.Option("--no-overlap", help="Predict one task after another, to see what overlap is worth.")
+    ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="F.json", help="Write Chrome trace events of the job's first steps.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict a recipe's throughput without running it; needs no GPU and no weights."""
+    from flexflow_engine.engine import predict_recipe  # noqa: PLC0415  # torch; --help must not import it
+    from flexflow_engine.planning.hardware import cached_profile, read_profile  # noqa: PLC0415
+
+    asked, registry = load(recipe, overrides)
+    check_distinct({"RECIPE": recipe, "--hardware": hardware, "--trace": trace})
+    if trace is not None:
+        check_writable(trace)
+    forecast = predict_recipe(
+        asked,
+        registry,
+        hardware=partial(read_profile, hardware) if hardware else cached_profile,
+        executor=_executor(no_overlap=no_overlap),
+        trace=trace,
+    )
+    print(json.dumps(forecast_as_json(forecast), indent=2) if as_json else render_forecast(forecast))
+
+
+def _executor(*, no_overlap: bool) -> type[VirtualExecutor]:
+    from flexflow_engine.planning.clock import VirtualDataflow, VirtualSequential  # noqa: PLC0415
+
+    return VirtualSequential if no_overlap else VirtualDataflow

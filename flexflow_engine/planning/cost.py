@@ -1,0 +1,133 @@
+"""The cost model: seconds of each task of a compiled graph, on a machine that a hardware profile describes.
+
+A task's time has two parts. `fixed_s` passes whatever else goes on: latencies, calls. `shared_s` is what the task
+takes of its link or processor while it has that for itself; tasks that run at once in a lane share it.
+
+    transfer      fixed = contiguous moves * latency     shared = bytes / rate of the link
+    gather rows   fixed = looked-up units * (latency + host's time for a row)     shared = bytes / rate
+    decode        fixed = task_s    shared = numbers / decode rate
+    compute       fixed = task_s    shared = matmuls + vectors + attention (planning.arithmetic)
+
+Left out, because no profile knows them: file system caches, the two directions of a link that get in each other's way
+by more than `Beside` says, clocks that fall when a processor gets hot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.hardware import Direction, HardwareProfile, Link
+from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.step import BatchStep
+from flexflow_engine.graph.lanes import read_lane
+from flexflow_engine.graph.task import Compute, Copy, DecodeWeights, FetchTokens, GatherRows, Task
+from flexflow_engine.placement.layout import Layout
+from flexflow_engine.placement.weights import PlacedLayer
+from flexflow_engine.planning.arithmetic import Arithmetic
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one task takes."""
+
+    fixed_s: float
+    shared_s: float
+
+    @property
+    def seconds(self) -> float:
+        """With its link or processor for itself."""
+        return self.fixed_s + self.shared_s
+
+
+class CostModel:
+    """For the graphs of one layout."""
+
+    def __init__(
+        self, layout: Layout, model: Model, weight_codec: Codec, kv_codec: Codec, profile: HardwareProfile
+    ) -> None:
+        """Raises HardwareError where the profile lacks a link, a processor or a rate that the layout needs."""
+        self._layout, self._weight_codec, self._profile = layout, weight_codec, profile
+        self._links: dict[str, Link] = {}
+        processor = profile.processor(layout.device.memory)
+        self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec)
+        self._decoded_numbers = [_numbers(layer) for layer in layout.weights.layers]
+        self._out_features = [_out_features(layer) for layer in layout.weights.layers]
+
+    def seconds(self, task: Task) -> float:
+        """What the task takes when it runs alone."""
+        return self.work(task).seconds
+
+    def work(self, task: Task) -> Work:
+        """Prices by type of operation: the only place that tells them apart."""
+        operation = task.operation
+        if isinstance(operation, Copy):
+            return self._copy(operation, task)
+        if isinstance(operation, GatherRows):
+            return self._gather(operation, task)
+        if isinstance(operation, DecodeWeights):
+            seconds = self._arithmetic.decoded(self._decoded_numbers[operation.layer], self._weight_codec)
+            return Work(self._arithmetic.task_s, seconds)
+        if isinstance(operation, FetchTokens):
+            return Work(self._arithmetic.task_s, 0.0)
+        return Work(self._arithmetic.task_s, self._compute(operation))
+
+    def link(self, lane: str) -> Link:
+        """The link that a lane stands for."""
+        if lane not in self._links:
+            name, _, _ = lane.rpartition(".")
+            direction: Direction = "read" if lane == read_lane(name) else "write"
+            self._links[lane] = self._profile.link(self._layout.tier(name), direction)
+        return self._links[lane]
+
+    def _copy(self, copy: Copy, task: Task) -> Work:
+        link = self.link(task.lane)
+        return Work(len(copy.moves) * link.latency_s, task.nbytes / link.bytes_per_s)
+
+    def _gather(self, gather: GatherRows, task: Task) -> Work:
+        """The units of the far part of the table that hold the batch's tokens, each read once, one after another."""
+        link = self.link(task.lane)
+        units = sum(
+            distinct(run.num_units, gather.batch.new_tokens * (run.stop_row - run.first_row) / run.tensor.rows)
+            for run in self._layout.weights.table
+            if run.tier == gather.far
+        )
+        return Work(units * (link.latency_s + self._profile.host.gather_row_s), task.nbytes / link.bytes_per_s)
+
+    def _compute(self, compute: Compute) -> float:
+        layer, batch = self._layout.weights.layers[compute.layer], compute.batch
+        return {
+            "embed": self._embed,
+            "decoder": self._decoder,
+            "final": self._last_tokens,
+            "head": self._last_tokens,
+        }[layer.spec.kind](layer, batch)
+
+    def _embed(self, layer: PlacedLayer, batch: BatchStep) -> float:
+        return self._layer(layer, batch.new_tokens)
+
+    def _decoder(self, layer: PlacedLayer, batch: BatchStep) -> float:
+        rows = batch.rows
+        prompts = batch.phase == "prefill"
+        attention = self._arithmetic.prompt_attention(rows) if prompts else self._arithmetic.token_attention(rows)
+        return self._layer(layer, batch.new_tokens) + attention
+
+    def _last_tokens(self, layer: PlacedLayer, batch: BatchStep) -> float:
+        return self._layer(layer, len(batch.rows))
+
+    def _layer(self, layer: PlacedLayer, tokens: int) -> float:
+        vectors = self._arithmetic.vectors(self._out_features[layer.index], tokens)
+        return self._arithmetic.matmul(self._decoded_numbers[layer.index], tokens) + vectors
+
+
+def distinct(units: int, draws: float) -> float:
+    """How many of so many units are met by that many random draws: units * (1 - (1 - 1 / units) ^ draws)."""
+    return units * (1 - (1 - 1 / units) ** draws) if units else 0.0
+
+
+def _numbers(layer: PlacedLayer) -> int:
+    return sum((run.stop_row - run.first_row) * run.tensor.columns for run in layer.runs)
+
+
+def _out_features(layer: PlacedLayer) -> int:
+    return sum(run.stop_row - run.first_row for run in layer.runs)

@@ -1,0 +1,215 @@
+"""Hardware profiles as YAML: the files of `recipes/hardware`, and what `profile` leaves in the user's cache.
+
+The keys are the fields of `abc.hardware`; a curve is one number, or a mapping from sizes to rates. Numbers may be
+written as people do: 12.9e9.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.abc.hardware import (
+    PLAIN,
+    Beside,
+    CodecRates,
+    Curve,
+    HardwareProfile,
+    HostCosts,
+    Link,
+    Processor,
+)
+from flexflow_engine.checkpoint.digest import user_cache
+from flexflow_engine.errors import HardwareError, ProblemsError, RecipeError
+from flexflow_engine.jobs.document import read_document
+from flexflow_engine.jobs.problems import Problems
+from flexflow_engine.jobs.schema import Size
+
+
+def read_profile(path: Path) -> HardwareProfile:
+    """Raises ProblemsError with everything that is wrong with the file."""
+    problems = Problems(path, error=HardwareError)
+    try:
+        document = read_document(path, noun="hardware file")
+    except RecipeError as error:
+        raise ProblemsError([HardwareError(error.what, where=error.where, fix=error.fix)]) from error
+    section = problems.validate(ProfileSection, document)
+    problems.raise_any()
+    assert section is not None, "what does not validate is a problem"
+    return section.profile()
+
+
+def write_profile(profile: HardwareProfile, path: Path) -> None:
+    """Write what `read_profile` reads, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(yaml.safe_dump(_plain(asdict(profile)), sort_keys=False), encoding="utf-8")
+    partial.replace(path)
+
+
+def cached_profile() -> HardwareProfile:
+    """This machine's, as `profile` measured it. Raises HardwareError where it never did."""
+    path = cached_profile_path()
+    if not path.is_file():
+        raise HardwareError(
+            "this machine has not been measured",
+            where=str(path),
+            fix="run `flexflow-engine profile`, or plan for a machine from a file: --hardware FILE",
+        )
+    return read_profile(path)
+
+
+def cached_profile_path() -> Path:
+    """Where this machine's profile lies: a new one for other processors, and for other versions of what computes."""
+    digest = hashlib.sha256(json.dumps(_machine()).encode()).hexdigest()
+    return user_cache() / "hardware" / f"{digest[:16]}.yaml"
+
+
+def _machine() -> list[str]:
+    import torch  # noqa: PLC0415  # --help must not import it
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [_processor_name(), str(os.cpu_count()), torch.__version__, *gpus]
+
+
+def _processor_name() -> str:
+    """`platform.processor` says no more than x86_64 on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 takes 12.9e9, without a sign, for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _points(value: object) -> object:
+    value = _number(value)
+    return {"1": value} if isinstance(value, int | float) else value
+
+
+def _curve_ready(points: Mapping[str, float]) -> Mapping[str, float]:
+    for size in points:
+        try:
+            valid = float(size) > 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(f"a curve goes from sizes above 0 to rates, and {size!r} is no such size")
+    return points
+
+
+def _with_plain(rates: Mapping[str, Any]) -> Mapping[str, Any]:
+    if PLAIN not in rates:
+        raise ValueError(f"`{PLAIN}` is missing: the rate of a cache that is not encoded")
+    return rates
+
+
+Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
+Points = Annotated[dict[str, Rate], Field(min_length=1), BeforeValidator(_points), AfterValidator(_curve_ready)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BesideSection(_Section):
+    reverse: Fraction = 1.0
+    links: Fraction = 1.0
+    processors: Fraction = 1.0
+
+    def beside(self) -> Beside:
+        return Beside(**self.model_dump())
+
+
+class LinkSection(_Section):
+    bytes_per_s: Rate
+    latency_s: Seconds
+    beside: BesideSection = BesideSection()
+
+    def link(self) -> Link:
+        return Link(bytes_per_s=self.bytes_per_s, latency_s=self.latency_s, beside=self.beside.beside())
+
+
+class CodecSection(_Section):
+    encode_values_per_s: Rate
+    decode_values_per_s: Rate
+
+
+class ProcessorSection(_Section):
+    matmul_flops_per_s: dict[DType, Points]
+    prefill_attention_flops_per_s: Points
+    decode_attention_bytes_per_s: Annotated[dict[str, Points], AfterValidator(_with_plain)]
+    codecs: dict[str, CodecSection] = Field(default_factory=dict)
+    memory_bytes_per_s: Rate
+    task_s: Seconds
+    beside: BesideSection = BesideSection()
+
+    def processor(self) -> Processor:
+        return Processor(
+            matmul_flops_per_s={dtype: _curve(points) for dtype, points in self.matmul_flops_per_s.items()},
+            prefill_attention_flops_per_s=_curve(self.prefill_attention_flops_per_s),
+            decode_attention_bytes_per_s={
+                codec: _curve(points) for codec, points in self.decode_attention_bytes_per_s.items()
+            },
+            codecs={name: CodecRates(**section.model_dump()) for name, section in self.codecs.items()},
+            memory_bytes_per_s=self.memory_bytes_per_s,
+            task_s=self.task_s,
+            beside=self.beside.beside(),
+        )
+
+
+class HostSection(_Section):
+    compile_task_s: Seconds
+    gather_row_s: Seconds
+
+
+class ProfileSection(_Section):
+    """A whole file."""
+
+    name: str
+    links: dict[str, dict[Literal["read", "write"], LinkSection]]
+    processors: dict[str, ProcessorSection]
+    host: HostSection
+    capacity_bytes: dict[str, Size] = Field(default_factory=dict)
+
+    def profile(self) -> HardwareProfile:
+        return HardwareProfile(
+            name=self.name,
+            links={tier: {way: link.link() for way, link in links.items()} for tier, links in self.links.items()},
+            processors={memory: section.processor() for memory, section in self.processors.items()},
+            host=HostCosts(**self.host.model_dump()),
+            capacity_bytes=dict(self.capacity_bytes),
+        )
+
+
+def _curve(points: Mapping[str, float]) -> Curve:
+    return Curve(tuple(sorted((float(size), rate) for size, rate in points.items())))
+
+
+def _plain(value: Any) -> Any:
+    """`asdict` of a profile as the file has it: a curve is a mapping."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"points"}:
+        return dict(value["points"])
+    return {str(key): _plain(part) for key, part in value.items()}

@@ -1,0 +1,111 @@
+"""A whole job's seconds: simulated task by task where that is a matter of seconds, else from a sample of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.policy import WorkloadShape
+from flexflow_engine.abc.prediction import LanePrediction, Prediction
+from flexflow_engine.abc.step import Step
+from flexflow_engine.graph.compile import StepCompiler
+from flexflow_engine.graph.lanes import lane_widths
+from flexflow_engine.placement.layout import Layout
+from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
+from flexflow_engine.planning.cost import CostModel
+from flexflow_engine.planning.sampling import (
+    FEW_LAYERS,
+    MORE_LAYERS,
+    StepSample,
+    added,
+    curvature,
+    estimate,
+    extended,
+    first_decoders,
+    sample_steps,
+)
+from flexflow_engine.planning.simulate import Simulator, StepRun, compose
+from flexflow_engine.runtime.metrics import phase_seconds
+from flexflow_engine.runtime.session import StepTime
+from flexflow_engine.runtime.trace import TaskEvent
+
+MAX_TASKS = 50_000
+"""A job of more tasks is sampled; so many take about five seconds."""
+TASKS_PER_TILE = 6
+"""Roughly, beside pages: a computation, and its loads and stores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """For one model and its codecs on one machine."""
+
+    model: Model
+    weight_codec: Codec
+    kv_codec: Codec
+    profile: HardwareProfile
+    executor: type[VirtualExecutor] = VirtualDataflow
+    """VirtualSequential: as if nothing overlapped."""
+
+    def predict(self, layout: Layout, workload: WorkloadShape) -> Prediction:
+        """Raises HardwareError where the profile lacks what the layout needs."""
+        steps = compose(workload, layout.policy)
+        per_step = _tasks_per_step(layout)
+        if per_step * len(steps) <= MAX_TASKS:
+            return _prediction(layout, workload, steps, self._simulator(layout).run(steps), error_s=0.0)
+        runs: dict[int, StepRun] = {}
+        error_s = 0.0
+        for sample in sample_steps(steps, layout.kv.page_tokens):
+            chosen = self._run_chosen(layout, steps, sample)
+            runs.update(estimate(sample, chosen))
+            error_s += curvature(sample, chosen)
+        return _prediction(layout, workload, steps, [runs[n] for n in range(len(steps))], error_s=error_s)
+
+    def first_events(self, layout: Layout, workload: WorkloadShape) -> list[TaskEvent]:
+        """Every task of the job's first steps, as many whole ones as are a matter of seconds, at least two."""
+        steps = compose(workload, layout.policy)
+        return self._simulator(layout).events(steps[: max(2, MAX_TASKS // _tasks_per_step(layout))])
+
+    def _simulator(self, layout: Layout) -> Simulator:
+        costs = CostModel(layout, self.model, self.weight_codec, self.kv_codec, self.profile)
+        return Simulator(layout, costs, self.profile, self.executor)
+
+    def _run_chosen(self, layout: Layout, steps: Sequence[Step], sample: StepSample) -> list[StepRun]:
+        layers = len(layout.kv.tiles)
+        windows = [steps[max(0, n - self.executor.warm_up_steps) : n + 1] for _, n in sample.chosen]
+        if layers <= FEW_LAYERS + MORE_LAYERS:
+            whole = self._simulator(layout)
+            return [whole.run(window)[-1] for window in windows]
+        few, more = (self._simulator(first_decoders(layout, count)) for count in (FEW_LAYERS, MORE_LAYERS))
+        return [extended(few.run(window)[-1], more.run(window)[-1], layers) for window in windows]
+
+
+def _prediction(
+    layout: Layout, workload: WorkloadShape, steps: Sequence[Step], runs: Sequence[StepRun], *, error_s: float
+) -> Prediction:
+    ends, end = [], 0.0
+    for run in runs:
+        end += run.seconds
+        ends.append(end)
+    prefill_s, decode_s = phase_seconds([StepTime(step, end) for step, end in zip(steps, ends, strict=True)])
+    used, prompts = added(runs), len(workload.prompt_tokens)
+    idle = LanePrediction(0.0, 0, 0.0)
+    return Prediction(
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+        prompt_tokens=sum(workload.prompt_tokens),
+        generated_tokens=prompts * workload.max_new_tokens,
+        first_tokens=prompts,
+        lanes={lane: used.get(lane, idle) for lane in lane_widths(layout.tiers)},
+        relative_error=error_s / end,
+    )
+
+
+def _tasks_per_step(layout: Layout) -> int:
+    """Roughly; tasks through a staging slot are two."""
+    compiler, staged = StepCompiler(layout), {t.name for t in layout.tiers if layout.is_staged(t.name)}
+    pages = [run.tier for order in compiler.page_order for run, _, _ in order]
+    tiles = len(layout.weights.layers) * layout.policy.num_gpu_batches
+    return len(pages) + sum(tier in staged for tier in pages) + TASKS_PER_TILE * tiles

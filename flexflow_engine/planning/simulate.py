@@ -1,0 +1,128 @@
+"""A run on the virtual clock: the session's loop, the compiler's graphs, the cost model's seconds.
+
+As in `runtime.session`, a step is compiled while the one before it runs, and submitted once the one before that has
+ended. The host's time to compile it counts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.policy import Policy, WorkloadShape
+from flexflow_engine.abc.prediction import LanePrediction
+from flexflow_engine.abc.step import Step
+from flexflow_engine.graph.builder import Frontier
+from flexflow_engine.graph.compile import StepCompiler
+from flexflow_engine.graph.lanes import read_lane, write_lane
+from flexflow_engine.graph.task import TOKENS_LANE
+from flexflow_engine.jobs.batching import LAG, Batcher
+from flexflow_engine.placement.layout import Layout
+from flexflow_engine.planning.clock import RateBeside, VirtualExecutor
+from flexflow_engine.planning.cost import CostModel
+from flexflow_engine.runtime.trace import TaskEvent, union_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """What one step took: from the end of the step before it to its own, and the work of its own tasks."""
+
+    seconds: float
+    lanes: Mapping[str, LanePrediction]
+
+
+@dataclass(frozen=True, slots=True)
+class Simulator:
+    """Runs steps of one layout."""
+
+    layout: Layout
+    costs: CostModel
+    profile: HardwareProfile
+    executor: type[VirtualExecutor]
+
+    def run(self, steps: Sequence[Step]) -> list[StepRun]:
+        """What each of these adjoining steps takes, the first beginning with empty lanes."""
+        events = self.events(steps)
+        ends: dict[int, float] = defaultdict(float)
+        by_step: dict[int, list[TaskEvent]] = defaultdict(list)
+        for event in events:
+            by_step[event.task.tile.step].append(event)
+            if event.task.kind == "compute":
+                ends[event.task.tile.step] = max(ends[event.task.tile.step], event.end)
+        starts = [0.0, *(ends[step.index] for step in steps)]
+        return [
+            StepRun(ends[step.index] - start, lane_use(by_step[step.index]))
+            for step, start in zip(steps, starts, strict=False)
+        ]
+
+    def events(self, steps: Sequence[Step]) -> list[TaskEvent]:
+        """Every task of these adjoining steps, in the order in which they ended."""
+        compiler, frontier = StepCompiler(self.layout), Frontier()
+        executor = self.executor(compiler.widths, self.costs.work, rate_beside(self.layout, self.profile))
+        flying, handed_over = deque[int](), 0.0
+        for step in steps:
+            if len(flying) == LAG:
+                executor.wait(flying.popleft())
+            graph, frontier = compiler.compile(step, frontier)
+            handed_over = max(handed_over, executor.now) + len(graph.tasks) * self.profile.host.compile_task_s
+            executor.submit(graph, handed_over)
+            flying.append(step.index)
+        for index in flying:
+            executor.wait(index)
+        return executor.events
+
+
+def compose(workload: WorkloadShape, policy: Policy) -> list[Step]:
+    """The steps of a job whose sequences all run to their last token."""
+    batcher = Batcher(
+        workload.prompt_tokens,
+        max_new_tokens=workload.max_new_tokens,
+        eos_token_ids=(),
+        gpu_batch_size=policy.gpu_batch_size,
+        num_gpu_batches=policy.num_gpu_batches,
+    )
+    steps: list[Step] = []
+    while (step := batcher.next_step()) is not None:
+        steps.append(step)
+        batcher.accept(step.index, {batch.gpu_batch: [0] * len(batch.rows) for batch in step.batches})
+    return steps
+
+
+def lane_use(events: Sequence[TaskEvent]) -> dict[str, LanePrediction]:
+    """Each lane's busy time, bytes and operations over some tasks."""
+    lanes: dict[str, list[TaskEvent]] = defaultdict(list)
+    for event in events:
+        lanes[event.task.lane].append(event)
+    return {
+        lane: LanePrediction(
+            union_seconds([(event.start, event.end) for event in own]),
+            sum(event.task.nbytes for event in own),
+            sum(event.task.flops for event in own),
+        )
+        for lane, own in lanes.items()
+    }
+
+
+def rate_beside(layout: Layout, profile: HardwareProfile) -> RateBeside:
+    """What the profile says is left of a lane's rate beside others; sampled tokens are too few to count."""
+    links = {lane: tier for tier in layout.tiers[1:] for lane in (read_lane(tier.name), write_lane(tier.name))}
+
+    def fraction(lane: str, working: frozenset[str]) -> float:
+        others = working - {TOKENS_LANE}
+        if lane not in links:
+            beside = profile.processor(layout.device.memory).beside
+            return beside.links if others & links.keys() else 1.0
+        tier = links[lane]
+        beside = profile.link(tier, "read" if lane == read_lane(tier.name) else "write").beside
+        left = 1.0
+        if any(links.get(other) is tier for other in others):
+            left *= beside.reverse
+        if any(other in links and links[other] is not tier for other in others):
+            left *= beside.links
+        if any(other not in links for other in others):
+            left *= beside.processors
+        return left
+
+    return fraction
