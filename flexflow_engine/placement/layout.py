@@ -12,7 +12,7 @@ The same layout is compiled into task graphs, allocated by the runtime and summe
     kv.LAYER.BATCH.tail   tail pages                 staging.S, staging.embed
     weights.decoded       a layer, where weights are encoded
     kv.decoded            a rectangle, where the cache is and no kernel decodes it
-    features.BATCH, candidates.BATCH.values, .ids
+    features.BATCH, candidates.BATCH.values, .ids, .logsumexps, .logits
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from flexflow_engine.abc.policy import MemoryLine, MemoryTable, TensorClass
 from flexflow_engine.abc.tier import RegionSpec
 from flexflow_engine.placement.layout import EMBED_SLOTS, HIDDEN_SLOTS, KV_SLOTS, STAGING_SLOTS, WEIGHT_SLOTS, Layout
 
-CANDIDATE_NBYTES = {"values": 4, "ids": 8}
-"""Of each row while the head runs part by part: its best logit so far (float32) and that logit's token id (int64)."""
+CANDIDATE_NBYTES = {"values": 4, "ids": 8, "logsumexps": 4, "logits": 4}
+"""Of each row while the head runs part by part, whatever the job asks for: see `runtime.next_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)

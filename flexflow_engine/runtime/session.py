@@ -21,7 +21,8 @@ from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.runtime.executor import ContextFor, DataflowExecutor, Executor, RunTask
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.tiles import TileRunner, TokenIds
+from flexflow_engine.runtime.next_tokens import TokenIds, TokenSource
+from flexflow_engine.runtime.tiles import TileRunner
 from flexflow_engine.runtime.trace import Trace
 from flexflow_engine.store.weights import WeightStore
 
@@ -52,10 +53,13 @@ class Session:
         kv_codec: Codec,
         store: WeightStore,
         prompts: Sequence[TokenIds],
+        source: TokenSource,
         executor: Callable[[RunTask, Mapping[str, int], ContextFor, Trace], Executor] = DataflowExecutor,
         trace: Callable[[], Trace] = Trace,
     ) -> None:
-        """prompts: each sequence's token ids, int64. trace: a FoldedTrace where nobody reads single events."""
+        """prompts: each sequence's token ids, int64. source: of the tokens that follow them. trace: a FoldedTrace where
+        nobody reads single events.
+        """
         self._layout = layout
         self._compiler = StepCompiler(layout)
         self.trace = trace()
@@ -71,6 +75,7 @@ class Session:
             device=device.torch_device,
             prompts=prompts,
             workers=self._workers,
+            source=source,
         )
         self._executor = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
 
