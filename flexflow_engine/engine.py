@@ -33,13 +33,14 @@ from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.prompts import Prompt, load_prompts
-from flexflow_engine.jobs.recipe import Recipe
+from flexflow_engine.jobs.recipe import Generate, Recipe, Score
 from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
 from flexflow_engine.planning.clock import VirtualExecutor
 from flexflow_engine.planning.hardware import cached_profile
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers, needs_staging
 from flexflow_engine.plugins import Registry
 from flexflow_engine.runtime.metrics import collect
+from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenIds, TokenSource
 from flexflow_engine.runtime.session import OnStep, Session
 from flexflow_engine.runtime.trace import FoldedTrace, Trace
 from flexflow_engine.store.weights import WeightStore
@@ -104,11 +105,10 @@ def run_recipe(
     with CompletionWriter(output, job.prompts, job.tokenizer) as writer:
         store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
         with store, _open_tiers(recipe, job) as tiers:
+            _tell(store, tiers, progress)
             metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace))
         writer.finish()
-    if writer.exact_match is not None:
-        metrics["exact_match"] = {"matched": writer.exact_match.matched, "total": writer.exact_match.total}
-    return RunReport(metrics, output)
+    return RunReport({**metrics, **_answers(writer)}, output)
 
 
 def plan_recipe(recipe: Recipe, registry: Registry) -> Plan:
@@ -165,7 +165,9 @@ def _prepare(recipe: Recipe, registry: Registry, hardware: Callable[[], Hardware
     planner = Planner(
         model=model,
         codecs=codecs,
-        workload=WorkloadShape(tuple(len(p.token_ids) for p in prompts), recipe.workload.max_new_tokens),
+        workload=WorkloadShape(
+            tuple(len(p.token_ids) for p in prompts), max(_max_new_tokens(p, recipe.workload.task) for p in prompts)
+        ),
         tiers=tuple(replace(t, placeable=t.name != staging) for t in describe_tiers(classes, budgets)),
         hardware=cache(hardware),
     )
@@ -234,6 +236,15 @@ def _open_tiers(recipe: Recipe, job: _Job) -> Iterator[dict[str, Tier]]:
         yield tiers
 
 
+def _tell(store: WeightStore, tiers: Mapping[str, Tier], progress: Progress) -> None:
+    """What store and tiers have to say; the store says nothing of its own where a tier reads it and says the same."""
+    told = [text for tier in tiers.values() for text in tier.notices]
+    if not any(tier.reads_store for tier in tiers.values()):
+        told += store.notices
+    for text in told:
+        progress.notice(text)
+
+
 def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
     """Carry the plan out on open tiers; completions go to the writer as sequences end."""
     session = Session(
@@ -243,7 +254,8 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
         weight_codec=job.codecs.weights,
         kv_codec=job.codecs.kv_cache,
         store=run.store,
-        prompts=[np.asarray(prompt.token_ids, np.int64) for prompt in job.prompts],
+        prompts=[_array(prompt.token_ids) for prompt in job.prompts],
+        source=_source(recipe.workload.task, job.prompts),
         trace=FoldedTrace if run.trace is None else Trace,
     )
     with closing(session):
@@ -263,13 +275,39 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
 
 
 def _batcher(recipe: Recipe, job: _Job) -> Batcher:
+    task = recipe.workload.task
     return Batcher(
         [len(prompt.token_ids) for prompt in job.prompts],
-        max_new_tokens=recipe.workload.max_new_tokens,
-        eos_token_ids=() if recipe.workload.ignore_eos else job.model.config.eos_token_ids,
+        max_new_tokens=[_max_new_tokens(prompt, task) for prompt in job.prompts],
+        eos_token_ids=() if isinstance(task, Score) or task.ignore_eos else job.model.config.eos_token_ids,
         gpu_batch_size=job.plan.policy.gpu_batch_size,
         num_gpu_batches=job.plan.policy.num_gpu_batches,
     )
+
+
+def _max_new_tokens(prompt: Prompt, task: Generate | Score) -> int:
+    return task.max_new_tokens if isinstance(task, Generate) else len(prompt.completion)
+
+
+def _source(task: Generate | Score, prompts: Sequence[Prompt]) -> TokenSource:
+    if isinstance(task, Generate):
+        return Greedy()
+    return Forced([len(prompt.token_ids) for prompt in prompts], [_array(prompt.completion) for prompt in prompts])
+
+
+def _array(token_ids: Sequence[int]) -> TokenIds:
+    return np.asarray(token_ids, np.int64)
+
+
+def _answers(writer: CompletionWriter) -> dict[str, Any]:
+    """The metrics that speak of what the model said, not of how fast."""
+    match, likelihood = writer.exact_match, writer.likelihood
+    found: dict[str, Any] = {}
+    if match is not None:
+        found["exact_match"] = {"matched": match.matched, "total": match.total}
+    if likelihood is not None:
+        found |= {"perplexity": likelihood.perplexity, "scored_tokens": likelihood.tokens}
+    return found
 
 
 def _on_step(batcher: Batcher, job: _Job, run: _Run) -> OnStep:

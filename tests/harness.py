@@ -24,6 +24,7 @@ from flexflow_engine.placement.layout import Layout, make_layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
 from flexflow_engine.runtime.executor import DataflowExecutor, Executor
+from flexflow_engine.runtime.next_tokens import Forced, Greedy
 from flexflow_engine.runtime.session import Session
 from flexflow_engine.runtime.trace import Trace
 from flexflow_plugins.codecs.none import NoneCodec
@@ -56,6 +57,10 @@ class JobResult:
     @property
     def tokens(self) -> dict[int, tuple[int, ...]]:
         return {index: finished.token_ids for index, finished in sorted(self.sequences.items())}
+
+    @property
+    def logprobs(self) -> dict[int, tuple[float, ...]]:
+        return {index: finished.logprobs for index, finished in sorted(self.sequences.items())}
 
 
 SMALL_OPT = {
@@ -134,8 +139,11 @@ def run_job(
     kv_codec: Codec | None = None,
     model_class: type[OPTModel] = OPTModel,
     executor: Callable[..., Executor] = DataflowExecutor,
+    completions: Sequence[Sequence[int]] = (),
 ) -> JobResult:
-    """Run a job to its end; everything that was opened is closed again."""
+    """Run a job to its end; everything that was opened is closed again. completions: scored, instead of generating."""
+    given = [np.asarray(completion, np.int64) for completion in completions]
+    new_tokens = [len(completion) for completion in given] or [max_new_tokens] * len(prompts)
     opened = open_checkpoint(str(checkpoint), {"opt": model_class}, model_name="opt", dtype=dtype)
     weight_codec, kv_codec, small_codec = weight_codec or NoneCodec(), kv_codec or NoneCodec(), NoneCodec()
     weights = import_checkpoint(opened, opened.model, weight_codec, small_codec, store, lambda done, total: None)
@@ -145,7 +153,7 @@ def run_job(
         weight_codec=weight_codec,
         kv_codec=kv_codec,
         policy=chosen,
-        workload=WorkloadShape(tuple(len(p) for p in prompts), max_new_tokens),
+        workload=WorkloadShape(tuple(len(p) for p in prompts), max(new_tokens)),
         tiers=describe_tiers(
             {name: setup.tier_class for name, setup in tiers.items()},
             {name: setup.budget_bytes for name, setup in tiers.items()},
@@ -153,7 +161,7 @@ def run_job(
     )
     batcher = Batcher(
         [len(p) for p in prompts],
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=new_tokens,
         eos_token_ids=eos_token_ids,
         gpu_batch_size=chosen.gpu_batch_size,
         num_gpu_batches=chosen.num_gpu_batches,
@@ -169,6 +177,7 @@ def run_job(
             kv_codec=kv_codec,
             store=weights,
             prompts=[np.asarray(p, np.int64) for p in prompts],
+            source=Forced([len(p) for p in prompts], given) if given else Greedy(),
             executor=executor,
         )
         with closing(session):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.policy import Placement, Policy, WorkloadShape
-from flexflow_engine.abc.step import Step
+from flexflow_engine.abc.step import NextTokens, Step
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.compile import StepCompiler
@@ -69,7 +69,7 @@ def compose(layout: Layout, prompt_tokens: Sequence[int], max_new_tokens: int, *
     """The first steps of a job whose sequences all run to their full length."""
     batcher = Batcher(
         list(prompt_tokens),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=[max_new_tokens] * len(prompt_tokens),
         eos_token_ids=(),
         gpu_batch_size=layout.policy.gpu_batch_size,
         num_gpu_batches=layout.policy.num_gpu_batches,
@@ -77,7 +77,7 @@ def compose(layout: Layout, prompt_tokens: Sequence[int], max_new_tokens: int, *
     steps: list[Step] = []
     while len(steps) < limit and (step := batcher.next_step()) is not None:
         steps.append(step)
-        batcher.accept(step.index, {batch.gpu_batch: [5] * len(batch.rows) for batch in step.batches})
+        batcher.accept(step.index, {batch.gpu_batch: NextTokens([5] * len(batch.rows)) for batch in step.batches})
     return steps
 
 

@@ -25,6 +25,25 @@ class NoCodecOptions:
     """For codecs that take nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class KernelDecoder:
+    """Decoding for kernels of the host's processor, which decode a few numbers at a time into their cache.
+
+    A function is called from several threads at once, without Python's lock. Its C type, little-endian throughout:
+
+        void decode(const uint8_t *encoded, const int64_t *settings, int64_t first, int64_t count, void *out)
+
+    `encoded` is one encoded tensor, at any address; its numbers [first, first + count), in C order, go to `out`.
+    """
+
+    addresses: Mapping[DType, int]
+    """The function that writes numbers of each type; float16 and bfloat16 as `decode` rounds them."""
+    settings: tuple[int, ...]
+    """Handed to each call; what the codec's options and the tensor's shape decide."""
+    owner: Any
+    """Whatever keeps the functions in memory."""
+
+
 class Codec(ABC):
     """Stateless and thread-safe; called from the import and from the compute lane."""
 
@@ -34,6 +53,9 @@ class Codec(ABC):
     """A frozen dataclass: the recipe's further keys of this codec, with their types and defaults."""
     keeps_bytes: ClassVar[bool] = False
     """Whether encoded bytes are the tensor's own, so that what is encoded is computed on in place."""
+
+    decodes_in_kernels: ClassVar[bool] = False
+    """Whether there is a `kernel_decoder`. Without one, pages of a cache are decoded before they are attended to."""
 
     def __init__(self, options: Any) -> None:
         """options: an instance of `Options`."""
@@ -74,3 +96,9 @@ class Codec(ABC):
     @abstractmethod
     def error_bound(self, values: torch.Tensor) -> torch.Tensor:
         """Largest absolute difference that a round trip of `values` [n, *shape] may show at each place, float32."""
+
+    def kernel_decoder(self, shape: tuple[int, ...]) -> KernelDecoder:
+        """Compiled decoding of tensors of this shape, the very numbers of `decode`. Called before a run's first step,
+        once for each shape; only where `decodes_in_kernels`.
+        """
+        raise AssertionError(f"{type(self).__name__} does not decode in kernels")

@@ -5,6 +5,7 @@ A job decides the composition of its steps (`jobs.batching`), the graph compiles
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ Phase = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowStep:
-    """One sequence's part in a step. It yields one sampled token, that of its last position."""
+    """One sequence's part in a step. It yields one token, that after its last position."""
 
     row: int
     """Place in the gpu batch, 0 up to gpu_batch_size; a sequence keeps its row until it ends."""
@@ -53,3 +54,12 @@ class Step:
     def new_tokens(self, phase: Phase) -> int:
         """Positions computed in one phase, over all gpu batches."""
         return sum(batch.new_tokens for batch in self.batches if batch.phase == phase)
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokens:
+    """What a step yields for one gpu batch: a token a row, in the order of its rows."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[float] = ()
+    """Natural logarithm of each token's probability; empty where tokens are not scored."""

@@ -174,6 +174,11 @@ class Tier(ABC):
         return None
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know of this tier on this machine, a line each. Asked once, when it is open."""
+        return ()
+
+    @property
     def torch_device(self) -> str:
         """The torch device whose kernels read this memory; only for tiers with `memory`."""
         assert self.memory is not None

@@ -39,6 +39,9 @@ def _summary(metrics: Mapping[str, Any]) -> Iterator[str]:
     if match := metrics.get("exact_match"):
         percent = 100 * match["matched"] / match["total"]
         yield f"exact match: {match['matched']} of {match['total']} ({percent:.1f} %)"
+    if scored := metrics.get("scored_tokens"):
+        perplexity = "no finite number" if metrics["perplexity"] is None else f"{metrics['perplexity']:.4f}"
+        yield f"perplexity: {perplexity} over {scored} tokens"
 
 
 def _throughput(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Which sequences compute in which step.
 
-Sequences wait in admission order (longest prompt first, ties in input order). Each gpu batch has rows; when all the
-sequences of its rows are known to have ended, it takes the next ones, and prefills while the others decode.
+Sequences wait in admission order: longest prompt first, then most new tokens, ties in input order. Each gpu batch has
+rows; when all the sequences of its rows are known to have ended, it takes the next ones, and prefills while the others
+decode.
 
 A step is composed before the tokens of the step before it are known. What is known is a matter of step numbers and
 not of time: step s sees the tokens of steps up to s - LAG, accepted early or not, so that the same job has the same
@@ -11,11 +12,12 @@ steps whoever runs it.
     row a, EOS:     .         EOS       surplus   -          the surplus token is dropped by `accept`
     row b, length:  .         .         last      -          the count needs no token: known at once
 
-Constant: the prompts' lengths, max_new_tokens, the EOS ids. Changing:
+Constant: the prompts' lengths, how many tokens may follow each, the EOS ids. Changing:
     _waiting        sequences not admitted yet, in admission order
     _rows           gpu batch -> row -> the sequence's number
     _composed       sequence -> tokens composed so far, surplus included
     _tokens         sequence -> tokens accepted so far, EOS and surplus left out
+    _logprobs       sequence -> their log-probabilities, where tokens are scored
     _ended_at       sequence -> step whose token was its EOS
     _finished       sequences whose last token was accepted
     _outstanding    steps composed and not accepted, oldest first
@@ -29,7 +31,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flexflow_engine.abc.step import BatchStep, RowStep, Step
+from flexflow_engine.abc.step import BatchStep, NextTokens, RowStep, Step
 
 FinishReason = Literal["stop", "length"]
 
@@ -43,8 +45,10 @@ class FinishedSequence:
 
     sequence: int
     token_ids: tuple[int, ...]
-    """Generated ids, EOS not among them."""
+    """Generated ids, EOS not among them; or the given ones."""
     finish_reason: FinishReason
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithm of each token's probability, where tokens are scored."""
 
 
 class Batcher:
@@ -54,21 +58,23 @@ class Batcher:
         self,
         prompt_lengths: Sequence[int],
         *,
-        max_new_tokens: int,
+        max_new_tokens: Sequence[int],
         eos_token_ids: Collection[int],
         gpu_batch_size: int,
         num_gpu_batches: int,
     ) -> None:
-        """eos_token_ids: empty where EOS is to be ignored."""
-        assert min(max_new_tokens, gpu_batch_size, num_gpu_batches, *prompt_lengths) > 0
+        """max_new_tokens: of each sequence. eos_token_ids: empty where EOS is to be ignored."""
+        assert min(gpu_batch_size, num_gpu_batches, *max_new_tokens, *prompt_lengths) > 0
         self._prompt_lengths = tuple(prompt_lengths)
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens = tuple(max_new_tokens)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._gpu_batch_size = gpu_batch_size
-        self._waiting = deque(sorted(range(len(prompt_lengths)), key=lambda s: (-prompt_lengths[s], s)))
+        lengths = list(zip(prompt_lengths, max_new_tokens, strict=True))
+        self._waiting = deque(sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True))
         self._rows: list[tuple[int, ...]] = [() for _ in range(num_gpu_batches)]
         self._composed = [0] * len(prompt_lengths)
         self._tokens: list[list[int]] = [[] for _ in prompt_lengths]
+        self._logprobs: list[list[float]] = [[] for _ in prompt_lengths]
         self._ended_at: dict[int, int] = {}
         self._finished: set[int] = set()
         self._outstanding: deque[Step] = deque()
@@ -104,8 +110,8 @@ class Batcher:
         self._outstanding.append(step)
         return step
 
-    def accept(self, step_index: int, tokens: Mapping[int, Sequence[int]]) -> list[FinishedSequence]:
-        """Take the sampled tokens of the oldest outstanding step: gpu batch -> one token a composed row, in its order.
+    def accept(self, step_index: int, tokens: Mapping[int, NextTokens]) -> list[FinishedSequence]:
+        """Take the next tokens of the oldest outstanding step, by gpu batch.
 
         Returns the sequences that ended with this step, in the order of gpu batch and row.
         """
@@ -113,7 +119,10 @@ class Batcher:
         assert step.index == step_index, "steps are accepted in their order"
         finished = []
         for batch in step.batches:
-            for row, token in zip(batch.rows, tokens[batch.gpu_batch], strict=True):
+            found = tokens[batch.gpu_batch]
+            for row, logprob in zip(batch.rows, found.logprobs, strict=False):  # none where tokens are not scored
+                self._logprobs[row.sequence].append(logprob)
+            for row, token in zip(batch.rows, found.token_ids, strict=True):
                 finished += self._accept_token(step_index, row.sequence, token)
         return finished
 
@@ -136,7 +145,7 @@ class Batcher:
         return RowStep(row=row, sequence=sequence, new_tokens=1, context=prompt + composed - 1)
 
     def _known_ended(self, sequence: int) -> bool:
-        at_length = self._composed[sequence] == self._max_new_tokens
+        at_length = self._composed[sequence] == self._max_new_tokens[sequence]
         return at_length or self._ended_at.get(sequence, self._next_index) <= self._next_index - LAG
 
     def _accept_token(self, step_index: int, sequence: int, token: int) -> list[FinishedSequence]:
@@ -146,9 +155,9 @@ class Batcher:
             self._ended_at[sequence] = step_index
             return [self._finish(sequence, "stop")]
         self._tokens[sequence].append(token)
-        at_length = len(self._tokens[sequence]) == self._max_new_tokens
+        at_length = len(self._tokens[sequence]) == self._max_new_tokens[sequence]
         return [self._finish(sequence, "length")] if at_length else []
 
     def _finish(self, sequence: int, reason: FinishReason) -> FinishedSequence:
         self._finished.add(sequence)
-        return FinishedSequence(sequence, tuple(self._tokens[sequence]), reason)
+        return FinishedSequence(sequence, tuple(self._tokens[sequence]), reason, tuple(self._logprobs[sequence]))

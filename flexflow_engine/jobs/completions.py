@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,6 +33,24 @@ class ExactMatch:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How probable the scored tokens were, all lines together."""
+
+    tokens: int
+    logprob: float
+    """Sum over the tokens, natural logarithms."""
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(-mean log-probability); None where that is no finite number."""
+        try:
+            perplexity = math.exp(-self.logprob / self.tokens)
+        except OverflowError:
+            return None
+        return perplexity if math.isfinite(perplexity) else None
+
+
 class CompletionWriter:
     """Takes sequences as they end, in any order; used from one thread, as a context manager.
 
@@ -39,6 +58,7 @@ class CompletionWriter:
         _early      sequences that ended before an earlier one of the input, by index
         _next       index of the next line to write
         _matched, _compared    completions that are what was expected, and those compared
+        _scored, _logprob      tokens with a log-probability, and the sum of those
         _finished   whether the file has its final name
     """
 
@@ -50,7 +70,8 @@ class CompletionWriter:
         self._prompts = prompts
         self._tokenizer = tokenizer
         self._early: dict[int, FinishedSequence] = {}
-        self._next = self._matched = self._compared = 0
+        self._next = self._matched = self._compared = self._scored = 0
+        self._logprob = 0.0
         self._finished = False
         try:
             self._file = _open_alone(self._partial)
@@ -62,6 +83,11 @@ class CompletionWriter:
     def exact_match(self) -> ExactMatch | None:
         """None when no prompt said what was expected, or there is no text to compare."""
         return ExactMatch(self._matched, self._compared) if self._compared else None
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """None when no token was scored."""
+        return Likelihood(self._scored, self._logprob) if self._scored else None
 
     def add(self, finished: FinishedSequence) -> None:
         """Take a sequence; what is now complete from the first line on is written. Raises StorageError."""
@@ -108,10 +134,17 @@ class CompletionWriter:
             "custom_id": prompt.custom_id,
             "text": text,
             "token_ids": finished.token_ids,
+            **self._score(finished.logprobs),
             "finish_reason": finished.finish_reason,
             "usage": {"prompt_tokens": len(prompt.token_ids), "completion_tokens": len(finished.token_ids)},
         }
         return json.dumps(line, ensure_ascii=False) + "\n"
+
+    def _score(self, logprobs: Sequence[float]) -> dict[str, list[float | None]]:
+        """What a line says of scored tokens. JSON has no infinity and no NaN: null."""
+        self._scored += len(logprobs)
+        self._logprob += sum(logprobs)
+        return {"token_logprobs": [x if math.isfinite(x) else None for x in logprobs]} if logprobs else {}
 
     def _compare(self, expected: str | None, text: str | None) -> None:
         if expected is not None and text is not None:

@@ -18,9 +18,11 @@ from flexflow_engine.jobs.problems import Problems, Section
 from flexflow_engine.jobs.recipe import (
     CodecRecipe,
     CodecsRecipe,
+    Generate,
     ModelRecipe,
     Recipe,
     SchedulerRecipe,
+    Score,
     SyntheticPrompts,
     TierRecipe,
     Workload,
@@ -195,9 +197,26 @@ def _workload(section: WorkloadSection, folder: Path, problems: Problems) -> Wor
         problems.add(f"there is no file {prompts}", "workload.prompts")
     return Workload(
         prompts=SyntheticPrompts(**synthetic.model_dump()) if synthetic else prompts.resolve(),
-        max_new_tokens=section.max_new_tokens,
-        ignore_eos=section.ignore_eos or synthetic is not None,
+        task=_score(section, problems) if section.task == "score" else _generate(section, problems),
     )
+
+
+def _generate(section: WorkloadSection, problems: Problems) -> Generate:
+    if section.max_new_tokens is None:
+        problems.add("`max_new_tokens` is missing", "workload.max_new_tokens")
+    return Generate(
+        max_new_tokens=section.max_new_tokens or 0,
+        ignore_eos=bool(section.ignore_eos) or section.synthetic is not None,
+    )
+
+
+def _score(section: WorkloadSection, problems: Problems) -> Score:
+    if section.synthetic is not None:
+        problems.add("synthetic prompts have no completions to score", "workload.task", "give a file of `prompts`")
+    for key in ("max_new_tokens", "ignore_eos"):
+        if getattr(section, key) is not None:
+            problems.add("a job that scores generates nothing", f"workload.{key}", "leave it out")
+    return Score()
 
 
 def _tiers(parsed: RecipeDocument, options: Mapping[str, Any]) -> tuple[TierRecipe, ...]:

@@ -15,12 +15,16 @@ from flexflow_engine.errors import PromptError
 
 
 class PromptLine(BaseModel):
-    """`{"custom_id"?, "prompt" or "prompt_token_ids", "expected"?}`; null means the same as leaving a key out."""
+    """`{"custom_id"?, "prompt" or "prompt_token_ids", "completion" or "completion_token_ids" or neither, "expected"?}`;
+    null means the same as leaving a key out.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     custom_id: str | None = None
     prompt: str | None = None
     prompt_token_ids: list[int] | None = None
+    completion: str | None = None
+    completion_token_ids: list[int] | None = None
     expected: str | None = None
 
     @classmethod
@@ -41,6 +45,12 @@ class PromptLine(BaseModel):
             raise ValueError(f"{given} `prompt_token_ids` given, exactly one is needed")
         if not (self.prompt or self.prompt_token_ids):
             raise ValueError("the prompt is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_completion_at_most(self) -> Self:
+        if self.completion is not None and self.completion_token_ids is not None:
+            raise ValueError("both `completion` and `completion_token_ids` given, one at most can be used")
         return self
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.errors import ProblemsError, PromptError
 from flexflow_engine.jobs.prompt_lines import PromptLine, numbered_lines
-from flexflow_engine.jobs.recipe import SyntheticPrompts, Workload
+from flexflow_engine.jobs.recipe import Generate, Score, SyntheticPrompts, Workload
 from flexflow_engine.jobs.tokenizer import Tokenizer
 
 MAX_SHOWN = 20
 """Problems of one prompt file that are told one by one; the rest is counted."""
+
+TokenIds = tuple[int, ...]
 
 FIRST_ORDINARY_ID = 4
 """Most vocabularies begin with BOS, padding, EOS and unknown."""
@@ -22,27 +24,30 @@ FIRST_ORDINARY_ID = 4
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One sequence to continue."""
+    """One sequence to continue, or to score the given completion of."""
 
     custom_id: str
     token_ids: tuple[int, ...]
     expected: str | None = None
-    """The right answer, where the prompt file knows it."""
+    """The right answer, where the prompt file knows it and the model is asked for it."""
+    completion: tuple[int, ...] = ()
+    """The token ids to score; empty in a job that generates."""
 
 
 def load_prompts(workload: Workload, tokenizer: Tokenizer | None, config: ModelConfig) -> tuple[Prompt, ...]:
     """The recipe's prompts in input order. Raises ProblemsError or PromptError."""
     if isinstance(workload.prompts, SyntheticPrompts):
-        return synthetic_prompts(workload.prompts, config, workload.max_new_tokens)
-    return read_prompts(workload.prompts, tokenizer, config, workload.max_new_tokens)
+        assert isinstance(workload.task, Generate), "a recipe that scores synthetic prompts is refused"
+        return synthetic_prompts(workload.prompts, config, workload.task.max_new_tokens)
+    return read_prompts(workload.prompts, tokenizer, config, workload.task)
 
 
 def read_prompts(
-    path: Path, tokenizer: Tokenizer | None, config: ModelConfig, max_new_tokens: int
+    path: Path, tokenizer: Tokenizer | None, config: ModelConfig, task: Generate | Score
 ) -> tuple[Prompt, ...]:
     """The prompts of a JSON lines file. Raises ProblemsError telling the unusable lines by their numbers."""
     lines: dict[int, PromptLine] = {}
-    token_ids: dict[int, tuple[int, ...]] = {}
+    tokens: dict[int, tuple[TokenIds, TokenIds]] = {}
     problems: list[PromptError] = []
     first_lines: dict[str, int] = {}
     try:
@@ -53,7 +58,7 @@ def read_prompts(
         try:
             lines[number] = PromptLine.parse(raw)
             _check_unique(lines[number].custom_id, number, first_lines)
-            token_ids[number] = _token_ids(lines[number], tokenizer, config, max_new_tokens)
+            tokens[number] = _tokens(lines[number], tokenizer, config, task)
         except PromptError as error:
             problems.append(PromptError(error.what, where=f"{path}, line {number}", fix=error.fix))
     if not lines and not problems:
@@ -61,7 +66,7 @@ def read_prompts(
     if problems:
         raise ProblemsError([*_shown(problems, path)])
     names = _custom_ids(lines)
-    return tuple(Prompt(names[number], token_ids[number], line.expected) for number, line in lines.items())
+    return tuple(_prompt(names[number], line, *tokens[number], task) for number, line in lines.items())
 
 
 def synthetic_prompts(synthetic: SyntheticPrompts, config: ModelConfig, max_new_tokens: int) -> tuple[Prompt, ...]:
@@ -75,13 +80,26 @@ def synthetic_prompts(synthetic: SyntheticPrompts, config: ModelConfig, max_new_
     )
 
 
-def _token_ids(
-    line: PromptLine, tokenizer: Tokenizer | None, config: ModelConfig, max_new_tokens: int
-) -> tuple[int, ...]:
+def _tokens(
+    line: PromptLine, tokenizer: Tokenizer | None, config: ModelConfig, task: Generate | Score
+) -> tuple[TokenIds, TokenIds]:
+    """Token ids of the prompt and, where it is to be scored, of the completion."""
     token_ids = _encode(line, tokenizer)
     _check_vocabulary(token_ids, config)
-    _check_length(len(token_ids), config, max_new_tokens)
-    return token_ids
+    if isinstance(task, Generate):
+        _check_length(len(token_ids), config, task.max_new_tokens)
+        return token_ids, ()
+    completion = _encode_completion(line, tokenizer)
+    _check_vocabulary(completion, config)
+    _check_scored_length(len(token_ids), len(completion), config)
+    return token_ids, completion
+
+
+def _prompt(
+    custom_id: str, line: PromptLine, token_ids: TokenIds, completion: TokenIds, task: Generate | Score
+) -> Prompt:
+    """What is scored is given, so there is nothing to compare with what was expected."""
+    return Prompt(custom_id, token_ids, line.expected if isinstance(task, Generate) else None, completion)
 
 
 def _encode(line: PromptLine, tokenizer: Tokenizer | None) -> tuple[int, ...]:
@@ -92,6 +110,20 @@ def _encode(line: PromptLine, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     token_ids = tokenizer.encode(line.prompt)
     if not token_ids:
         raise PromptError("the prompt is empty: the tokenizer makes no token of it")
+    return token_ids
+
+
+def _encode_completion(line: PromptLine, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    if line.completion_token_ids is not None:
+        token_ids = tuple(line.completion_token_ids)
+    elif line.completion is None:
+        raise PromptError("the line has no completion to score", fix="give `completion` or `completion_token_ids`")
+    elif tokenizer is None:
+        raise PromptError("the checkpoint has no tokenizer for a text to score", fix="give `completion_token_ids`")
+    else:
+        token_ids = tokenizer.encode_completion(line.completion)
+    if not token_ids:
+        raise PromptError("the completion has no token to score")
     return token_ids
 
 
@@ -111,6 +143,13 @@ def _check_length(prompt_tokens: int, config: ModelConfig, max_new_tokens: int) 
             if room > 0
             else f"max_new_tokens must be below {config.max_positions}"
         )
+        raise PromptError(f"{asked} are more than the model's {config.max_positions} positions", fix=fix)
+
+
+def _check_scored_length(prompt_tokens: int, completion_tokens: int, config: ModelConfig) -> None:
+    if prompt_tokens + completion_tokens > config.max_positions:
+        asked = f"{prompt_tokens} prompt tokens and {completion_tokens} of the completion"
+        fix = "shorten one of them, or score the text in parts"
         raise PromptError(f"{asked} are more than the model's {config.max_positions} positions", fix=fix)
 
 

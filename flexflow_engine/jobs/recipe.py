@@ -66,14 +66,26 @@ class SyntheticPrompts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """The prompts and the decoding options."""
+class Generate:
+    """Continue each prompt with the model's own tokens."""
 
-    prompts: Path | SyntheticPrompts
-    """An absolute path of a JSON lines file, or random prompts."""
     max_new_tokens: int
     ignore_eos: bool
     """Generate max_new_tokens for every prompt, whatever is sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Find how probable the model takes the completion to be that each prompt line gives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The prompts, and what is done with them."""
+
+    prompts: Path | SyntheticPrompts
+    """An absolute path of a JSON lines file, or random prompts, which are generated from only."""
+    task: Generate | Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

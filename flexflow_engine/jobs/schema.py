@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -93,8 +93,11 @@ class WorkloadSection(_Section):
         Field(description="JSON lines file, relative to the recipe"),
     ] = None
     synthetic: SyntheticSection | None = None
-    max_new_tokens: Count
-    ignore_eos: bool = False
+    task: Annotated[
+        Literal["generate", "score"], Field(description="continue the prompts, or score the completions they give")
+    ] = "generate"
+    max_new_tokens: Annotated[Count | None, Field(description="required, unless the task is `score`")] = None
+    ignore_eos: bool | None = None
 
 
 class RecipeDocument(_Section):

@@ -23,6 +23,10 @@ class Tokenizer(ABC):
         """Token ids of a prompt, BOS included where the checkpoint wants one."""
 
     @abstractmethod
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text that continues a prompt: no special tokens are added."""
+
+    @abstractmethod
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of generated ids, special tokens left out."""
 
@@ -61,6 +65,9 @@ class FastTokenizer(Tokenizer):
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text).ids)
 
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._backend.decode(list(token_ids), skip_special_tokens=True)
 
@@ -85,6 +92,9 @@ class TransformersTokenizer(Tokenizer):
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend(text, truncation=False)["input_ids"])
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        return tuple(self._backend(text, truncation=False, add_special_tokens=False)["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._backend.decode(list(token_ids), skip_special_tokens=True)

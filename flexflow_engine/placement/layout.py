@@ -11,8 +11,8 @@ The same layout is compiled into task graphs, allocated by the runtime and summe
     embed.slot.S          rows of the table          on the staging tier, where the disk can't reach the compute tier
     kv.LAYER.BATCH.tail   tail pages                 staging.S, staging.embed
     weights.decoded       a layer, where weights are encoded
-    kv.decoded            a rectangle, where the cache is
-    features.BATCH, candidates.BATCH.values, .ids
+    kv.decoded            a rectangle, where the cache is and no kernel decodes it
+    features.BATCH, candidates.BATCH.values, .ids, .logsumexps, .logits
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import ALIGNMENT, Page, Run, WeightLayout, place_weights
-from flexflow_engine.placement.workspace import workspace_nbytes
+from flexflow_engine.placement.workspace import kernel_nbytes, pieces_nbytes, workspace_nbytes
 
 WEIGHT_SLOTS = 2
 """One layer is computed while the next one loads."""
@@ -59,7 +59,9 @@ class Layout:
     """Of a number as it is computed with."""
     encoded_weights: bool
     """Whether matrices are decoded, a layer at a time, before they are multiplied."""
-    encoded_kv: bool
+    attends_in_kernel: bool
+    """Whether the host's kernel reads the cache, encoded or not."""
+    decodes_kv: bool
     """Whether pages are decoded, a rectangle at a time, before attention reads them."""
     attention_width: int
     """Numbers of one token's query, over all heads."""
@@ -163,6 +165,7 @@ def make_layout(
         sum(run.stop_row - run.first_row for run in layer.runs) for layer in weights.layers if layer.spec.kind == "head"
     )
     small_offsets, small_nbytes = _pack(weights.small)
+    in_kernel = tiers[0].memory == HOST and (kv_codec.keeps_bytes or kv_codec.decodes_in_kernels)
     return Layout(
         tiers=tiers,
         policy=policy,
@@ -176,7 +179,8 @@ def make_layout(
         attention_width=config.num_heads * config.head_dim,
         item_nbytes=item,
         encoded_weights=not weight_codec.keeps_bytes,
-        encoded_kv=not kv_codec.keeps_bytes,
+        attends_in_kernel=in_kernel,
+        decodes_kv=not in_kernel and not kv_codec.keeps_bytes,
         workspace_nbytes=workspace_nbytes(
             model,
             table=table,
@@ -186,6 +190,7 @@ def make_layout(
             page_tokens=policy.kv_page_tokens,
             page_nbytes=kv.page_nbytes,
             head_rows=head_rows,
+            decode_attention=kernel_nbytes if in_kernel else pieces_nbytes,
         ),
         staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),
     )

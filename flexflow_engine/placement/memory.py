@@ -9,8 +9,8 @@ from flexflow_engine.abc.policy import MemoryLine, MemoryTable, TensorClass
 from flexflow_engine.abc.tier import RegionSpec
 from flexflow_engine.placement.layout import EMBED_SLOTS, HIDDEN_SLOTS, KV_SLOTS, STAGING_SLOTS, WEIGHT_SLOTS, Layout
 
-CANDIDATE_NBYTES = {"values": 4, "ids": 8}
-"""Of each row while the head runs part by part: its best logit so far (float32) and that logit's token id (int64)."""
+CANDIDATE_NBYTES = {"values": 4, "ids": 8, "logsumexps": 4, "logits": 4}
+"""Of each row while the head runs part by part, whatever the job asks for: see `runtime.next_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _kv(layout: Layout) -> Iterator[Allocation]:
                     yield _region(r.tier, "kv_cache", f"{r.name}.{part}", r.num_units, kv.page_nbytes)
             if tile.tail_rows:
                 yield _region(device, "kv tails", f"kv.{j}.{k}.tail", 2 * len(tile.tail_rows), kv.tail_page_nbytes)
-    if layout.encoded_kv:
+    if layout.decodes_kv:
         units = max(r.num_units for row in kv.tiles for tile in row for r in tile.rectangles)
         yield _region(device, "decoded kv", "kv.decoded", units, kv.tail_page_nbytes)
     if kv.slot_units:

@@ -18,8 +18,8 @@ from flexflow_engine.abc.policy import Placement
 from flexflow_engine.placement.diffusion import Cut, cut_groups
 from flexflow_engine.placement.pages import PagedTensor
 
-ALIGNMENT = 64
-"""Bytes; a cache line, and enough for every vector instruction."""
+ALIGNMENT = 512
+"""Bytes; a disk's sector, so that direct I/O fills a slot without a copy, and enough for every vector instruction."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
 from flexflow_engine.placement.pages import PagedTensor
@@ -22,14 +24,15 @@ def workspace_nbytes(
     page_tokens: int,
     page_nbytes: int,
     head_rows: int,
+    decode_attention: Callable[[Model, int, int, int], int],
 ) -> int:
     """The largest of all layers' workspaces.
 
     rows: of a GPU batch. prompt_tokens: of the longest prompt. page_nbytes: of a cache page as it is stored.
-    head_rows: of the largest part of the head.
+    head_rows: of the largest part of the head. decode_attention: `kernel_nbytes` or `pieces_nbytes`.
     """
     tokens = rows * prompt_tokens
-    attention = max(_prefill_attention(model, tokens), _decode_attention(model, rows, cached_tokens, page_tokens))
+    attention = max(_prefill_attention(model, tokens), decode_attention(model, rows, cached_tokens, page_tokens))
     decoder = model.workspace_nbytes("decoder", tokens) + attention + -(-cached_tokens // page_tokens) * page_nbytes
     head = rows * head_rows * (ITEM_NBYTES[model.dtype] + SCORE_NBYTES) + model.workspace_nbytes("head", rows)
     assembled = tokens * model.config.hidden_size * ITEM_NBYTES[model.dtype]
@@ -39,6 +42,33 @@ def workspace_nbytes(
         decoder + assembled,
         model.workspace_nbytes("final", rows) + assembled,
         head,
+    )
+
+
+def kernel_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:
+    """Attention of one token a row by the host's kernel: each row's query, sums and scores, a decoded page of one head
+    for each thread, of which there are no more than rows and heads, and the result.
+    """
+    config = model.config
+    vectors = rows * config.num_heads * config.head_dim
+    scores = rows * config.num_heads * cached_tokens
+    chunks = max(rows, config.num_kv_heads) * page_tokens * config.head_dim
+    return (2 * vectors + scores + chunks) * SCORE_NBYTES + vectors * ITEM_NBYTES[model.dtype]
+
+
+def pieces_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:
+    """The same by torch operators: scores of every cached position in three copies (product, masked, softmax), the
+    query repeated for every page and one partial sum of values a page.
+    """
+    config = model.config
+    pages = -(-cached_tokens // page_tokens) + 1
+    scores = rows * config.num_heads * pages * page_tokens
+    vectors = rows * config.num_heads * config.head_dim
+    item = ITEM_NBYTES[model.dtype]
+    return (
+        scores * (3 * SCORE_NBYTES + item)
+        + rows * pages * page_tokens * 9
+        + vectors * (2 * pages * item + 4 * SCORE_NBYTES + 2 * item)
     )
 
 
@@ -52,19 +82,3 @@ def _prefill_attention(model: Model, tokens: int) -> int:
     """The attended values, and their copy as the kernel returns them."""
     config = model.config
     return 2 * tokens * config.num_heads * config.head_dim * ITEM_NBYTES[model.dtype]
-
-
-def _decode_attention(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:
-    """Scores of every cached position in three copies (product, masked, softmax), the query repeated for every page
-    and one partial sum of values a page.
-    """
-    config = model.config
-    pages = -(-cached_tokens // page_tokens) + 1
-    scores = rows * config.num_heads * pages * page_tokens
-    vectors = rows * config.num_heads * config.head_dim
-    item = ITEM_NBYTES[model.dtype]
-    return (
-        scores * (3 * SCORE_NBYTES + item)
-        + rows * pages * page_tokens * 9
-        + vectors * (2 * pages * item + 4 * SCORE_NBYTES + 2 * item)
-    )

@@ -11,7 +11,6 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import WorkloadShape
 from flexflow_engine.abc.prediction import LanePrediction, Prediction
 from flexflow_engine.abc.step import Step
-from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
@@ -33,7 +32,7 @@ from flexflow_engine.runtime.session import StepTime
 from flexflow_engine.runtime.trace import TaskEvent
 
 MAX_TASKS = 50_000
-"""A job of more tasks is sampled; so many take about five seconds."""
+"""So many take about five seconds."""
 TASKS_PER_TILE = 6
 """Roughly, beside pages: a computation, and its loads and stores."""
 
@@ -48,12 +47,14 @@ class Predictor:
     profile: HardwareProfile
     executor: type[VirtualExecutor] = VirtualDataflow
     """VirtualSequential: as if nothing overlapped."""
+    max_tasks: int = MAX_TASKS
+    """A job of more tasks is sampled."""
 
     def predict(self, layout: Layout, workload: WorkloadShape) -> Prediction:
         """Raises HardwareError where the profile lacks what the layout needs."""
         steps = compose(workload, layout.policy)
         per_step = _tasks_per_step(layout)
-        if per_step * len(steps) <= MAX_TASKS:
+        if per_step * len(steps) <= self.max_tasks:
             return _prediction(layout, workload, steps, self._simulator(layout).run(steps), error_s=0.0)
         runs: dict[int, StepRun] = {}
         error_s = 0.0
@@ -66,7 +67,7 @@ class Predictor:
     def first_events(self, layout: Layout, workload: WorkloadShape) -> list[TaskEvent]:
         """Every task of the job's first steps, as many whole ones as are a matter of seconds, at least two."""
         steps = compose(workload, layout.policy)
-        return self._simulator(layout).events(steps[: max(2, MAX_TASKS // _tasks_per_step(layout))])
+        return self._simulator(layout).events(steps[: max(2, self.max_tasks // _tasks_per_step(layout))])
 
     def _simulator(self, layout: Layout) -> Simulator:
         costs = CostModel(layout, self.model, self.weight_codec, self.kv_codec, self.profile)
@@ -105,7 +106,8 @@ def _prediction(
 
 def _tasks_per_step(layout: Layout) -> int:
     """Roughly; tasks through a staging slot are two."""
-    compiler, staged = StepCompiler(layout), {t.name for t in layout.tiers if layout.is_staged(t.name)}
-    pages = [run.tier for order in compiler.page_order for run, _, _ in order]
+    staged = {tier.name for tier in layout.tiers if layout.is_staged(tier.name)}
+    orders = [layout.weights.page_order(layer, layout.direct) for layer in layout.weights.layers]
+    pages = [run.tier for order in orders for run, _, _ in order]
     tiles = len(layout.weights.layers) * layout.policy.num_gpu_batches
     return len(pages) + sum(tier in staged for tier in pages) + TASKS_PER_TILE * tiles

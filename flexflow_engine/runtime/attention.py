@@ -41,6 +41,16 @@ def attend_tokens(
 ) -> torch.Tensor:
     """q [len(rows), num_heads, head_dim], one new token a row, its key and value cached already ->
     [len(rows), num_heads * head_dim].
+    """
+    if cache.host is not None:
+        return cache.host.attend(rows, q, scale)
+    return attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, scale)
+
+
+def attend_tokens_by_pieces(
+    rows: Sequence[RowStep], q: torch.Tensor, cache: TileCache, gpu_batch_size: int, scale: float
+) -> torch.Tensor:
+    """The same with torch operators, on any device.
 
     Works on the pages where they lie, part by part: scores of all parts, one softmax, sums of values of all parts.
     """

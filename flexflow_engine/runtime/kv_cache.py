@@ -10,9 +10,11 @@ import torch
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.abc.step import RowStep
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import KVTile, Rectangle
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
+from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.memory import Memory
 
@@ -39,6 +41,8 @@ class TileCache:
     tail_keys: torch.Tensor | None
     """[tail rows, num_kv_heads, page_tokens, head_dim]"""
     tail_values: torch.Tensor | None
+    host: HostTile | None
+    """The same for the host's kernel; None where torch attends: on other devices, and where pages are decoded first."""
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
@@ -123,10 +127,19 @@ class TileCache:
 class KVCache:
     """Views of the whole cache, made once for each tile and slot and kept."""
 
-    def __init__(self, layout: Layout, memory: Memory, config: ModelConfig, codec: Codec, dtype: torch.dtype) -> None:
-        self._layout, self._memory, self._codec, self._dtype = layout, memory, codec, dtype
+    def __init__(
+        self,
+        layout: Layout,
+        memory: Memory,
+        config: ModelConfig,
+        codec: Codec,
+        dtype: torch.dtype,
+        *,
+        workers: Workers,
+    ) -> None:
+        self._layout, self._memory, self._codec, self._dtype, self._workers = layout, memory, codec, dtype, workers
         self._page = (config.num_kv_heads, layout.kv.page_tokens, config.head_dim)
-        self._scratch = memory.region_tensor(layout.device.name, "kv.decoded") if layout.encoded_kv else None
+        self._scratch = memory.region_tensor(layout.device.name, "kv.decoded") if layout.decodes_kv else None
         self._views: dict[tuple[int, int, int | None], TileCache] = {}
 
     def tile(self, layer: int, gpu_batch: int, slot: int | None) -> TileCache:
@@ -141,7 +154,23 @@ class KVCache:
         offsets = {rectangle.name: offset for rectangle, offset in tile.slotted}
         parts = tuple(self._part(r, offsets.get(r.name), slot) for r in tile.rectangles)
         tail_keys, tail_values = self._tails(tile, layer, gpu_batch)
-        return TileCache(self._layout.kv.page_tokens, self._page[0], parts, tile.tail_rows, tail_keys, tail_values)
+        tails = tail_keys, tail_values
+        host = self._host(parts, tile.tail_rows, *tails) if self._layout.attends_in_kernel else None
+        return TileCache(self._layout.kv.page_tokens, self._page[0], parts, tile.tail_rows, *tails, host)
+
+    def _host(
+        self, parts: Sequence[KVPart], rows: range, keys: torch.Tensor | None, values: torch.Tensor | None
+    ) -> HostTile:
+        plain = self._codec.keeps_bytes
+        decoder = None if plain else self._codec.kernel_decoder(self._page)
+        return HostTile(
+            [HostPages(p.rectangle, p.keys.stored, p.values.stored, p.takes_tokens, decoder) for p in parts],
+            tail_rows=rows,
+            tails=None if keys is None or values is None else (keys, values),
+            page=self._page,
+            dtype=self._dtype,
+            workers=self._workers,
+        )
 
     def _part(self, r: Rectangle, offset: int | None, slot: int | None) -> KVPart:
         if offset is None:

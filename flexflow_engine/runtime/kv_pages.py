@@ -25,9 +25,10 @@ class Pages:
         decoded; None for a codec that keeps bytes.
         """
         self._shape = (rectangle.rows, *page)
-        self._stored = stored.view(rectangle.pages, rectangle.rows, -1)  # [pages, rows, page_nbytes]
+        self.stored = stored.view(rectangle.pages, rectangle.rows, -1)
+        """[pages, rows, page_nbytes]"""
         self._codec, self._scratch, self._dtype = codec, scratch, dtype
-        self.plain = self._stored.view(dtype).view(-1, *self._shape) if codec.keeps_bytes else None
+        self.plain = self.stored.view(dtype).view(-1, *self._shape) if codec.keeps_bytes else None
         """[pages, rows, num_kv_heads, page_tokens, head_dim] where single tokens can be read and written."""
 
     def read(self, count: int) -> torch.Tensor:
@@ -39,7 +40,7 @@ class Pages:
         assert self._scratch is not None
         numbers = count * self._shape[0] * self._shape[1] * self._shape[2] * self._shape[3]
         decoded = self._scratch.view(self._dtype)[:numbers].view(-1, *self._shape[1:])
-        self._codec.decode(self._stored[:count].flatten(0, 1), decoded)
+        self._codec.decode(self.stored[:count].flatten(0, 1), decoded)
         return decoded.view(count, *self._shape)
 
     def write(self, row: int, first: int, pages: torch.Tensor) -> None:
@@ -50,6 +51,6 @@ class Pages:
         if self.plain is not None:
             self.plain[first : first + len(pages), row].copy_(pages)
             return
-        encoded = torch.empty((len(pages), self._stored.shape[2]), dtype=torch.uint8, device=pages.device)
+        encoded = torch.empty((len(pages), self.stored.shape[2]), dtype=torch.uint8, device=pages.device)
         self._codec.encode(pages, encoded)
-        self._stored[first : first + len(pages), row].copy_(encoded)
+        self.stored[first : first + len(pages), row].copy_(encoded)

@@ -12,6 +12,7 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, LaneContext, Tier
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.compile import StepCompiler
@@ -20,7 +21,8 @@ from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.runtime.executor import ContextFor, DataflowExecutor, Executor, RunTask
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.tiles import TileRunner, TokenIds
+from flexflow_engine.runtime.next_tokens import TokenIds, TokenSource
+from flexflow_engine.runtime.tiles import TileRunner
 from flexflow_engine.runtime.trace import Trace
 from flexflow_engine.store.weights import WeightStore
 
@@ -51,14 +53,18 @@ class Session:
         kv_codec: Codec,
         store: WeightStore,
         prompts: Sequence[TokenIds],
+        source: TokenSource,
         executor: Callable[[RunTask, Mapping[str, int], ContextFor, Trace], Executor] = DataflowExecutor,
         trace: Callable[[], Trace] = Trace,
     ) -> None:
-        """prompts: each sequence's token ids, int64. trace: a FoldedTrace where nobody reads single events."""
+        """prompts: each sequence's token ids, int64. source: of the tokens that follow them. trace: a FoldedTrace where
+        nobody reads single events.
+        """
         self._layout = layout
         self._compiler = StepCompiler(layout)
         self.trace = trace()
         self._memory = Memory(layout, tiers, store)
+        self._workers = Workers()
         device = tiers[layout.device.name]
         self._runner = TileRunner(
             layout=layout,
@@ -68,6 +74,8 @@ class Session:
             kv_codec=kv_codec,
             device=device.torch_device,
             prompts=prompts,
+            workers=self._workers,
+            source=source,
         )
         self._executor = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
 
@@ -101,6 +109,7 @@ class Session:
     def close(self) -> None:
         """End the lanes, then give the memory back. Idempotent."""
         self._executor.close()
+        self._workers.close()
         self._memory.close()
 
     def _finish(self, step: Step, batcher: Batcher) -> list[FinishedSequence]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +12,8 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights, Model
-from flexflow_engine.abc.step import BatchStep
+from flexflow_engine.abc.step import BatchStep, NextTokens
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import Compute, Copy, DecodeWeights, FetchTokens, GatherRows, Task
 from flexflow_engine.placement.activations import HiddenPart
 from flexflow_engine.placement.layout import Layout
@@ -19,16 +22,15 @@ from flexflow_engine.placement.weights import PlacedLayer, Run
 from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
 from flexflow_engine.runtime.kv_cache import KVCache
 from flexflow_engine.runtime.memory import Memory
+from flexflow_engine.runtime.next_tokens import ROW_DTYPES, Fetched, TokenIds, TokenSource
 from flexflow_engine.runtime.weights import Weights
-
-TokenIds = NDArray[np.int64]
 
 
 class TileRunner:
     """The function that an executor calls for each task, from its lanes' threads.
 
-    constant state    the layout, its memory, the model, the prompts
-    changing state    sampled   (step, gpu_batch) -> token ids of the rows; filled by the tokens lane, emptied by `take`
+    constant state    the layout, its memory, the model, the prompts, the source of the tokens that follow them
+    changing state    fetched   (step, gpu_batch) -> the rows' next tokens; filled by the tokens lane, emptied by `take`
                       newest    gpu_batch -> place of each row, and their last tokens, in the latest of its steps
     """
 
@@ -42,13 +44,16 @@ class TileRunner:
         kv_codec: Codec,
         device: str,
         prompts: Sequence[TokenIds],
+        workers: Workers,
+        source: TokenSource,
     ) -> None:
         self._layout, self._memory, self._model, self._prompts = layout, memory, model, prompts
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._device = torch.device(device)
-        self._weights = Weights(layout, memory, weight_codec, self._dtype)
-        self._cache = KVCache(layout, memory, model.config, kv_codec, self._dtype)
-        self._sampled: dict[tuple[int, int], TokenIds] = {}
+        self._weights = Weights(layout, memory, weight_codec, self._dtype, workers)
+        self._cache = KVCache(layout, memory, model.config, kv_codec, self._dtype, workers=workers)
+        self._source = source
+        self._fetched: dict[tuple[int, int], Fetched] = {}
         self._newest: dict[int, tuple[dict[int, int], TokenIds]] = {}
 
     def __call__(self, task: Task) -> None:
@@ -64,9 +69,9 @@ class TileRunner:
         else:
             self._compute(operation)
 
-    def take(self, step: int, gpu_batch: int) -> list[int]:
-        """The token ids sampled for a batch's rows in a step that has ended; once."""
-        return [int(token) for token in self._sampled.pop((step, gpu_batch))]
+    def take(self, step: int, gpu_batch: int) -> NextTokens:
+        """The next tokens of a batch's rows in a step that has ended; once."""
+        return self._fetched.pop((step, gpu_batch)).next_tokens()
 
     def _compute(self, compute: Compute) -> None:
         layer = self._layout.weights.layers[compute.layer]
@@ -113,17 +118,10 @@ class TileRunner:
         self._features(compute.batch).copy_(features)
 
     def _head(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
-        """Greedy: keep each row's best logit over the parts of the vocabulary; the lowest token id among equals."""
+        """One part of the vocabulary."""
         batch = compute.batch
         logits = self._model.logits(weights, self._features(batch)).float()
-        best, ids = logits.max(dim=-1)
-        ids += layer.first_row
-        values, tokens = self._candidates(batch)
-        if layer.first_row:
-            better = best > values
-            best, ids = torch.where(better, best, values), torch.where(better, ids, tokens)
-        values.copy_(best)
-        tokens.copy_(ids)
+        self._source.reduce(logits, layer.first_row, batch, partial(self._candidates, batch))
 
     def _gather(self, gather: GatherRows) -> None:
         """Read each distinct token's unit once, and copy its row to every place that wants it."""
@@ -146,11 +144,9 @@ class TileRunner:
     def _fetch(self, fetch: FetchTokens, step: int) -> None:
         """Start the copy; the tokens are looked at once the task counts as issued, when the copy is done."""
         batch = fetch.batch
-        tokens = np.empty(len(batch.rows), np.int64)
-        span = Span(self._layout.device.name, f"candidates.{batch.gpu_batch}.ids", 0, len(tokens))
-        self._memory.read(span, tokens.view(np.uint8))
-        self._sampled[step, batch.gpu_batch] = tokens
-        self._newest[batch.gpu_batch] = {row.row: place for place, row in enumerate(batch.rows)}, tokens
+        fetched = self._source.fetch(batch, partial(self._read_candidates, batch))
+        self._fetched[step, batch.gpu_batch] = fetched
+        self._newest[batch.gpu_batch] = {row.row: place for place, row in enumerate(batch.rows)}, fetched.token_ids
 
     def _token_ids(self, batch: BatchStep) -> TokenIds:
         """The new tokens of all rows, one row after another."""
@@ -163,11 +159,15 @@ class TileRunner:
         """[rows, head_width]"""
         return self._rows(f"features.{batch.gpu_batch}", len(batch.rows), self._layout.embed_row_nbytes)
 
-    def _candidates(self, batch: BatchStep) -> tuple[torch.Tensor, torch.Tensor]:
-        """Best logit float32 [rows] and its token id int64 [rows]."""
-        device, name, count = self._layout.device.name, f"candidates.{batch.gpu_batch}", len(batch.rows)
-        values = self._memory.tensor(Span(device, f"{name}.values", 0, count)).view(torch.float32)
-        return values, self._memory.tensor(Span(device, f"{name}.ids", 0, count)).view(torch.int64)
+    def _candidates(self, batch: BatchStep, name: str) -> torch.Tensor:
+        """[rows]"""
+        return self._memory.tensor(self._candidates_span(batch, name)).view(ROW_DTYPES[name])
+
+    def _read_candidates(self, batch: BatchStep, name: str, into: NDArray[Any]) -> None:
+        self._memory.read(self._candidates_span(batch, name), into.view(np.uint8))
+
+    def _candidates_span(self, batch: BatchStep, name: str) -> Span:
+        return Span(self._layout.device.name, f"candidates.{batch.gpu_batch}.{name}", 0, len(batch.rows))
 
     def _rows(self, region: str, count: int, nbytes: int) -> torch.Tensor:
         tensor = self._memory.tensor(Span(self._layout.device.name, region, 0, count))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import PlacedLayer, Run
 from flexflow_engine.placement.workspace import LOOK_UP_ROWS
 from flexflow_engine.runtime.memory import Memory
+from flexflow_engine.runtime.shared_decoding import SharedDecoding
 
 
 class PagedMatrix:
@@ -56,10 +60,10 @@ class Weights:
     fills the region `weights.decoded`, and matrices are views of that.
     """
 
-    def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype) -> None:
-        self._layout, self._memory, self._codec, self._dtype = layout, memory, codec, dtype
+    def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:
+        self._layout, self._memory, self._codec, self._dtype, self._workers = layout, memory, codec, dtype, workers
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
-        self._decodes: dict[tuple[int, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._decodes: dict[tuple[int, int | None], Callable[[], None]] = {}
 
     def layer(self, index: int, slot: int | None) -> LayerWeights:
         """The weights of a layer whose loaded pages, if any, are in weight slot `slot`, and decoded if they need be."""
@@ -78,9 +82,8 @@ class Weights:
         if key not in self._decodes:
             layer = self._layout.weights.layers[index]
             parts = [part for parts in self._parts(layer, slot).values() for part in parts]
-            self._decodes[key] = [(part.encoded, self._target(layer, part)) for part in parts]
-        for encoded, out in self._decodes[key]:
-            self._codec.decode(encoded, out)
+            self._decodes[key] = self._decode_of([(part.encoded, self._target(layer, part)) for part in parts])
+        self._decodes[key]()
 
     def look_up(self, ids: NDArray[np.int64], target: torch.Tensor) -> None:
         """Copy the embedding rows of those token ids that lie where the compute tier reads them to their places in
@@ -104,6 +107,17 @@ class Weights:
         rows = torch.empty((len(encoded), tensor.unit_rows, tensor.columns), dtype=self._dtype, device=encoded.device)
         self._codec.decode(encoded, rows)
         return rows
+
+    def _decode_of(self, tensors: list[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
+        """What decodes all of them: on the host's threads at once if the codec offers it, else one after another."""
+        if self._codec.decodes_in_kernels and self._layout.device.memory == HOST:
+            return partial(SharedDecoding(self._codec, tensors).run, self._workers)
+
+        def decode() -> None:
+            for encoded, out in tensors:
+                self._codec.decode(encoded, out)
+
+        return decode
 
     def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[torch.Tensor]]:
         return {

@@ -1,6 +1,11 @@
 """Arrays in Zarr v3 files, read and written unit by unit.
 
-    shard.py        one shard file: where each unit lies, its checksum, the index
+    shard.py        one shard file: where each unit lies, what its index says
+    access.py       open files and buffers of one owner; past the page cache where the file system allows it
+    blocks.py       bytes between a shard file and memory
+    units.py        units between a shard file and memory, with their checksums
+    index.py        the index of a shard file on the disk
+    settling.py     what was written to the disk, and out of the page cache
     array.py        one Zarr array: how it is cut into shard files, and its zarr.json
     encoding.py     how zarr.json names the codec that made an array's bytes
     header.py       what the group of a weight store says about itself

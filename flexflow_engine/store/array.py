@@ -14,9 +14,11 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError
 from flexflow_engine.store.encoding import PREFIX, UNIT_NBYTES, Encoding
 from flexflow_engine.store.failures import reporting
-from flexflow_engine.store.shard import ShardFile
+from flexflow_engine.store.shard import CHECKSUM_NBYTES, ShardFile, round_up
 
 METADATA = "zarr.json"
+STRIDE = "stride_nbytes"
+"""The array's attribute that tells how far apart its units begin in a file, where it is more than they need."""
 _ITEM_NBYTES = {"uint8": 1, "uint16": 2, "float16": 2, "float32": 4}
 _DATA_TYPES: dict[DType, str] = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 
@@ -56,12 +58,16 @@ class ArrayLayout:
 
     @classmethod
     def opaque(cls, *, num_units: int, unit_nbytes: int, units_per_page: int) -> ArrayLayout:
-        """Bytes that mean nothing to Zarr: uint8 [num_units, unit_nbytes]."""
+        """Bytes that mean nothing to Zarr: uint8 [num_units, unit_nbytes], each unit in blocks of its own.
+
+        Units are so written one by one past the page cache, without reading what lies beside them.
+        """
         return cls(
             shape=(num_units, unit_nbytes),
             data_type="uint8",
             page_shape=(units_per_page, unit_nbytes),
             unit_shape=(1, unit_nbytes),
+            attributes=((STRIDE, round_up(unit_nbytes + CHECKSUM_NBYTES)),),
         )
 
     @property
@@ -83,6 +89,11 @@ class ArrayLayout:
         return prod(self.unit_shape) * _ITEM_NBYTES[self.data_type]
 
     @property
+    def stride(self) -> int:
+        """Bytes from one unit to the next in a file."""
+        return int(dict(self.attributes).get(STRIDE, self.unit_nbytes + CHECKSUM_NBYTES))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all units, padding included, checksums and indices not."""
         return self.num_units * self.unit_nbytes
@@ -99,6 +110,7 @@ class ArrayLayout:
             num_units=self.units_per_page,
             num_slots=min(self.units_per_page, self.num_units - page * self.units_per_page),
             unit_nbytes=self.unit_nbytes,
+            stride=self.stride,
             fix=fix,
         )
 

@@ -1,9 +1,10 @@
 """Regions of one run on a disk: written and read at random, gone when the run ends.
 
-    <root>/runs/<pid>-<random>/lock              held with flock while the run lives
+    <root>/runs/<pid>-<random>/lock              held with flock while the run lives; one block
     <root>/runs/<pid>-<random>/<region>/         a Zarr v3 array uint8 [num_units, unit_nbytes], one shard file
 
-The files are sparse: a unit takes room once it is written.
+The files are sparse: a unit takes room once it is written. It lies in blocks of its own, so that it can be written past
+the page cache whatever happens to its neighbours at the same time.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from flexflow_engine.abc.tier import HostBytes, RegionSpec
+from flexflow_engine.store.access import Access
 from flexflow_engine.store.array import ArrayLayout, create_array
-from flexflow_engine.store.descriptors import Descriptors
 from flexflow_engine.store.failures import reporting
+from flexflow_engine.store.index import write_index
+from flexflow_engine.store.settling import settle
+from flexflow_engine.store.shard import BLOCK_NBYTES
+from flexflow_engine.store.units import read_units, write_units
 
 _LOCK = "lock"
 _FIX = "run again; if it happens again, the disk or the memory may be failing"
@@ -37,6 +42,11 @@ class RunFolder:
             _remove_dead(runs)
             self.path, self._lock = _make_locked(runs)
         self._closed = False
+
+    @property
+    def sample(self) -> Path:
+        """A file of one block, to find out on it what I/O the file system takes."""
+        return self.path / _LOCK
 
     def close(self) -> None:
         """Remove the folder with everything in it. Idempotent."""
@@ -56,14 +66,12 @@ class ScratchArray:
     Changing state: `_written`, bool [num_units]; the index in the file says the same after `flush`.
     """
 
-    def __init__(self, folder: Path, spec: RegionSpec, descriptors: Descriptors) -> None:
+    def __init__(self, folder: Path, spec: RegionSpec, access: Access) -> None:
         """Make the array in `folder`. Raises StorageError when that can't be written."""
-        layout = ArrayLayout.opaque(
-            num_units=spec.num_units, unit_nbytes=spec.unit_nbytes, units_per_page=spec.num_units
-        )
+        layout = _layout(spec)
         self._folder = folder / spec.name
         self._file = layout.page_file(self._folder, 0, name=spec.name, fix=_FIX)
-        self._descriptors = descriptors
+        self._access = access
         self._written = np.zeros(spec.num_units, np.bool_)
         create_array(self._folder, layout)
         with reporting(self._file.path):
@@ -92,16 +100,21 @@ class ScratchArray:
 
         Raises StorageError when the disk is full or fails.
         """
-        with self._descriptors.lend(self._file.path, self._open) as descriptor:
-            self._file.write_units(descriptor, first, count, data)
+        with self._access.lend(self._file.path, self._open) as file:
+            write_units(self._file, file, first, count, data)
         fresh = count - int(np.count_nonzero(self._written[first : first + count]))
         self._written[first : first + count] = True
         return fresh
 
     def flush(self) -> None:
         """Write the index, so that any Zarr reader sees what was written so far. Raises StorageError."""
-        with self._descriptors.lend(self._file.path, self._open) as descriptor:
-            self._file.write_index(descriptor, self._written)
+        with reporting(self._file.path):
+            descriptor = os.open(self._file.path, os.O_WRONLY)
+        try:
+            write_index(self._file, descriptor, self._written)
+        finally:
+            os.close(descriptor)
+        settle(self._file.path)
 
     @property
     def stride(self) -> int:
@@ -115,17 +128,27 @@ class ScratchArray:
 
     def close(self) -> None:
         """Close and remove the array; nobody may be using it."""
-        self._descriptors.drop(self._file.path)
+        self._access.drop(self._file.path)
         with reporting(self._folder):
             shutil.rmtree(self._folder)
 
     def _read_written(self, first: int, count: int, out: HostBytes) -> None:
-        with self._descriptors.lend(self._file.path, self._open) as descriptor:
-            self._file.read_units(descriptor, first, count, out)
+        with self._access.lend(self._file.path, self._open) as file:
+            read_units(self._file, file, first, count, out)
 
     def _open(self) -> int:
         with reporting(self._file.path):
-            return os.open(self._file.path, os.O_RDWR)
+            return os.open(self._file.path, os.O_RDWR | self._access.mode.flags)
+
+
+def scratch_nbytes(spec: RegionSpec) -> int:
+    """Bytes that a region's units take on the disk once all are written."""
+    layout = _layout(spec)
+    return layout.num_units * layout.stride
+
+
+def _layout(spec: RegionSpec) -> ArrayLayout:
+    return ArrayLayout.opaque(num_units=spec.num_units, unit_nbytes=spec.unit_nbytes, units_per_page=spec.num_units)
 
 
 def _make_locked(runs: Path) -> tuple[Path, int]:
@@ -137,6 +160,7 @@ def _make_locked(runs: Path) -> tuple[Path, int]:
     draft = runs / f".{name}"
     draft.mkdir()
     lock = os.open(draft / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    os.write(lock, bytes(BLOCK_NBYTES))  # something to try direct I/O on
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return draft.rename(runs / name), lock
 

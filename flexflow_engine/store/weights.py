@@ -6,28 +6,36 @@ that the model gives its tensors.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from flexflow_engine.abc.tier import HostBytes, StoredTensor
 from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.store.access import Access
 from flexflow_engine.store.array import METADATA, ArrayLayout, read_layout
-from flexflow_engine.store.descriptors import Descriptors
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.header import StoreHeader, read_header
+from flexflow_engine.store.index import open_complete, open_to_read
 from flexflow_engine.store.shard import ShardFile
+from flexflow_engine.store.units import read_units
 
 FIX = "remove the weight store and import the checkpoint again"
 
 
 class StoredUnits:
-    """The units of one stored array, across its page files. Thread-safe; its descriptors belong to the caller."""
+    """The units of one stored array, across its page files. Thread-safe; its access belongs to the caller.
 
-    def __init__(self, tensor: StoredTensor, descriptors: Descriptors) -> None:
+    Changing state: `_checked`, the pages whose file was found whole when it was opened first. More pages than stay open
+    are opened again and again, and the index would be another read each time.
+    """
+
+    def __init__(self, tensor: StoredTensor, access: Access) -> None:
         """Raises CorruptDataError when zarr.json is not what `tensor` says, StorageError when there is none."""
         self.tensor = tensor
         self._layout = read_layout(tensor.path)
-        self._descriptors = descriptors
+        self._access = access
+        self._checked: set[int] = set()
         if stored_tensor(tensor.name, tensor.path, self._layout) != tensor:
             raise CorruptDataError(f"{tensor.name} is cut otherwise than expected", where=str(tensor.path), fix=FIX)
 
@@ -42,7 +50,7 @@ class StoredUnits:
     def close(self) -> None:
         """Close this array's page files; nobody may be reading. Idempotent."""
         for page in range(self._layout.num_pages):
-            self._descriptors.drop(self._layout.page_path(self.tensor.path, page))
+            self._access.drop(self._layout.page_path(self.tensor.path, page))
 
     def read(self, first: int, count: int, out: HostBytes) -> None:
         """Read units [first, first + count) into `out`, uint8 [count * unit_nbytes], verifying each.
@@ -61,8 +69,15 @@ class StoredUnits:
 
     def _read_page(self, page: int, first: int, count: int, out: HostBytes) -> None:
         file = self.page_file(page)
-        with self._descriptors.lend(file.path, file.open_complete) as descriptor:
-            file.read_units(descriptor, first, count, out)
+        with self._access.lend(file.path, partial(self._open, page, file)) as opened:
+            read_units(file, opened, first, count, out)
+
+    def _open(self, page: int, file: ShardFile) -> int:
+        if page in self._checked:
+            return open_to_read(file, self._access)
+        descriptor = open_complete(file, self._access)
+        self._checked.add(page)
+        return descriptor
 
 
 class WeightStore:
@@ -71,7 +86,7 @@ class WeightStore:
     def __init__(self, path: Path, header: StoreHeader) -> None:
         self.path = path
         self.header = header
-        self._descriptors = Descriptors()
+        self._access = Access.tried_on(path / METADATA)
         self._units: dict[str, StoredUnits] = {}
 
     @classmethod
@@ -88,6 +103,11 @@ class WeightStore:
                 "the weight store is incomplete", where=str(path), fix="import the checkpoint again: it goes on"
             )
         return cls(path, header)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about the file system that the store lies on, a line each."""
+        return self._access.notices(self.path)
 
     @property
     def nbytes(self) -> int:
@@ -110,7 +130,7 @@ class WeightStore:
 
     def close(self) -> None:
         """Close the open page files. Idempotent; reading again opens them anew."""
-        self._descriptors.close()
+        self._access.close()
 
     def __enter__(self) -> WeightStore:
         return self
@@ -126,7 +146,7 @@ class WeightStore:
             raise CorruptDataError(f"the weight store has no tensor {name}", where=str(self.path), fix=FIX)
         if array not in self._units:
             folder = self.path / array
-            self._units[array] = StoredUnits(stored_tensor(array, folder, read_layout(folder)), self._descriptors)
+            self._units[array] = StoredUnits(stored_tensor(array, folder, read_layout(folder)), self._access)
         return self._units[array]
 
 

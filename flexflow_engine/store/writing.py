@@ -13,17 +13,22 @@ import numpy as np
 
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.store.access import BUFFERED, Access
 from flexflow_engine.store.array import METADATA, ArrayLayout, create_array, read_layout, sync_file
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.header import StoreHeader, write_header
+from flexflow_engine.store.index import open_complete, write_index
+from flexflow_engine.store.settling import Unsettled, begin_writing, settle
 from flexflow_engine.store.shard import ShardFile
+from flexflow_engine.store.units import write_units
 from flexflow_engine.store.weights import FIX
 
 
 class StoreWriter:
     """Writes the arrays of one store; what an earlier, interrupted writer finished is kept.
 
-    One writer at a time: the caller holds a lock. Constant state: the folder, the header, each array's layout.
+    One writer at a time: the caller holds a lock. Constant state: the folder, the header, each array's layout. Changing
+    state: `_unsettled`, the pages that the disk may still be taking; all others are on the disk and not in the cache.
     """
 
     def __init__(self, path: Path, header: StoreHeader, layouts: dict[str, ArrayLayout]) -> None:
@@ -31,6 +36,8 @@ class StoreWriter:
         self.path = path
         self._header = replace(header, complete=False)
         self._layouts = layouts
+        self._access = Access(BUFFERED)
+        self._unsettled = Unsettled()
         with reporting(path):
             path.mkdir(parents=True, exist_ok=True)
         write_header(path, self._header)
@@ -51,7 +58,7 @@ class StoreWriter:
         if not file.path.exists():
             return False
         try:
-            os.close(file.open_complete())
+            os.close(open_complete(file, self._access))
         except CorruptDataError:
             return False
         return True
@@ -60,8 +67,11 @@ class StoreWriter:
         """Write a page's units, uint8 [num_slots * unit_nbytes]. Raises StorageError, and then leaves no file."""
         file = self.page_file(name, page)
         with _unfinished(file.path) as descriptor:
-            file.write_units(descriptor, 0, file.num_slots, data)
-            file.write_index(descriptor, np.ones(file.num_slots, np.bool_))
+            with self._access.using(descriptor) as opened:
+                write_units(file, opened, 0, file.num_slots, data)
+            write_index(file, descriptor, np.ones(file.num_slots, np.bool_))
+            begin_writing(descriptor)
+        self._unsettled.add(file.path, file.nbytes)
 
     def share_page(self, name: str, page: int, source: Path) -> bool:
         """Take the page over from the store at `source` as a hard link; False where that can't be done.
@@ -71,7 +81,7 @@ class StoreWriter:
         own = self.page_file(name, page)
         other = self._layouts[name].page_file(source / name, page, name=name, fix=FIX)
         try:
-            os.close(other.open_complete())
+            os.close(open_complete(other, self._access))
             own.path.parent.mkdir(parents=True, exist_ok=True)
             own.path.unlink(missing_ok=True)
             own.path.hardlink_to(other.path)
@@ -80,10 +90,10 @@ class StoreWriter:
         return True
 
     def finish(self) -> None:
-        """Declare the store complete, once every page is on the disk and not only in the system's cache."""
+        """Declare the store complete, once every page is on the disk and out of the system's cache."""
         for name, layout in self._layouts.items():
             for page in range(layout.num_pages):
-                sync_file(self.page_file(name, page).path)
+                settle(self.page_file(name, page).path)
         write_header(self.path, replace(self._header, complete=True))
         sync_file(self.path / METADATA)
         sync_file(self.path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.dtypes import DTYPES, DType
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import Tier
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import Task
 from flexflow_engine.placement.kv import KVTile, Rectangle, place_kv
-from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
+from flexflow_engine.runtime import host_attention
+from flexflow_engine.runtime.attention import attend_prompts, attend_tokens, attend_tokens_by_pieces
 from flexflow_engine.runtime.executor import RunTask, SequentialExecutor
+from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.kv_cache import KVPart, TileCache
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.testing.allocations import PeakAllocations
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
 from harness import JobResult, policy, run_job, save_opt
 from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, disk_setups, placement, shares
@@ -49,9 +56,11 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
     return torch.einsum("hst,thd->shd", scores.masked_fill(future, float("-inf")).softmax(-1), v).flatten(1)
 
 
-def random_qkv(tokens: int, heads: int, kv_heads: int, dtype: torch.dtype, *, seed: int) -> Tensors:
+def random_qkv(
+    tokens: int, heads: int, kv_heads: int, dtype: torch.dtype, *, seed: int, head_dim: int = HEAD_DIM
+) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(tokens, h, HEAD_DIM, generator=generator).to(dtype) for h in (heads, kv_heads, kv_heads))
+    q, k, v = (torch.randn(tokens, h, head_dim, generator=generator).to(dtype) for h in (heads, kv_heads, kv_heads))
     return q, k, v
 
 
@@ -73,29 +82,65 @@ def test_prompts_attend_to_their_own_past(
     assert attended.dtype == dtype
 
 
-def stale_cache(tile: KVTile, page_tokens: int, kv_heads: int, dtype: torch.dtype) -> TileCache:
-    """One tile's cache. Pages that were never written hold large values, as a slot's stale bytes may."""
-    page = (kv_heads, page_tokens, HEAD_DIM)
+def stale_cache(
+    tile: KVTile, page: tuple[int, int, int], codec: Codec, dtype: torch.dtype, workers: Workers
+) -> TileCache:
+    """One tile's cache. Pages that were never written hold large values, as a slot's stale bytes may.
+
+    page: kv_heads, page_tokens, head_dim.
+    """
+    name: DType = next(name for name in DTYPES if getattr(torch, name) == dtype)
+    decoded = torch.empty(max(r.num_units for r in tile.rectangles) * prod(page) * dtype.itemsize, dtype=torch.uint8)
 
     def pages(r: Rectangle) -> Pages:
-        stored = torch.full((r.num_units, *page), 99.0, dtype=dtype).view(-1).view(torch.uint8)
-        return Pages(r, stored, page=page, codec=NoneCodec(), scratch=None, dtype=dtype)
+        stored = torch.empty((r.num_units, codec.encoded_nbytes(page, name)), dtype=torch.uint8)
+        codec.encode(torch.full((r.num_units, *page), 99.0, dtype=dtype), stored)
+        return Pages(r, stored, page=page, codec=codec, scratch=decoded, dtype=dtype)
 
-    parts = tuple(KVPart(r, r.tier == "device", pages(r), pages(r)) for r in tile.rectangles)
+    in_place = {"device"} if codec.keeps_bytes else set()
+    parts = tuple(KVPart(r, r.tier in in_place, pages(r), pages(r)) for r in tile.rectangles)
     keys, values = (torch.full((len(tile.tail_rows), *page), -99.0, dtype=dtype) for _ in "kv")
-    tails = (keys, values) if tile.tail_rows else (None, None)
-    return TileCache(page_tokens, kv_heads, parts, tile.tail_rows, *tails)
+    tails = (keys, values) if tile.tail_rows else None
+    decoder = codec.kernel_decoder(page) if codec.decodes_in_kernels else None
+    host = HostTile(
+        [HostPages(p.rectangle, p.keys.stored, p.values.stored, p.takes_tokens, decoder) for p in parts],
+        tail_rows=tile.tail_rows,
+        tails=tails,
+        page=page,
+        dtype=dtype,
+        workers=workers,
+    )
+    tail_keys, tail_values = tails or (None, None)
+    return TileCache(page[1], page[0], parts, tile.tail_rows, tail_keys, tail_values, host)
 
 
-@settings(max_examples=80)
-@given(st.data(), head_counts, dtypes, st.integers(0, 99))
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    with closing(Workers()) as workers:
+        yield workers
+
+
+cache_codecs = st.sampled_from(
+    [
+        NoneCodec(),
+        NoneCodec(),
+        GroupInt8Codec(),
+        GroupInt4Codec(GroupInt4Options(encoder="minmax")),
+        GroupInt4Codec(GroupInt4Options(group_size=6, encoder="minmax")),
+    ]
+)
+
+
+@settings(max_examples=120, deadline=None)  # the first examples may compile
+@given(st.data(), head_counts, dtypes, cache_codecs)
 def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
-    data: st.DataObject, heads: tuple[int, int], dtype: torch.dtype, seed: int
+    workers: Workers, data: st.DataObject, heads: tuple[int, int], dtype: torch.dtype, codec: Codec
 ) -> None:
-    """Any rectangles and tails; rows without a sequence; prompts of unequal length; several steps."""
+    """Any rectangles and tails; rows without a sequence; prompts of unequal length; several steps; plain or encoded."""
     gpu_batch_size, page_tokens, steps = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)), 7
     numbers = sorted(data.draw(st.sets(st.integers(0, gpu_batch_size - 1), min_size=1)))
     prompts = {row: data.draw(st.integers(1, 11)) for row in numbers}
+    head_dim, seed = data.draw(st.sampled_from([5, HEAD_DIM, 20])), data.draw(st.integers(0, 99))
     layout = place_kv(
         num_layers=1,
         gpu_batch_size=gpu_batch_size,
@@ -106,10 +151,13 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
         tail_page_nbytes=64,
         placement=placement(**data.draw(shares(["device", "far", "disk"]))),
         direct=frozenset({"device"}),
-        in_place=frozenset({"device"}),
+        in_place=frozenset({"device"} if codec.keeps_bytes else ()),
     )
-    cache = stale_cache(layout.tiles[0][0], page_tokens, heads[1], dtype)
-    past = {row: random_qkv(length + steps, *heads, dtype, seed=seed + row) for row, length in prompts.items()}
+    cache = stale_cache(layout.tiles[0][0], (heads[1], page_tokens, head_dim), codec, dtype, workers)
+    past = {
+        row: random_qkv(length + steps, *heads, dtype, seed=seed + row, head_dim=head_dim)
+        for row, length in prompts.items()
+    }
 
     rows = [RowStep(row=row, sequence=row, new_tokens=length, context=0) for row, length in prompts.items()]
     keys, values = (torch.cat([past[row][part][: prompts[row]] for row in numbers]) for part in (1, 2))
@@ -120,9 +168,41 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
         q, k, v = (torch.stack([past[r.row][part][r.context] for r in rows]) for part in range(3))
         cache.append(rows, k, v)
         attended = attend_tokens(rows, q, cache, gpu_batch_size, SCALE)
-        expected = [_last_token(past[row.row], row.context) for row in rows]
-        torch.testing.assert_close(attended.float(), torch.stack(expected), atol=TOLERANCE[dtype], rtol=0)
-        assert attended.dtype == dtype
+        by_pieces = attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, SCALE)
+        torch.testing.assert_close(attended, by_pieces, atol=TOLERANCE[dtype], rtol=0)
+        if codec.keeps_bytes:
+            expected = [_last_token(past[row.row], row.context) for row in rows]
+            torch.testing.assert_close(attended.float(), torch.stack(expected), atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (8, 2)])
+@pytest.mark.parametrize("num_threads", [2, 3, 7])
+def test_threads_change_no_bit(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], num_threads: int
+) -> None:
+    """Rows of very different context, so that a share ends inside a row."""
+    contexts, page_tokens = (100, 3, 1, 17), 4
+    tile = KVTile(rectangles=(Rectangle("device", "kv", 0, 4, 0, 26),), slotted=(), tail_rows=range(0))
+    cache = stale_cache(tile, (heads[1], page_tokens, HEAD_DIM), NoneCodec(), torch.bfloat16, workers)
+    rows = [RowStep(row=row, sequence=row, new_tokens=1, context=context) for row, context in enumerate(contexts)]
+    past = [RowStep(row=row.row, sequence=row.row, new_tokens=row.context + 1, context=0) for row in rows]
+    _, k, v = random_qkv(sum(row.new_tokens for row in past), *heads, torch.bfloat16, seed=1)
+    cache.write_prompts(past, k, v)
+    q, _, _ = random_qkv(len(rows), *heads, torch.bfloat16, seed=2)
+    alone = attend_tokens(rows, q, cache, 4, SCALE)
+    monkeypatch.setattr(host_attention, "_BYTES_A_THREAD", 64)
+    with torch_threads(num_threads):
+        assert torch.equal(attend_tokens(rows, q, cache, 4, SCALE), alone)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _last_token(past: Tensors, context: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexflow_engine.abc.step import RowStep, Step
+from flexflow_engine.abc.step import NextTokens, RowStep, Step
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 
 EOS = 2
@@ -22,8 +22,8 @@ class PretendedModel:
         self.scripts = scripts
         self.cached = [0] * len(scripts)
 
-    def run(self, step: Step) -> dict[int, list[int]]:
-        return {batch.gpu_batch: [self._sample(row) for row in batch.rows] for batch in step.batches}
+    def run(self, step: Step) -> dict[int, NextTokens]:
+        return {batch.gpu_batch: NextTokens([self._sample(row) for row in batch.rows]) for batch in step.batches}
 
     def _sample(self, row: RowStep) -> int:
         prompt = self.prompt_lengths[row.sequence]
@@ -52,7 +52,11 @@ def run_job(batcher: Batcher, model: PretendedModel, depth: int) -> tuple[list[S
 def make(prompts: list[int], max_new_tokens: int, *, rows: int, batches: int, ignore_eos: bool = False) -> Batcher:
     eos = () if ignore_eos else (EOS,)
     return Batcher(
-        prompts, max_new_tokens=max_new_tokens, eos_token_ids=eos, gpu_batch_size=rows, num_gpu_batches=batches
+        prompts,
+        max_new_tokens=[max_new_tokens] * len(prompts),
+        eos_token_ids=eos,
+        gpu_batch_size=rows,
+        num_gpu_batches=batches,
     )
 
 

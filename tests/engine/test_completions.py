@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import signal
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,9 @@ class Letters(Tokenizer):
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(" abcdefghijklmnopqrstuvwxyz".index(letter) for letter in text)
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        return self.encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(" abcdefghijklmnopqrstuvwxyz"[token_id] for token_id in token_ids)
@@ -57,6 +61,33 @@ def test_lines_are_those_of_the_user_surface(tmp_path: Path) -> None:
         },
     ]
     assert not path.with_name("out.jsonl.partial").exists()
+
+
+def test_scored_tokens_have_their_log_probabilities_and_the_job_a_perplexity(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with CompletionWriter(path, prompts(None, None), Letters()) as writer:
+        assert writer.likelihood is None
+        writer.add(FinishedSequence(0, (8, 9), "length", (math.log(0.25), math.log(0.5))))
+        writer.add(FinishedSequence(1, (8,), "length", (math.log(0.125),)))
+        writer.finish()
+        assert writer.likelihood is not None
+        assert writer.likelihood.tokens == 3
+        assert writer.likelihood.perplexity == pytest.approx(4.0)
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert first["token_logprobs"] == pytest.approx([-1.3862943611, -0.6931471806])
+    assert second["token_logprobs"] == pytest.approx([-2.0794415417])
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf"), -1e6])
+def test_a_likelihood_beyond_numbers_leaves_the_lines_json(tmp_path: Path, logprob: float) -> None:
+    path = tmp_path / "out.jsonl"
+    with CompletionWriter(path, prompts(None), Letters()) as writer:
+        writer.add(FinishedSequence(0, (8, 9), "length", (-1.0, logprob)))
+        writer.finish()
+        assert writer.likelihood is not None
+        assert writer.likelihood.perplexity is None
+    expected = logprob if math.isfinite(logprob) else None
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["token_logprobs"] == [-1.0, expected]
 
 
 @given(order=st.permutations(range(6)))

@@ -25,8 +25,10 @@ from flexflow_engine.jobs.sizes import UNITS
 from flexflow_engine.plugins import BLOCK_VARIABLE, CONTRACTS, HOOKS, Kind, Registry
 
 ROOT = Path(__file__).parents[2]
-RECIPES, PLUGINS, STORE = (ROOT / "docs" / f"{name}.md" for name in ("recipes", "plugins", "store"))
-DOCUMENTS = (ROOT / "README.md", RECIPES, PLUGINS, STORE)
+RECIPES, PLUGINS, STORE, PERFORMANCE = (
+    ROOT / "docs" / f"{name}.md" for name in ("recipes", "plugins", "store", "performance")
+)
+DOCUMENTS = (ROOT / "README.md", RECIPES, PLUGINS, STORE, PERFORMANCE)
 SMALL_JOB = (
     "--set=workload.prompts={synthetic: {count: 3, prompt_tokens: 8}}",
     "--set=workload.max_new_tokens=3",

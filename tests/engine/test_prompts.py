@@ -14,11 +14,11 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.errors import CheckpointError, ProblemsError, PromptError
 from flexflow_engine.jobs.prompts import Prompt, load_prompts, read_prompts, synthetic_prompts
-from flexflow_engine.jobs.recipe import SyntheticPrompts, Workload
+from flexflow_engine.jobs.recipe import Generate, Score, SyntheticPrompts, Workload
 from flexflow_engine.jobs.tokenizer import FastTokenizer, Tokenizer, TransformersTokenizer, load_tokenizer
 
 BOS = 2
-MAX_NEW_TOKENS = 4
+GENERATE = Generate(max_new_tokens=4, ignore_eos=True)
 CONFIG = ModelConfig(
     model_type="opt",
     num_layers=1,
@@ -69,7 +69,7 @@ def write(tmp_path: Path, *lines: Any) -> Path:
 
 
 def read(path: Path, tokenizer: Tokenizer | None = None) -> tuple[Prompt, ...]:
-    return read_prompts(path, tokenizer, CONFIG, MAX_NEW_TOKENS)
+    return read_prompts(path, tokenizer, CONFIG, GENERATE)
 
 
 def problems_of(path: Path, tokenizer: Tokenizer | None = None) -> list[str]:
@@ -171,11 +171,57 @@ def test_every_bad_line_is_counted_and_the_first_twenty_are_shown(tmp_path: Path
     assert found[-1] == "FILE: 5 more lines can't be used"
 
 
+def test_a_completion_to_score_follows_its_prompt_without_special_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    ids = {"prompt_token_ids": [2, 7], "completion_token_ids": [9, 8, 2], "expected": "x"}
+    path = write(tmp_path, {"prompt": "the", "completion": " town", "expected": " town"}, ids)
+    text, given = read_prompts(path, tokenizer, CONFIG, Score())
+    assert text.token_ids == tokenizer.encode("the")
+    assert (BOS, *text.completion) == tokenizer.encode(" town")
+    assert (given.token_ids, given.completion) == ((2, 7), (9, 8, 2))
+    assert {text.expected, given.expected} == {None}, "nothing is asked, so nothing is compared"
+
+
+def test_a_job_that_generates_takes_no_notice_of_completions(tmp_path: Path) -> None:
+    (prompt,) = read(write(tmp_path, {"prompt_token_ids": [5], "completion_token_ids": [6]}))
+    assert prompt.completion == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ({"prompt_token_ids": [5]}, "the line has no completion to score; give `completion` or `completion_token_ids`"),
+        ({"prompt_token_ids": [5], "completion": "a"}, "no tokenizer for a text to score; give `completion_token_ids`"),
+        ({"prompt_token_ids": [5], "completion_token_ids": []}, "the completion has no token to score"),
+        ({"prompt_token_ids": [5], "completion_token_ids": [280]}, "token id 280 is out of the model's vocabulary"),
+        (
+            {"prompt_token_ids": [5] * 9, "completion_token_ids": [6] * 8},
+            "9 prompt tokens and 8 of the completion are more than the model's 16 positions",
+        ),
+        (
+            {"prompt_token_ids": [5], "completion": "a", "completion_token_ids": [6]},
+            "both `completion` and `completion_token_ids` given",
+        ),
+    ],
+)
+def test_a_line_that_can_t_be_scored_is_told_with_its_number(tmp_path: Path, line: Any, problem: str) -> None:
+    usable = {"prompt_token_ids": [5] * 8, "completion_token_ids": [6] * 8}
+    with pytest.raises(ProblemsError) as caught:
+        read_prompts(write(tmp_path, usable, line), None, CONFIG, Score())
+    (found,) = map(str, caught.value.problems)
+    assert ", line 2: " in found
+    assert problem in found
+
+
+def test_a_text_without_tokens_can_t_be_scored(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ProblemsError, match="no token to score"):
+        read_prompts(write(tmp_path, {"prompt": "the", "completion": ""}), tokenizer, CONFIG, Score())
+
+
 def test_synthetic_prompts_are_seeded_and_avoid_special_ids() -> None:
     synthetic = SyntheticPrompts(count=5, prompt_tokens=8)
-    prompts = synthetic_prompts(synthetic, CONFIG, MAX_NEW_TOKENS)
-    assert prompts == load_prompts(Workload(prompts=synthetic, max_new_tokens=4, ignore_eos=True), None, CONFIG)
-    assert prompts != synthetic_prompts(replace(synthetic, seed=1), CONFIG, MAX_NEW_TOKENS)
+    prompts = synthetic_prompts(synthetic, CONFIG, GENERATE.max_new_tokens)
+    assert prompts == load_prompts(Workload(prompts=synthetic, task=GENERATE), None, CONFIG)
+    assert prompts != synthetic_prompts(replace(synthetic, seed=1), CONFIG, GENERATE.max_new_tokens)
     assert [len(prompt.token_ids) for prompt in prompts] == [8] * 5
     assert all(4 <= token_id < CONFIG.vocab_size for prompt in prompts for token_id in prompt.token_ids)
     assert len({prompt.custom_id for prompt in prompts}) == 5
@@ -188,7 +234,7 @@ def test_synthetic_prompts_stay_within_a_tiny_vocabulary() -> None:
 
 def test_synthetic_prompts_beyond_the_positions_are_refused() -> None:
     with pytest.raises(PromptError, match="shorten the prompt to 12 tokens"):
-        synthetic_prompts(SyntheticPrompts(count=1, prompt_tokens=13), CONFIG, MAX_NEW_TOKENS)
+        synthetic_prompts(SyntheticPrompts(count=1, prompt_tokens=13), CONFIG, GENERATE.max_new_tokens)
 
 
 def test_a_tokenizer_json_is_used_whole_and_decodes_without_special_tokens(tokenizer: Tokenizer) -> None:

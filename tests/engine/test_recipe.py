@@ -9,7 +9,7 @@ import yaml
 
 from flexflow_engine.abc.codec import NoCodecOptions
 from flexflow_engine.jobs.load import load_recipe
-from flexflow_engine.jobs.recipe import CodecRecipe, CodecsRecipe, Recipe, SyntheticPrompts
+from flexflow_engine.jobs.recipe import CodecRecipe, CodecsRecipe, Generate, Recipe, Score, SyntheticPrompts, Workload
 from flexflow_engine.jobs.schema import recipe_schema
 from flexflow_engine.jobs.sizes import format_size, parse_size
 from flexflow_engine.plugins import Registry
@@ -66,7 +66,7 @@ def test_a_recipe_is_read_whole(path: Path, registry: Registry) -> None:
 
 
 def test_synthetic_prompts_imply_ignoring_eos(path: Path, registry: Registry) -> None:
-    assert load(path, registry).workload.ignore_eos
+    assert load(path, registry).workload.task == Generate(max_new_tokens=4, ignore_eos=True)
 
 
 def test_synthetic_prompts_may_stand_under_prompts(path: Path, registry: Registry) -> None:
@@ -82,7 +82,13 @@ def test_a_prompt_file_and_a_local_checkpoint_lie_beside_the_recipe(path: Path, 
     recipe = load(path, registry, "workload={prompts: data/p.jsonl, max_new_tokens: 4}", "model.checkpoint=weights")
     assert recipe.workload.prompts == path.parent / "data" / "p.jsonl"
     assert recipe.model.checkpoint == str(path.parent / "weights")
-    assert not recipe.workload.ignore_eos
+    assert recipe.workload.task == Generate(max_new_tokens=4, ignore_eos=False)
+
+
+def test_a_job_that_scores_needs_no_number_of_tokens(path: Path, registry: Registry) -> None:
+    (path.parent / "p.jsonl").write_text("")
+    recipe = load(path, registry, "workload={task: score, prompts: p.jsonl}")
+    assert recipe.workload == Workload(prompts=path.parent / "p.jsonl", task=Score())
 
 
 def test_a_hub_id_stays_what_it_is(path: Path, registry: Registry) -> None:

@@ -1,26 +1,40 @@
-"""Shard files: what is written is read, by us and by stock Zarr, and damage is found."""
+"""Shard files: what is written is read, by us and by stock Zarr, whatever is aligned, and damage is found."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.store.access import BUFFERED, MODES, Access, OpenFile
 from flexflow_engine.store.array import ArrayLayout, create_array
-from flexflow_engine.store.shard import ShardFile
+from flexflow_engine.store.index import open_complete, read_index, write_index
+from flexflow_engine.store.shard import BLOCK_NBYTES, CHECKSUM_NBYTES, ShardFile
+from flexflow_engine.store.units import read_units, write_units
 from store.stores import flip_byte
 
+LEAST_BUFFER = 3 * BLOCK_NBYTES
+"""The smallest that an access takes: units of two blocks go through it in pieces."""
+UNIT_NBYTES = (1, 70, 508, 512, 4092, 4093, 4096, 5000, 8188, 8192, 20_480, 33_000)
+"""Around a sector, a block, a block with its checksum, and the least buffer."""
+SHIFTS = (0, 1, 512)
+"""Of memory against blocks."""
 
-def make(folder: Path, num_units: int, unit_nbytes: int) -> ShardFile:
+
+def make(folder: Path, num_units: int, unit_nbytes: int, *, packed: bool = True) -> ShardFile:
+    """packed: each unit right behind the one before, as weights are; else in blocks of its own, as the cache is."""
     layout = ArrayLayout.opaque(num_units=num_units, unit_nbytes=unit_nbytes, units_per_page=num_units)
+    layout = replace(layout, attributes=()) if packed else layout
     create_array(folder, layout)
     file = layout.page_file(folder, 0, name="fc1", fix="import again")
     file.path.parent.mkdir(parents=True)
@@ -28,56 +42,92 @@ def make(folder: Path, num_units: int, unit_nbytes: int) -> ShardFile:
 
 
 @contextmanager
-def opened(file: ShardFile) -> Iterator[int]:
-    descriptor = os.open(file.path, os.O_RDWR | os.O_CREAT)
+def opened(file: ShardFile, access: Access | None = None) -> Iterator[OpenFile]:
+    """Open for reading and writing; through the page cache, unless `access` says otherwise."""
+    access = access or Access(BUFFERED)
+    descriptor = os.open(file.path, os.O_RDWR | os.O_CREAT | access.mode.flags)
     try:
-        yield descriptor
+        with access.using(descriptor) as opened_file:
+            yield opened_file
     finally:
         os.close(descriptor)
 
 
-def random_units(count: int, unit_nbytes: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def random_units(count: int, unit_nbytes: int) -> HostBytes:
     return np.random.default_rng(count).integers(1, 256, count * unit_nbytes).astype(np.uint8)
+
+
+def shifted(nbytes: int, by: int) -> HostBytes:
+    """Memory that begins `by` bytes behind a block."""
+    memory = np.zeros(nbytes + 2 * BLOCK_NBYTES, np.uint8)
+    return memory[-memory.ctypes.data % BLOCK_NBYTES + by :][:nbytes]
 
 
 def written_file(folder: Path, num_units: int = 4, unit_nbytes: int = 10) -> ShardFile:
     file = make(folder, num_units, unit_nbytes)
     with opened(file) as descriptor:
-        file.write_units(descriptor, 0, num_units, random_units(num_units, unit_nbytes))
-        file.write_index(descriptor, np.ones(num_units, np.bool_))
+        write_units(file, descriptor, 0, num_units, random_units(num_units, unit_nbytes))
+        write_index(file, descriptor.descriptor, np.ones(num_units, np.bool_))
     return file
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data(), num_units=st.integers(1, 40), unit_nbytes=st.integers(1, 70))
+@pytest.fixture(params=MODES, ids=["direct", "direct, blocks in memory", "buffered"])
+def access(request: pytest.FixtureRequest, tmp_path: Path) -> Access:
+    """Every way to open files that works in the tests' folder, with the least buffer."""
+    sample = tmp_path / "sample"
+    sample.write_bytes(bytes(BLOCK_NBYTES))
+    if request.param is not BUFFERED and Access.tried_on(sample).mode is BUFFERED:
+        pytest.skip("the file system of the temporary folder refuses direct I/O")
+    return Access(request.param, buffer_nbytes=LEAST_BUFFER)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])  # an access keeps no state
+@given(data=st.data(), unit_nbytes=st.sampled_from(UNIT_NBYTES), packed=st.booleans())
 def test_any_units_written_in_any_order_are_read_back_and_stock_zarr_agrees(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, num_units: int, unit_nbytes: int
+    tmp_path_factory: pytest.TempPathFactory,
+    access: Access,
+    data: st.DataObject,
+    unit_nbytes: int,
+    packed: bool,
 ) -> None:
-    file = make(tmp_path_factory.mktemp("array"), num_units, unit_nbytes)
+    num_units = data.draw(st.integers(1, 12))
+    file = make(tmp_path_factory.mktemp("array"), num_units, unit_nbytes, packed=packed)
     expected = np.zeros((num_units, unit_nbytes), np.uint8)
     written = np.zeros(num_units, np.bool_)
-    with opened(file) as descriptor:
+    with opened(file, None if packed else access) as writer:
         for value in range(1, data.draw(st.integers(0, 6)) + 1):
             first = data.draw(st.integers(0, num_units - 1))
             count = data.draw(st.integers(1, num_units - first))
-            expected[first : first + count] = value
+            units = shifted(count * unit_nbytes, by=data.draw(st.sampled_from(SHIFTS)))
+            units[:] = np.arange(len(units)) % 251 + value
+            expected[first : first + count] = units.reshape(count, unit_nbytes)
             written[first : first + count] = True
-            file.write_units(descriptor, first, count, np.full(count * unit_nbytes, value, np.uint8))
-        file.write_index(descriptor, written)
-        assert np.array_equal(file.read_index(descriptor), written)
-        for unit in np.flatnonzero(written):
-            out = np.empty(unit_nbytes, np.uint8)
-            file.read_units(descriptor, int(unit), 1, out)
-            assert np.array_equal(out, expected[unit])
+            write_units(file, writer, first, count, units)
+    with opened(file) as writer:
+        write_index(file, writer.descriptor, written)
+    with opened(file, access) as reader:
+        assert np.array_equal(read_index(file, reader), written)
+        for first, stop in runs(written):
+            out = shifted((stop - first) * unit_nbytes, by=data.draw(st.sampled_from(SHIFTS)))
+            read_units(file, reader, first, stop - first, out)
+            assert np.array_equal(out, expected[first:stop].reshape(-1))
     stock = zarr.open_array(file.path.parents[2], mode="r")
     assert np.array_equal(np.asarray(stock[:]), expected)
 
 
-def test_more_units_than_one_call_takes_are_moved(tmp_path: Path) -> None:
-    file = written_file(tmp_path, num_units=1500, unit_nbytes=8)
+def runs(written: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[tuple[int, int]]:
+    """Adjoining units that were written, and each of them alone."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], written.astype(np.int8), [0]])))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)] + [(int(u), int(u) + 1) for u in np.flatnonzero(written)]
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "in blocks"])
+def test_more_units_than_one_call_takes_are_moved(tmp_path: Path, packed: bool) -> None:
+    file = make(tmp_path, num_units=1500, unit_nbytes=8, packed=packed)
     out = np.empty(1400 * 8, np.uint8)
     with opened(file) as descriptor:
-        file.read_units(descriptor, 100, 1400, out)
+        write_units(file, descriptor, 0, 1500, random_units(1500, 8))
+        read_units(file, descriptor, 100, 1400, out)
     assert np.array_equal(out, random_units(1500, 8)[800:])
 
 
@@ -89,61 +139,94 @@ def test_a_page_of_one_unit_is_byte_for_byte_what_stock_zarr_writes(tmp_path: Pa
     assert file.path.read_bytes() == ours
 
 
-@pytest.mark.parametrize("offset", [14, 23, 24, 27], ids=["first byte", "last byte", "checksum", "checksum's end"])
-def test_a_flipped_byte_is_found_and_names_tensor_file_and_unit(tmp_path: Path, offset: int) -> None:
-    file = written_file(tmp_path)
+def test_whole_blocks_are_read_straight_into_aligned_memory(tmp_path: Path, access: Access) -> None:
+    """The buffer holds what went through it: of a unit of five blocks, the checksum behind them and nothing else."""
+    file = written_file(tmp_path, num_units=1, unit_nbytes=5 * BLOCK_NBYTES)
+    out = shifted(5 * BLOCK_NBYTES, by=0)
+    with opened(file, access) as reader:
+        reader.buffer.fill(0)
+        read_units(file, reader, 0, 1, out)
+        assert not reader.buffer[CHECKSUM_NBYTES + file.index_nbytes :].any()
+    assert np.array_equal(out, random_units(1, 5 * BLOCK_NBYTES))
+
+
+def damaged_file(folder: Path, unit_nbytes: int, offset: int) -> ShardFile:
+    file = written_file(folder, unit_nbytes=unit_nbytes)
     flip_byte(file.path, offset)
-    with opened(file) as descriptor, pytest.raises(CorruptDataError, match="unit 1 of fc1") as caught:
-        file.read_units(descriptor, 0, 4, np.empty(40, np.uint8))
+    return file
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "not aligned"])
+@pytest.mark.parametrize("byte", [0, 4999, 8191, 8192, 19_999, 20_000, 20_003])
+def test_a_flipped_byte_is_found_wherever_it_is_and_however_the_unit_is_read(
+    tmp_path: Path, access: Access, byte: int, shift: int
+) -> None:
+    """In whole blocks, in the rest behind them, in the checksum; in place, through the buffer and in pieces."""
+    file = make(tmp_path, 1, 20_000, packed=False)
+    with opened(file) as writer:
+        write_units(file, writer, 0, 1, random_units(1, 20_000))
+    flip_byte(file.path, byte)
+    with opened(file, access) as reader, pytest.raises(CorruptDataError, match="unit 0 of fc1") as caught:
+        read_units(file, reader, 0, 1, shifted(20_000, by=shift))
     assert caught.value.where == str(file.path)
     assert caught.value.fix == "import again"
 
 
-def test_units_beside_a_damaged_one_are_still_read(tmp_path: Path) -> None:
-    file = written_file(tmp_path)
-    flip_byte(file.path, 14)
+@pytest.mark.parametrize("offset", [14, 23, 24, 27], ids=["first byte", "last byte", "checksum", "checksum's end"])
+def test_the_damaged_one_among_several_units_is_named(tmp_path: Path, access: Access, offset: int) -> None:
+    file = damaged_file(tmp_path, 10, offset)
+    with opened(file, access) as reader, pytest.raises(CorruptDataError, match="unit 1 of fc1"):
+        read_units(file, reader, 0, 4, np.empty(40, np.uint8))
+
+
+def test_units_beside_a_damaged_one_are_still_read(tmp_path: Path, access: Access) -> None:
+    file = damaged_file(tmp_path, 10, 14)
     out = np.empty(20, np.uint8)
-    with opened(file) as descriptor:
-        file.read_units(descriptor, 2, 2, out)
+    with opened(file, access) as reader:
+        read_units(file, reader, 2, 2, out)
     assert np.array_equal(out, random_units(4, 10)[20:])
 
 
 @pytest.mark.parametrize("offset", [56, 64, -1], ids=["an offset", "a size", "the index's checksum"])
-def test_a_damaged_index_is_found_when_the_file_is_opened(tmp_path: Path, offset: int) -> None:
-    file = written_file(tmp_path)
-    flip_byte(file.path, offset)
+def test_a_damaged_index_is_found_when_the_file_is_opened(tmp_path: Path, access: Access, offset: int) -> None:
+    file = damaged_file(tmp_path, 10, offset)
     with pytest.raises(CorruptDataError, match="index of fc1"):
-        file.open_complete()
+        open_complete(file, access)
 
 
 @pytest.mark.parametrize("nbytes", [0, 30, 123], ids=["empty", "cut in a unit", "one byte short"])
-def test_a_cut_file_is_found(tmp_path: Path, nbytes: int) -> None:
+def test_a_cut_file_is_found(tmp_path: Path, access: Access, nbytes: int) -> None:
     file = written_file(tmp_path)
     os.truncate(file.path, nbytes)
     with pytest.raises(CorruptDataError, match=f"has {nbytes} bytes instead of 124"):
-        file.open_complete()
+        open_complete(file, access)
 
 
-def test_a_file_cut_while_it_is_open_is_found(tmp_path: Path) -> None:
-    file = written_file(tmp_path)
-    with opened(file) as descriptor:
-        os.truncate(file.path, 30)
-        with pytest.raises(CorruptDataError, match="ends at byte 30"):
-            file.read_units(descriptor, 0, 4, np.empty(40, np.uint8))
+@pytest.mark.parametrize("nbytes", [0, 30, 4096, 12_288, 15_000, 20_003])
+@pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "not aligned"])
+def test_a_file_cut_while_it_is_open_is_found(tmp_path: Path, access: Access, nbytes: int, shift: int) -> None:
+    file = written_file(tmp_path, num_units=1, unit_nbytes=20_000)
+    with opened(file, access) as reader:
+        os.truncate(file.path, nbytes)
+        with pytest.raises(CorruptDataError, match=f"ends at byte {nbytes}, before its last unit"):
+            read_units(file, reader, 0, 1, shifted(20_000, by=shift))
 
 
-def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_storage_error(tmp_path: Path, access: Access) -> None:
     file = written_file(tmp_path)
     file.path.unlink()
     with pytest.raises(StorageError, match="no such file"):
-        file.open_complete()
+        open_complete(file, access)
 
 
-def test_reading_fills_the_callers_buffer_in_place(tmp_path: Path) -> None:
-    file = written_file(tmp_path)
-    around = np.zeros(60, np.uint8)
-    with opened(file) as descriptor:
-        file.read_units(descriptor, 0, 4, around[10:50])
-    assert np.array_equal(around[10:50], random_units(4, 10))
+@pytest.mark.parametrize("unit_nbytes", [10, 5000, 20_000])
+def test_reading_fills_the_callers_buffer_and_nothing_beside_it(
+    tmp_path: Path, access: Access, unit_nbytes: int
+) -> None:
+    file = written_file(tmp_path, unit_nbytes=unit_nbytes)
+    around = np.zeros(4 * unit_nbytes + 20, np.uint8)
+    with opened(file, access) as reader:
+        read_units(file, reader, 0, 4, around[10:-10])
+    assert np.array_equal(around[10:-10], random_units(4, unit_nbytes))
     assert not around[:10].any()
-    assert not around[50:].any()
+    assert not around[-10:].any()

@@ -1,7 +1,8 @@
 """The disk tier: regions and weights in Zarr v3 files, every unit verified when it is read.
 
 Scratch regions live in a folder of the run and are removed with it. Weights are served from the weight store's own
-files, without a copy. I/O goes through the system's page cache.
+files, without a copy. I/O goes past the system's page cache where the file system allows it, straight from and to the
+engine's slots where they are aligned as direct I/O asks, else through buffers: one of 4 MiB for each lane's thread.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any, ClassVar
 
 from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, StoredTensor, Tier
 from flexflow_engine.errors import StorageError
-from flexflow_engine.store.descriptors import Descriptors
+from flexflow_engine.store.access import Access
 from flexflow_engine.store.failures import reporting
-from flexflow_engine.store.scratch import RunFolder, ScratchArray
+from flexflow_engine.store.scratch import RunFolder, ScratchArray, scratch_nbytes
 from flexflow_engine.store.weights import StoredUnits
 
 
@@ -44,15 +45,19 @@ class ZarrTier(Tier):
     Options: ClassVar[type[Any]] = ZarrOptions
     reads_store: ClassVar[bool] = True
     read_concurrency: ClassVar[int] = 2
-    write_concurrency: ClassVar[int] = 1
+    write_concurrency: ClassVar[int] = 2
 
     def __init__(self, *, label: str, budget_bytes: int, options: ZarrOptions) -> None:
         """Removes what dead runs left in the folder. Raises StorageError when it can't be written."""
         super().__init__(label=label, budget_bytes=budget_bytes, options=options)
         self._run = RunFolder(Path(options.path))
-        self._descriptors = Descriptors()
+        self._access = Access.tried_on(self._run.sample)
         self._unwritten_nbytes = 0
         self._lock = Lock()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return self._access.notices(Path(self.options.path))
 
     @classmethod
     def store_root(cls, options: Any) -> Path:
@@ -72,7 +77,7 @@ class ZarrTier(Tier):
             )
 
     def attach(self, tensor: StoredTensor, *, placed_units: int) -> Region:
-        units = StoredUnits(tensor, self._descriptors)
+        units = StoredUnits(tensor, self._access)
         units.check_pages()
         counted = placed_units * tensor.unit_nbytes
         self.reserve(counted, what=tensor.name)
@@ -101,14 +106,14 @@ class ZarrTier(Tier):
         units.flush()
 
     def close(self) -> None:
-        self._descriptors.close()
+        self._access.close()
         self._unwritten_nbytes = 0
         self.used_bytes = 0
         self._run.close()
 
     def _allocate(self, spec: RegionSpec) -> _Handle:
         self._check_space(spec)
-        units = ScratchArray(self._run.path, spec, self._descriptors)
+        units = ScratchArray(self._run.path, spec, self._access)
         self._unwritten_nbytes += units.unwritten_nbytes
         return _Handle(units, spec.nbytes)
 
@@ -122,9 +127,10 @@ class ZarrTier(Tier):
         """Files are sparse: what other regions have not written yet is promised, though the disk does not show it."""
         with reporting(self._run.path):
             free = shutil.disk_usage(self._run.path).free
-        if spec.nbytes > free - self._unwritten_nbytes:
+        needed = scratch_nbytes(spec)
+        if needed > free - self._unwritten_nbytes:
             raise StorageError(
-                f"{spec.name} needs {spec.nbytes} bytes, and {max(0, free - self._unwritten_nbytes)} are free",
+                f"{spec.name} needs {needed} bytes, and {max(0, free - self._unwritten_nbytes)} are free",
                 where=str(self._run.path.parent.parent),
                 fix=f"free some space there, or choose a path for tiers.{self.label} on a larger disk",
             )

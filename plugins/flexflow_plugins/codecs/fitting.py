@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from flexflow_plugins.codecs.jit import finite_kernel, kernel
-from flexflow_plugins.codecs.numbers import MAX_HALF, float_to_half, half_at_least, half_at_most, half_to_float
+from flexflow_engine.cpu.jit import finite_kernel, kernel
+from flexflow_engine.cpu.numbers import MAX_HALF, float_to_half, half_at_least, half_at_most, half_to_float
 
 _CUTS = 4
 """Starts at either end: 0, 1/3, 2/3 and 1 of a covering step are cut off."""

@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.codec import Codec, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError, RecipeError
 from flexflow_plugins.codecs import on_device, threads
@@ -63,6 +63,7 @@ class GroupQuantCodec(Codec):
     """What the two sizes share."""
 
     bits: ClassVar[int]
+    decodes_in_kernels = True
 
     def __init__(self, options: Any = None) -> None:
         """options: an instance of `Options`; its defaults without. Raises RecipeError for a group of no use."""
@@ -102,6 +103,9 @@ class GroupQuantCodec(Codec):
         self._check(out, encoded)
         backend = threads if out.device.type == "cpu" else on_device
         backend.decode(self, encoded, out)
+
+    def kernel_decoder(self, shape: tuple[int, ...]) -> KernelDecoder:
+        return threads.decoder(self, prod(shape))
 
     def error_bound(self, values: torch.Tensor) -> torch.Tensor:
         """Half a step of the covering grid, a whole one where the encoder searches, and the dtype's own rounding.

@@ -1,8 +1,8 @@
 """Encoding and decoding of groups, compiled.
 
-A kernel works on the groups `span` = (first, stop) of many tensors, counted through all of them, so that threads share
+`encode` works on the groups `span` = (first, stop) of many tensors, counted through all of them, so that threads share
 the work by ranges. Arrays come as (1-D array, elements from one tensor to the next): `encoded` of uint8, `values` of
-float32, uint16 or int16 (see numbers.py). `shape` is (numbers a tensor, group size, bits a code).
+float32, uint16 or int16 (see flexflow_engine.cpu.numbers). `shape` is (numbers a tensor, group size, bits a code).
 
     encoded   | codes: group_nbytes a group, the last cut short | scale, float16, a group | low, float16, a group |
     number    low + code * scale; the product is exact in float32, so every processor gets the same number
@@ -12,44 +12,55 @@ float32, uint16 or int16 (see numbers.py). `shape` is (numbers a tensor, group s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.cpu.jit import c_function, kernel
+from flexflow_engine.cpu.numbers import NAN_HALF, half_to_float, narrow, put_pair, widen
+from flexflow_engine.cpu.pointers import offset
 from flexflow_plugins.codecs.fitting import cover, quantise, search
-from flexflow_plugins.codecs.jit import kernel
-from flexflow_plugins.codecs.numbers import NAN_HALF, half_to_float, narrow, widen
 
-_NIBBLE = np.uint8(15)
+_NIBBLE, _HALF_BYTE = np.uint8(15), np.uint8(4)
+
+
+def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
+    """Numbers [first, first + count) of one tensor, by pointers; settings: shape. See `KernelDecoder`."""
+    size, group_size, bits = settings[0], settings[1], settings[2]
+    scales = (size * bits + 7) // 8
+    lows = scales + 2 * ((size + group_size - 1) // group_size)
+    start, stop = first, first + count
+    while start < stop:
+        group = start // group_size
+        end = min(stop, (group + 1) * group_size)
+        scale = half_to_float(_half_bits(encoded, scales + 2 * group))
+        low = half_to_float(_half_bits(encoded, lows + 2 * group))
+        numbers = offset(out, start - first)
+        if bits == 4:
+            _decode_nibbles(encoded, start, end, scale, low, numbers)
+        else:
+            codes = offset(encoded, start)
+            for i in range(end - start):
+                numbers[i] = narrow(np.float32(np.int32(codes[i])) * scale + low, numbers)
+        start = end
 
 
 @kernel
-def decode(encoded: Any, values: Any, shape: Any, span: Any) -> None:
-    """Fill the groups' places in `values`."""
-    (data, data_stride), (numbers, stride), (size, group_size, bits), (first, stop) = encoded, values, shape, span
-    num_groups = (size + group_size - 1) // group_size
-    scales = (size * bits + 7) // 8
-    tensor, group = first // num_groups, first % num_groups
-    for _ in range(first, stop):
-        start, base = group * group_size, tensor * data_stride
-        scale = half_to_float(_half_bits(data, base + scales + 2 * group))
-        low = half_to_float(_half_bits(data, base + scales + 2 * (num_groups + group)))
-        count = min(group_size, size - start)
-        codes = data[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8]
-        out = numbers[tensor * stride + start : tensor * stride + start + count]
-        if bits == 4:  # in place: calling a function with the slices counts references: a fifth slower
-            pairs = codes[: count // 2]
-            for i in range(len(pairs)):
-                out[2 * i] = narrow(np.float32(pairs[i] & _NIBBLE) * scale + low, out)
-                out[2 * i + 1] = narrow(np.float32(pairs[i] >> np.uint8(4)) * scale + low, out)
-            if count % 2:
-                out[count - 1] = narrow(np.float32(codes[count // 2] & _NIBBLE) * scale + low, out)
-        else:
-            for i in range(len(codes)):
-                out[i] = narrow(np.float32(codes[i]) * scale + low, out)
-        group += 1
-        if group == num_groups:
-            tensor, group = tensor + 1, 0
+def _decode_nibbles(encoded: Any, start: Any, end: Any, scale: Any, low: Any, numbers: Any) -> None:
+    """Codes [start, end) of one group."""
+    odd = start % 2
+    if odd:
+        numbers[0] = narrow(np.float32(np.int32(encoded[start // 2] >> _HALF_BYTE)) * scale + low, numbers)
+    pairs, rest = offset(encoded, (start + odd) // 2), offset(numbers, odd)
+    count = (end - start - odd) // 2
+    for i in range(count):
+        pair = np.uint32(pairs[i])
+        first = np.float32(np.int32(pair & np.uint32(15))) * scale + low
+        put_pair(rest, i, first, np.float32(np.int32(pair >> np.uint32(4))) * scale + low)
+    if (end - start - odd) % 2:
+        rest[2 * count] = narrow(np.float32(np.int32(pairs[count] & _NIBBLE)) * scale + low, rest)
 
 
 @kernel
@@ -111,3 +122,15 @@ def _half_bits(encoded: Any, place: Any) -> Any:
 def _store_half(encoded: Any, place: Any, bits: Any) -> None:
     encoded[place] = np.uint8(bits & np.uint32(0xFF))
     encoded[place + 1] = np.uint8(bits >> np.uint32(8))
+
+
+def _decoder(number: str) -> Any:
+    """`decode` into numbers of one type, as a C function."""
+    return c_function(f"void(CPointer(uint8), CPointer(int64), int64, int64, CPointer({number}))")(decode)
+
+
+DECODERS: Mapping[DType, Any] = {  # last: compiled as soon as it is read
+    "float32": _decoder("float32"),
+    "bfloat16": _decoder("uint16"),
+    "float16": _decoder("int16"),
+}

@@ -16,8 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flexflow_engine.abc.codec import KernelDecoder
+
 _NUMBERS_PER_THREAD = {"decode": 2**19, "minmax": 2**18, "search": 2**14}
 """Below that, starting a thread (50 us) takes longer than it saves."""
+_GROUPS_AT_ONCE = 64
+"""That one call of the compiled decoder decodes."""
 _ARRAY_TYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16}
 
 
@@ -35,18 +39,23 @@ class Format(Protocol):
         """`search` or `minmax`."""
 
 
-def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
-    """encoded uint8 [n, nbytes] into out [n, *shape], any float dtype, on the CPU."""
+def decoder(form: Format, size: int) -> KernelDecoder:
+    """Of tensors of `size` numbers."""
     from flexflow_plugins.codecs import kernels  # noqa: PLC0415  # Numba takes half a second to import
 
+    addresses = {dtype: function.address for dtype, function in kernels.DECODERS.items()}
+    return KernelDecoder(addresses, (size, form.group_size, form.bits), kernels.DECODERS)
+
+
+def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
+    """encoded uint8 [n, nbytes] into out [n, *shape], any float dtype, on the CPU."""
+    from flexflow_engine.cpu.decoding import Decoding  # noqa: PLC0415  # Numba takes half a second to import
+
     target = out if _is_dense(out) and out.dtype in _ARRAY_TYPES else torch.empty(out.shape, dtype=torch.float32)
-    source, numbers = _memory(encoded if _is_dense(encoded) else encoded.contiguous()), _memory(target)
-    shape = prod(out.shape[1:]), form.group_size, form.bits
-
-    def work(first: int, stop: int) -> None:
-        kernels.decode(source, numbers, shape, (first, stop))
-
-    _share(work, _groups(form, out), min(torch.get_num_threads(), out.numel() // _NUMBERS_PER_THREAD["decode"]))
+    source = encoded if _is_dense(encoded) else encoded.contiguous()
+    decoding = Decoding(decoder(form, prod(out.shape[1:])), source, target, block=form.group_size * _GROUPS_AT_ONCE)
+    parts = min(torch.get_num_threads(), out.numel() // _NUMBERS_PER_THREAD["decode"])
+    _share(decoding.run, decoding.num_blocks, parts)
     if target is not out:
         out.copy_(target)
 
@@ -80,12 +89,12 @@ def _groups(form: Format, values: torch.Tensor) -> int:
     return len(values) * ceil(prod(values.shape[1:]) / form.group_size)
 
 
-def _share(work: Callable[[int, int], None], groups: int, parts: int) -> None:
-    """Call `work` with ranges that cover all groups, in `parts` threads, this one among them."""
+def _share(work: Callable[[int, int], None], count: int, parts: int) -> None:
+    """Call `work` with ranges that cover 0 ... count, in `parts` threads, this one among them."""
     if parts <= 1:
-        work(0, groups)
+        work(0, count)
         return
-    bounds = [groups * part // parts for part in range(parts + 1)]
+    bounds = [count * part // parts for part in range(parts + 1)]
     with ThreadPoolExecutor(parts - 1, thread_name_prefix="codec") as pool:
         others = [pool.submit(work, bounds[part], bounds[part + 1]) for part in range(1, parts)]
         work(0, bounds[1])

@@ -14,40 +14,31 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba.extending import overload
 
-from flexflow_plugins.codecs.jit import kernel
+from flexflow_engine.cpu.jit import intrinsic, kernel
+from flexflow_engine.cpu.pointers import store_pair
 
 MAX_HALF = np.float32(65504.0)
 NAN_HALF = np.uint32(0x7E00)
-_MAGNITUDE, _SIGN, _INFINITE = np.uint32(0x7FFF), np.uint32(0x8000), np.uint32(0x7C00)
+_MAGNITUDE, _SIGN = np.uint32(0x7FFF), np.uint32(0x8000)
+_HIGH = np.uint32(0xFFFF0000)
 
 
 @kernel
 def half_to_float(bits: Any) -> Any:
     """The number that the 16 bits of a float16 are, float32; exact."""
-    magnitude = np.uint32(bits) & _MAGNITUDE
-    # moving the exponent by 112 as a product makes subnormal numbers come out right
-    value = np.uint32(magnitude << np.uint32(13)).view(np.float32) * np.float32(2.0**112)
-    special = np.uint32((magnitude << np.uint32(13)) | np.uint32(0x7F800000)).view(np.float32)
-    value = value if magnitude < _INFINITE else special
-    return -value if np.uint32(bits) & _SIGN else value
+    return _widen_half(np.uint16(bits))
 
 
 @kernel
 def float_to_half(value: Any) -> Any:
     """The bits of the float16 next to `value`, uint32; beyond float16 the largest, NaN stays NaN."""
-    bits = np.float32(value).view(np.uint32)
-    size = np.float32(abs(np.float32(value)))
-    small = np.float32(size if size < MAX_HALF else MAX_HALF)
-    small_bits = small.view(np.uint32)
-    # to nearest, ties to even: half an ulp less one bit, and the last bit that stays (the exponent moves by -112)
-    normal = (small_bits - np.uint32(0x37FFF001) + ((small_bits >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
-    # adding 0.5 leaves a multiple of float16's smallest number, 2^-24, in the last bits
-    tiny = np.float32(small + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000)
-    rounded = tiny if small < np.float32(2.0**-14) else normal
-    rounded = rounded if size == size else NAN_HALF  # noqa: PLR0124  # NaN is what differs from itself
-    return rounded | ((bits >> np.uint32(16)) & _SIGN)
+    number = np.float32(value)
+    number = MAX_HALF if number > MAX_HALF else number
+    number = -MAX_HALF if number < -MAX_HALF else number
+    return np.uint32(_narrow_half(number))
 
 
 @kernel
@@ -68,13 +59,38 @@ def half_at_least(value: Any) -> Any:
     return bits if half_to_float(bits) >= value or bits == np.uint32(0x7BFF) else bits + np.uint32(1)
 
 
+@intrinsic
+def _widen_half(_: Any, bits: Any) -> Any:
+    """One instruction where processors have it, and it vectorises."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return numba.float32(numba.uint16), generate
+
+
+@intrinsic
+def _narrow_half(_: Any, number: Any) -> Any:
+    """To nearest, ties to even; infinite beyond float16."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return numba.uint16(numba.float32), generate
+
+
 def widen(number: Any) -> Any:
     """In a kernel: an element of an array of numbers as float32."""
     raise NotImplementedError
 
 
 def narrow(value: Any, array: Any) -> Any:
-    """In a kernel: float32 as an element of `array`, rounded to nearest."""
+    """In a kernel: float32 as an element of `array`, or of what a pointer points to, rounded to nearest."""
+    raise NotImplementedError
+
+
+def put_pair(values: Any, index: Any, first: Any, second: Any) -> Any:
+    """In a kernel: two float32 as elements 2 index and 2 index + 1 of what a pointer points to, rounded to nearest."""
     raise NotImplementedError
 
 
@@ -98,7 +114,32 @@ def _narrow(value: Any, array: Any) -> Callable[[Any, Any], Any]:
     return lambda value, array: np.int16(float_to_half(value))
 
 
+@overload(put_pair, strict=False)
+def _put_pair(values: Any, index: Any, first: Any, second: Any) -> Callable[[Any, Any, Any, Any], Any]:
+    if values.dtype == numba.float32:
+        return _put_floats
+    if values.dtype == numba.uint16:
+        return lambda values, index, first, second: store_pair(
+            values, index, (_rounded_to_bfloat(first) >> np.uint32(16)) | (_rounded_to_bfloat(second) & _HIGH)
+        )
+    assert values.dtype == numba.int16, values
+    return lambda values, index, first, second: store_pair(
+        values, index, float_to_half(first) | (float_to_half(second) << np.uint32(16))
+    )
+
+
+def _put_floats(values: Any, index: Any, first: Any, second: Any) -> None:
+    values[2 * index] = first
+    values[2 * index + 1] = second
+
+
 @kernel
 def _float_to_bfloat(value: Any) -> Any:
+    return np.uint16(_rounded_to_bfloat(value) >> np.uint32(16))
+
+
+@kernel
+def _rounded_to_bfloat(value: Any) -> Any:
+    """The upper half are the bits of the bfloat16 next to `value`, ties to even."""
     bits = np.float32(value).view(np.uint32)
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+    return np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))

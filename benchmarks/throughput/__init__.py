@@ -1,0 +1,1 @@
+"""What the benchmarks share: checkpoints, capped child processes, measured rates, rooflines, tables."""

@@ -1,0 +1,61 @@
+"""Random weights of a published OPT shape, as a Hugging Face folder with bfloat16 safetensors shards.
+
+    python -m throughput.checkpoint opt-1.3b FOLDER
+
+The numbers are those of `synthetic:opt-…`, so the folder is the same whoever makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from flexflow_engine.checkpoint.checkpoint import Checkpoint
+from flexflow_engine.checkpoint.source import open_checkpoint
+from flexflow_engine.plugins import Registry
+
+SHARD_NBYTES = 2**30
+CONFIG = "config.json"
+
+
+def checkpoint_folder(work: Path, model: str) -> Path:
+    """Where the checkpoint of a model lies in a folder of work."""
+    return work / "checkpoints" / model
+
+
+def make_checkpoint(model: str, folder: Path) -> None:
+    """Write the folder; its config.json comes last, so that a folder that has one is whole."""
+    registry = Registry.load()
+    models = {name: registry.model(name) for name in registry.names("model")}
+    checkpoint = open_checkpoint(f"synthetic:{model}", models, model_name="opt", dtype="bfloat16")
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: dict[str, str] = {}
+    for number, tensors in enumerate(_shards(checkpoint), start=1):
+        name = f"model-{number:05}.safetensors"
+        save_file(dict(tensors), folder / name, metadata={"format": "pt"})
+        shards |= dict.fromkeys(tensors, name)
+    index = {"metadata": {}, "weight_map": shards}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = dict(checkpoint.config) | {"architectures": ["OPTForCausalLM"], "dtype": "bfloat16"}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2))
+
+
+def _shards(checkpoint: Checkpoint) -> Iterator[Mapping[str, torch.Tensor]]:
+    """The tensors in groups of at least SHARD_NBYTES, but for the last."""
+    shard: dict[str, torch.Tensor] = {}
+    for spec in checkpoint.model.tensors():
+        shard[spec.name] = checkpoint.read_rows(spec.name, 0, spec.shape[0]).to(torch.bfloat16)
+        if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_NBYTES:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
+
+
+if __name__ == "__main__":
+    make_checkpoint(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,72 @@
+"""What is run: a model's shape, a memory cap, a workload and the engine's policy, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from throughput.checkpoint import checkpoint_folder
+
+MIB = 2**20
+GIB = 2**30
+
+RESERVE_NBYTES = 500 * MIB
+"""What a run takes beside its budgets: interpreter, libraries, and the page cache that they are read through."""
+DISK_BUDGET = "400GB"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """One row of a table. The compute tier's budget is the cap less the reserve; `disk` is the other tier."""
+
+    name: str
+    model: str
+    """A published OPT checkpoint's short name, such as opt-1.3b."""
+    cap_nbytes: int
+    """Of the whole process, page cache included."""
+    prompt_tokens: int
+    new_tokens: int
+    sequences: int
+    gpu_batch_size: int
+    num_gpu_batches: int
+    kv_page_tokens: int
+    weights_percent: float
+    """On the compute tier; the rest is on the disk. The same of the next two."""
+    kv_cache_percent: float
+    activations_percent: float
+    codecs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def encoded(self) -> bool:
+        return bool(self.codecs)
+
+    def recipe(self, work: Path) -> dict[str, Any]:
+        """The engine's recipe; the disk tier and the checkpoint lie in the folder `work`."""
+        return {
+            "name": self.name,
+            "model": {"plugin": "opt", "checkpoint": str(checkpoint_folder(work, self.model)), "dtype": "bfloat16"},
+            "tiers": {
+                "device": {"plugin": "cpu", "budget": self.cap_nbytes - RESERVE_NBYTES},
+                "disk": {"plugin": "zarr", "budget": DISK_BUDGET, "path": str(work / "disk")},
+            },
+            "codecs": dict(self.codecs),
+            "scheduler": {
+                "plugin": "fixed",
+                "gpu_batch_size": self.gpu_batch_size,
+                "num_gpu_batches": self.num_gpu_batches,
+                "kv_page_tokens": self.kv_page_tokens,
+                "weights": _shares(self.weights_percent),
+                "kv_cache": _shares(self.kv_cache_percent),
+                "activations": _shares(self.activations_percent),
+            },
+            "workload": {
+                "prompts": {"synthetic": {"count": self.sequences, "prompt_tokens": self.prompt_tokens}},
+                "max_new_tokens": self.new_tokens,
+            },
+        }
+
+
+def _shares(device_percent: float) -> dict[str, float]:
+    return {"device": device_percent, "disk": 100 - device_percent}

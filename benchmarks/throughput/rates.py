@@ -1,0 +1,123 @@
+"""The rates of this machine's resources, measured for a few seconds each.
+
+    python -m throughput.rates MODEL GPU_BATCH_SIZE FOLDER
+
+FOLDER has the files that are read, and takes a file that is written and removed. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from flexflow_tiers.zarr import ZarrTier
+from throughput.published import published_shape
+from throughput.roofline import Rates, Shape
+
+BLOCK_NBYTES = 8 * 2**20
+DISK_NBYTES = 2**30
+"""Read, and written."""
+PREFILL_ROWS = 1024
+REPEATS = 3
+MATMUL_SECONDS = 1.0
+MEMORY_NBYTES = 2**29
+
+
+def measure(shape: Shape, gpu_batch_size: int, folder: Path) -> Rates:
+    """Everything, one after another."""
+    files = sorted(folder.glob("*.safetensors"))
+    written = folder / "rates.tmp"
+    return Rates(
+        disk_read=_median(lambda: _read_rate(files)),
+        disk_write=_median(lambda: _write_rate(written)),
+        prefill_matmul=_matmul_rate(shape.hidden, PREFILL_ROWS),
+        decode_matmul=_matmul_rate(shape.hidden, gpu_batch_size),
+        memory_read=_memory_rate(),
+    )
+
+
+def _median(measure_once: Callable[[], float]) -> float:
+    return median(measure_once() for _ in range(REPEATS))
+
+
+def _read_rate(files: list[Path]) -> float:
+    """Bytes a second over blocks that are spread evenly over the files, so that no cache of the disk's has them all."""
+    sizes = {path: path.stat().st_size for path in files}
+    blocks = [(path, at) for path in files for at in range(0, sizes[path] - BLOCK_NBYTES, BLOCK_NBYTES)]
+    chosen = blocks[:: max(1, len(blocks) * BLOCK_NBYTES // DISK_NBYTES)]
+    descriptors = {path: os.open(path, os.O_RDONLY | os.O_DIRECT) for path in files}
+
+    def read(block: tuple[Path, int]) -> int:
+        with mmap.mmap(-1, BLOCK_NBYTES) as buffer:
+            return os.preadv(descriptors[block[0]], [buffer], block[1])
+
+    try:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(ZarrTier.read_concurrency) as threads:
+            nbytes = sum(threads.map(read, chosen))
+        return nbytes / (time.perf_counter() - started)
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+
+
+def _write_rate(path: Path) -> float:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600)
+    try:
+        with mmap.mmap(-1, BLOCK_NBYTES) as buffer, ThreadPoolExecutor(ZarrTier.write_concurrency) as threads:
+            buffer.write(os.urandom(BLOCK_NBYTES))
+            started = time.perf_counter()
+            starts = range(0, DISK_NBYTES, BLOCK_NBYTES)
+            nbytes = sum(threads.map(lambda at: os.pwritev(descriptor, [buffer], at), starts))
+            return nbytes / (time.perf_counter() - started)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
+def _matmul_rate(hidden: int, rows: int) -> float:
+    """Of the two feed-forward products of `rows` tokens: two thirds of a decoder layer's work. Its weights alternate
+    with others, as a layer's do.
+    """
+    x = torch.randn(rows, hidden, dtype=torch.bfloat16)
+    layers = [(torch.randn(4 * hidden, hidden, dtype=torch.bfloat16) * 0.02) for _ in range(4)]
+    for up in layers:
+        _feed_forward(x, up)
+    seconds, runs = 0.0, 0
+    while seconds < MATMUL_SECONDS:
+        started = time.perf_counter()
+        for up in layers:
+            _feed_forward(x, up)
+        seconds, runs = seconds + time.perf_counter() - started, runs + len(layers)
+    return runs * 16 * rows * hidden**2 / seconds
+
+
+def _feed_forward(x: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """x [rows, hidden] -> [rows, hidden]"""
+    return torch.nn.functional.linear(torch.nn.functional.linear(x, up), up.view(up.shape[1], up.shape[0]))
+
+
+def _memory_rate() -> float:
+    numbers = torch.zeros(MEMORY_NBYTES // 4)
+    rates = []
+    for _ in range(2 * REPEATS):
+        started = time.perf_counter()
+        numbers.sum()
+        rates.append(numbers.nbytes / (time.perf_counter() - started))
+    return max(rates)
+
+
+if __name__ == "__main__":
+    model, rows, folder = sys.argv[1:]
+    with torch.inference_mode():
+        print(json.dumps(asdict(measure(published_shape(model), int(rows), Path(folder)))))

@@ -1,0 +1,119 @@
+"""The shortest time in which a job can be done: each phase at the speed of its slowest resource.
+
+    prefill_s = max(flops / matmul rate of many rows, bytes read / disk read rate, bytes written / disk write rate)
+    decode_s  = max(flops / matmul rate of a GPU batch's rows + cached bytes / memory rate, bytes read / …, …)
+
+One processor does both the matmuls and the attention of a decode step, so their times add up; the disk's two directions
+and the processor work side by side. Williams, Waterman, Patterson 2009, "Roofline: an insightful visual performance
+model", with more than two roofs. Norms, codecs, checksums and the start of each phase are not in the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ITEM_NBYTES = 2
+"""Of a bfloat16 number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Measured in the same run as what they bound."""
+
+    disk_read: float
+    """Bytes a second, direct I/O, as many reads at once as the disk tier has; so are writes."""
+    disk_write: float
+    prefill_matmul: float
+    """Flop a second, bfloat16, many rows."""
+    decode_matmul: float
+    """Flop a second, bfloat16, as many rows as a GPU batch has."""
+    memory_read: float
+    """Bytes a second, all cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a decoder's work follows from; `hidden` is the hidden size, the feed-forward part is 4 times as wide."""
+
+    layers: int
+    hidden: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseWork:
+    """What the resources have to do in a phase."""
+
+    flops: float
+    cached_nbytes: float
+    """Keys and values that attention reads."""
+    disk_read_nbytes: float
+    disk_write_nbytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Seconds that a phase takes at least, by resource."""
+
+    seconds: Mapping[str, float]
+
+    @property
+    def slowest(self) -> str:
+        return max(self.seconds, key=lambda resource: self.seconds[resource])
+
+    @property
+    def total_s(self) -> float:
+        return self.seconds[self.slowest]
+
+
+def prefill_work(
+    shape: Shape, *, sequences: int, prompt_tokens: int, disk_read_nbytes: float, disk_write_nbytes: float
+) -> PhaseWork:
+    """Every prompt once through the layers; attention is causal, and the head sees one token of each."""
+    layer = 24 * shape.hidden**2 * prompt_tokens + 2 * shape.hidden * prompt_tokens * (prompt_tokens + 1)
+    flops = sequences * (shape.layers * layer + 2 * shape.hidden * shape.vocabulary)
+    return PhaseWork(
+        flops=flops, cached_nbytes=0, disk_read_nbytes=disk_read_nbytes, disk_write_nbytes=disk_write_nbytes
+    )
+
+
+def decode_work(
+    shape: Shape,
+    *,
+    sequences: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    cache_bits: float,
+    disk_read_nbytes: float,
+    disk_write_nbytes: float,
+) -> PhaseWork:
+    """new_tokens - 1 steps of one token a sequence; step i reads prompt_tokens + i cached tokens, its own included.
+
+    cache_bits: of a number of the cache as it is stored.
+    """
+    steps = new_tokens - 1
+    flops = sequences * steps * (24 * shape.layers * shape.hidden**2 + 2 * shape.hidden * shape.vocabulary)
+    positions = steps * prompt_tokens + steps * (steps + 1) / 2
+    cached = sequences * positions * 2 * shape.layers * shape.hidden * cache_bits / 8
+    return PhaseWork(
+        flops=flops, cached_nbytes=cached, disk_read_nbytes=disk_read_nbytes, disk_write_nbytes=disk_write_nbytes
+    )
+
+
+def prefill_bound(work: PhaseWork, rates: Rates) -> Bound:
+    return _bound(work, rates, rates.prefill_matmul)
+
+
+def decode_bound(work: PhaseWork, rates: Rates) -> Bound:
+    return _bound(work, rates, rates.decode_matmul)
+
+
+def _bound(work: PhaseWork, rates: Rates, matmul: float) -> Bound:
+    return Bound(
+        {
+            "compute": work.flops / matmul + work.cached_nbytes / rates.memory_read,
+            "disk read": work.disk_read_nbytes / rates.disk_read,
+            "disk write": work.disk_write_nbytes / rates.disk_write,
+        }
+    )

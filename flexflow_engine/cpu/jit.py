@@ -1,0 +1,51 @@
+"""Compiling with Numba: no compiler is needed on the user's machine, and what was compiled is kept on disk.
+
+Importing this module imports Numba. Only kernels import it, and kernels are imported when the first tensor is computed
+on, so that plugins are listed without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numba
+import numba.extending
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_SUMS = {"reassoc", "nsz", "contract", "arcp"}
+"""LLVM's names of the liberties that are taken."""
+
+
+def kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """Compiled, and run without Python's lock. IEEE arithmetic in the order as written, the same on every processor."""
+    return cast("Callable[P, R]", _kept(partial(numba.njit, nogil=True, fastmath=False), function))
+
+
+def finite_kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """The same for finite numbers only: sums and extremes are reordered, which vectorises them."""
+    return cast("Callable[P, R]", _kept(partial(numba.njit, nogil=True, fastmath=True), function))
+
+
+def summing_kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """Sums are reordered, which vectorises them; what is infinite or not a number stays so."""
+    return cast("Callable[P, R]", _kept(partial(numba.njit, nogil=True, fastmath=_SUMS), function))
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Numba's decorator of functions that tell a kernel's LLVM instructions."""
+    return cast("Callable[..., Any]", numba.extending.intrinsic(function))
+
+
+def c_function(signature: str) -> Callable[[Callable[..., None]], Any]:
+    """A decorator: compiled at once to a C function of a Numba signature. The result's `address` is the function's."""
+    return partial(_kept, partial(numba.cfunc, signature))
+
+
+def _kept(compiler: Callable[..., Callable[..., Any]], function: Callable[..., Any]) -> Any:
+    try:
+        return compiler(cache=True)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written: compile in every process
+        return compiler()(function)

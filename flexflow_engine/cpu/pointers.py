@@ -1,0 +1,66 @@
+"""Memory inside kernels, by address: pages of many tensors in one call, and no bounds or reference counts.
+
+A pointer is Numba's CPointer: `pointer[i]` reads and writes, and i is not wrapped around, so that loops vectorise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
+from numba import types
+
+from flexflow_engine.cpu.jit import intrinsic
+
+_WORD = ir.IntType(32)
+
+
+@intrinsic
+def pointer(_: Any, address: Any, like: Any) -> Any:
+    """In a kernel: `address`, an integer, as a pointer to elements of the type of the array `like`."""
+    result = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]  # numba says no types
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(result))
+
+    return result(address, like), generate
+
+
+@intrinsic
+def offset(_: Any, start: Any, count: Any) -> Any:
+    """In a kernel: a pointer `count` elements behind `start`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return start(start, types.int64), generate
+
+
+@intrinsic
+def store_pair(_: Any, target: Any, index: Any, pair: Any) -> Any:
+    """In a kernel: write uint32 `pair`, low half first, to elements 2 index and 2 index + 1 of 16 bits.
+
+    One store of both vectorises; two would be interleaved.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.gep(arguments[0], [builder.shl(arguments[1], ir.Constant(ir.IntType(64), 1))])
+        builder.store(arguments[2], builder.bitcast(place, _WORD.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, types.uint32), generate
+
+
+@intrinsic
+def call_decoder(_: Any, function: Any, encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Any:
+    """In a kernel: call the C function at address `function`, one of a `KernelDecoder`; all arguments are integers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, address = ir.IntType(64), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [address, address, word, word, address])
+        target, data, numbers, start, size, place = arguments
+        pointers = [builder.inttoptr(x, address) for x in (data, numbers, place)]
+        builder.call(builder.inttoptr(target, kind.as_pointer()), [pointers[0], pointers[1], start, size, pointers[2]])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate

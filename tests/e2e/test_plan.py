@@ -1,0 +1,123 @@
+"""`plan` on the command line: needs no GPU, no weights and no measured machine if one is given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from commands import CommandLine, Outcome, save_tokenizer, write_recipe
+from flexflow_engine.planning.hardware import cached_profile_path, read_profile, write_profile
+from harness import random_prompts, save_opt
+
+ROOT = Path(__file__).parents[2]
+T4 = ROOT / "recipes" / "hardware" / "t4_gcp.yaml"
+SMALL = "--set=workload.prompts={synthetic: {count: 4, prompt_tokens: 32}}"
+KEYS = {"predicted_tokens_per_s", "policy", "tiers", "lanes", "bound_by", "fits"}
+
+
+@pytest.fixture
+def command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(capsys)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    checkpoint = save_opt(tmp_path / "opt")
+    save_tokenizer(checkpoint)
+    return write_recipe(tmp_path / "job", checkpoint, random_prompts(5, longest=9))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """The T4's figures, with a processor that computes in float32."""
+    document = yaml.safe_load(T4.read_text())
+    path = tmp_path / "machine.yaml"
+    path.write_text(yaml.safe_dump(document | {"name": "desk"}))
+    return path
+
+
+def found(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.status == 0, outcome
+    return dict(json.loads(outcome.stdout))
+
+
+@pytest.mark.parametrize("name", ["opt30b_16gb", "opt175b_16gb"])
+def test_a_shipped_recipe_is_predicted_for_a_machine_that_is_not_here(command_line: CommandLine, name: str) -> None:
+    arguments = (ROOT / "recipes" / f"{name}.yaml", "--hardware", T4, "--json", SMALL)
+    plan = found(command_line("plan", *arguments))
+    assert plan.keys() >= KEYS
+    assert plan["fits"] is True
+    assert plan["predicted_tokens_per_s"] > 0
+    assert plan["hardware"] == "t4_gcp"
+    assert plan["bound_by"] in plan["lanes"]
+    assert max(lane["busy_share"] for lane in plan["lanes"].values()) <= 1 + 1e-9
+
+
+def test_no_overlap_takes_longer(command_line: CommandLine, recipe: Path, machine: Path) -> None:
+    overlapped = found(command_line("plan", recipe, "--hardware", machine, "--json"))
+    alone = found(command_line("plan", recipe, "--hardware", machine, "--json", "--no-overlap"))
+    assert alone["predicted_tokens_per_s"] < overlapped["predicted_tokens_per_s"]
+    assert alone["policy"] == overlapped["policy"]
+
+
+def test_the_printed_policy_is_the_same_plan(command_line: CommandLine, recipe: Path, machine: Path) -> None:
+    arguments = (recipe, "--hardware", machine)
+    printed = command_line("plan", *arguments).stdout
+    (line,) = [line for line in printed.splitlines() if line.strip().startswith("--set scheduler=")]
+    pasted = line.strip().removeprefix("--set ").replace("'", "")
+    again = found(command_line("plan", *arguments, "--json", "--set", pasted))
+    assert again == found(command_line("plan", *arguments, "--json"))
+
+
+def test_a_policy_that_does_not_fit_is_predicted_and_run_refuses_it(
+    command_line: CommandLine, recipe: Path, machine: Path
+) -> None:
+    small = "--set=tiers.host.budget=100KiB"
+    plan = found(command_line("plan", recipe, "--hardware", machine, "--json", small))
+    assert plan["fits"] is False
+    lacking = plan["tiers"]["host"]["peak_bytes"] - 100 * 1024
+    assert plan["exceeded_bytes"] == {"host": lacking}
+    assert plan["predicted_tokens_per_s"] > 0
+    told = command_line("plan", recipe, "--hardware", machine, small)
+    assert "it does not fit: host lacks" in told.stdout
+    command_line("run", recipe, small).assert_user_error()
+
+
+def test_a_plan_shows_memory_lanes_and_what_binds(command_line: CommandLine, recipe: Path, machine: Path) -> None:
+    shown = command_line("plan", recipe, "--hardware", machine).stdout
+    for part in ("device  [", "disk.read", "predicted for desk", "tokens/s", "bound by: ", "it fits"):
+        assert part in shown
+
+
+def test_a_trace_of_the_virtual_clock_is_one_of_a_run(
+    command_line: CommandLine, recipe: Path, machine: Path, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.json"
+    plan = found(command_line("plan", recipe, "--hardware", machine, "--json", "--trace", trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {event["tid"].split()[0] for event in events} <= plan["lanes"].keys()
+    computed = sum(event["dur"] for event in events if event["tid"] == "compute") / 1e6
+    assert computed == pytest.approx(plan["lanes"]["compute"]["busy_s"])
+
+
+def test_without_a_measured_machine_the_way_out_is_told(command_line: CommandLine, recipe: Path, machine: Path) -> None:
+    outcome = command_line("plan", recipe)
+    outcome.assert_user_error()
+    assert "--hardware" in outcome.stderr
+    write_profile(read_profile(machine), cached_profile_path())
+    assert found(command_line("plan", recipe, "--json"))["hardware"] == "desk"
+
+
+def test_a_machine_without_the_recipes_link_is_refused(command_line: CommandLine, recipe: Path, machine: Path) -> None:
+    document = yaml.safe_load(machine.read_text())
+    del document["links"]["zarr"]
+    machine.write_text(yaml.safe_dump(document))
+    outcome = command_line("plan", recipe, "--hardware", machine)
+    outcome.assert_user_error()
+    assert "links.zarr" in outcome.stderr

@@ -1,0 +1,198 @@
+"""Prices of tasks, and their sums over steps, against figures worked out from the formulas."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.policy import Policy, WorkloadShape
+from flexflow_engine.abc.prediction import StepShape
+from flexflow_engine.abc.step import RowStep
+from flexflow_engine.errors import HardwareError
+from flexflow_engine.graph.task import Compute, DecodeWeights, FetchTokens, Task
+from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.pages import paged_tensors
+from flexflow_engine.planning.arithmetic import Arithmetic
+from flexflow_engine.planning.cost import CostModel, distinct
+from flexflow_engine.planning.plan import describe_tiers
+from flexflow_engine.planning.step_costs import StepCostModel
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec
+from flexflow_plugins.codecs.none import NoneCodec
+from flexflow_plugins.models.opt import OPTModel
+from harness import policy
+from layouts import DEVICE_FAR_DISK, ISLAND_HOST_DISK, compile_steps, compose, lay_out, opt, setups
+from profiles import link, processor, profile
+
+PROMPTS = (8, 8, 8, 8)
+
+
+def cost_model(layout: Layout, machine: HardwareProfile, model: OPTModel | None = None) -> CostModel:
+    return CostModel(layout, model or opt(), NoneCodec(), NoneCodec(), machine)
+
+
+def far_policy(**shares: dict[str, float]) -> Policy:
+    return policy(setups(DEVICE_FAR_DISK), gpu_batch_size=2, num_gpu_batches=2, **shares)
+
+
+def tasks_of(layout: Layout, *, steps: int = 3, max_new_tokens: int = 6) -> list[Task]:
+    graphs = compile_steps(layout, compose(layout, PROMPTS, max_new_tokens, limit=steps))
+    return [task for graph in graphs for task in graph.tasks]
+
+
+def rows(count: int, *, new_tokens: int = 1, context: int = 0) -> list[RowStep]:
+    return [RowStep(row=r, sequence=r, new_tokens=new_tokens, context=context) for r in range(count)]
+
+
+def test_a_transfer_takes_its_moves_latencies_and_its_bytes() -> None:
+    layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy(weights={"far": 100}), prompt_tokens=PROMPTS)
+    costs = cost_model(layout, profile(links={"throttled": link(2e6, latency_s=0.5)}))
+    loads = [
+        task for task in tasks_of(layout) if task.lane == "far.read" and task.key.rpartition("/")[2][0:4] == "load"
+    ]
+    assert loads
+    for task in loads:
+        assert costs.work(task).fixed_s == 0.5
+        assert costs.seconds(task) == pytest.approx(0.5 + task.nbytes / 2e6)
+
+
+def test_rows_of_a_far_table_are_looked_up_one_by_one() -> None:
+    layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy(weights={"far": 100}), prompt_tokens=PROMPTS)
+    machine = profile(links={"throttled": link(1e6, latency_s=0.25)}, gather_row_s=0.75)
+    gathers = [task for task in tasks_of(layout, steps=1) if "gather" in task.key]
+    (table,) = layout.weights.table
+    for task in gathers:
+        units = distinct(table.num_units, 16)
+        assert cost_model(layout, machine).seconds(task) == pytest.approx(units + 16 * 64 * 4 / 1e6)
+
+
+def test_so_many_draws_meet_so_many_units() -> None:
+    assert distinct(1, 5) == 1
+    assert distinct(0, 5) == 0
+    assert distinct(10, 1) == pytest.approx(1)
+    assert distinct(2, 2) == pytest.approx(1.5)
+
+
+def test_a_decoder_layers_prompt_costs_its_matmuls_vectors_scores_and_cache() -> None:
+    """hidden 64, feed-forward 256, 2 prompts of 8 tokens, a million of everything a second."""
+    layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy(), prompt_tokens=PROMPTS)
+    costs = cost_model(layout, profile(cpu=processor(task_s=3.0)))
+    task = next(t for t in tasks_of(layout) if isinstance(t.operation, Compute) and t.tile.layer == 1)
+    matmul = 2 * (4 * 64 * 64 + 2 * 64 * 256) * 16
+    vectors = 16 * (2 * (5 * 64 + 256) + 6 * 64) * 4
+    scores = 2 * (2 * 8 * 9 * 64)
+    cached = 2 * 16 * 2 * 64 * 4
+    assert costs.work(task).fixed_s == 3.0
+    assert costs.work(task).shared_s == pytest.approx((matmul + vectors + scores + cached) / 1e6)
+
+
+def test_a_decoder_layers_token_reads_what_is_cached() -> None:
+    layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy(), prompt_tokens=PROMPTS)
+    task = next(
+        t for t in tasks_of(layout) if isinstance(t.operation, Compute) and t.tile.step == 2 and t.tile.layer == 1
+    )
+    matmul = 2 * (4 * 64 * 64 + 2 * 64 * 256) * 2
+    vectors = 2 * (2 * (5 * 64 + 256) + 6 * 64) * 4
+    read = 2 * 10 * 2 * 64 * 4
+    assert cost_model(layout, profile()).seconds(task) == pytest.approx((matmul + vectors + read) / 1e6)
+
+
+def test_the_head_computes_last_tokens_only() -> None:
+    layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy(), prompt_tokens=PROMPTS)
+    heads = {layer.index for layer in layout.weights.layers if layer.spec.kind == "head"}
+    tasks = [t for t in tasks_of(layout, steps=1) if isinstance(t.operation, Compute) and t.tile.layer in heads]
+    seconds = sum(cost_model(layout, profile()).seconds(task) for task in tasks)
+    assert seconds == pytest.approx(4 * (2 * 300 * 64 + (2 * 300 + 6 * 64 * len(heads)) * 4) / 1e6)
+
+
+def test_decoding_goes_by_numbers_and_needs_the_codecs_rate() -> None:
+    model, codec = opt(dtype="float16"), GroupInt4Codec()
+    layout = make_layout(
+        model=model,
+        tensors=paged_tensors(model, codec, NoneCodec()),
+        weight_codec=codec,
+        kv_codec=NoneCodec(),
+        policy=far_policy(weights={"far": 100}),
+        workload=WorkloadShape(PROMPTS, 6),
+        tiers=describe_tiers(DEVICE_FAR_DISK, dict.fromkeys(DEVICE_FAR_DISK, 2**30)),
+    )
+    tasks = [t for t in tasks_of(layout) if isinstance(t.operation, DecodeWeights) and t.tile.layer == 1]
+    costs = CostModel(layout, model, codec, NoneCodec(), profile())
+    assert [costs.seconds(task) for task in tasks] == pytest.approx([(4 * 64 * 64 + 2 * 64 * 256) / 2e6] * 3)
+    without = replace(profile(), processors={"cpu": replace(processor(), codecs={})})
+    with pytest.raises(HardwareError, match="no rates of the codec group-int4"):
+        CostModel(layout, model, codec, NoneCodec(), without).seconds(tasks[0])
+
+
+@pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec()])
+def test_an_encoded_cache_is_decoded_unless_attention_reads_it_as_it_is(codec: Codec) -> None:
+    numbers = 2 * 20 * 2 * 64
+    known = processor()
+    rates = {"none": known.decode_attention_bytes_per_s["none"]}
+    fused = replace(known, decode_attention_bytes_per_s=rates | {"group-int4": rates["none"]})
+    config = opt().config
+    plain = Arithmetic(known, config, "float32", codec).token_attention(rows(2, context=19))
+    in_place = Arithmetic(fused, config, "float32", codec).token_attention(rows(2, context=19))
+    encoded = codec.name != "none"
+    assert plain == pytest.approx(numbers * 4 / 1e6 + (numbers / 2e6 if encoded else 0))
+    assert in_place == pytest.approx(numbers * (4.5 / 8 if encoded else 4) / 1e6)
+
+
+def test_sampled_tokens_cost_a_call() -> None:
+    layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy(), prompt_tokens=PROMPTS)
+    costs = cost_model(layout, profile(cpu=processor(task_s=0.125)))
+    fetches = [costs.seconds(task) for task in tasks_of(layout, steps=1) if isinstance(task.operation, FetchTokens)]
+    assert fetches == [0.125, 0.125]
+
+
+def test_a_dtype_without_a_rate_is_named() -> None:
+    layout = lay_out(opt(dtype="bfloat16"), DEVICE_FAR_DISK, far_policy(), prompt_tokens=PROMPTS)
+    with pytest.raises(HardwareError, match=r"no matmul rate for bfloat16.*known: float32, float16"):
+        cost_model(layout, profile(), opt(dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("classes", [DEVICE_FAR_DISK, ISLAND_HOST_DISK], ids=["direct", "staged"])
+@pytest.mark.parametrize("step", [0, 2], ids=["prefill", "decode"])
+def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(classes: dict[str, type], step: int) -> None:
+    """Every tensor class on one tier, so that there are no fractions of pages; lanes are as wide as they are."""
+    model, tiers = opt(), list(classes)
+    machine = profile(links={"zarr": link(3e6), "pinned": link(2e6)}, cpu=processor(task_s=0.1), gather_row_s=0.01)
+    chosen = policy(
+        setups(classes),
+        gpu_batch_size=2,
+        num_gpu_batches=2,
+        weights={tiers[1]: 100},
+        kv_cache={tiers[2]: 100},
+        activations={tiers[1]: 100},
+    )
+    layout = lay_out(model, classes, chosen, prompt_tokens=PROMPTS)
+    summed: dict[str, float] = defaultdict(float)
+    for task in tasks_of(layout):
+        if task.tile.step == step and task.lane != "tokens":
+            work = cost_model(layout, machine).work(task)
+            summed[task.lane] += work.seconds
+    closed = StepCostModel(
+        model=model,
+        tensors=paged_tensors(model, NoneCodec(), NoneCodec()),
+        weight_codec=NoneCodec(),
+        kv_codec=NoneCodec(),
+        tiers=layout.tiers,
+        profile=machine,
+    ).costs(
+        StepShape(
+            phase="decode" if step else "prefill",
+            gpu_batch_size=2,
+            num_gpu_batches=2,
+            context=9 if step else 8,
+            attention="device",
+            kv_page_tokens=4,
+        )
+    )
+    lanes = closed.seconds(chosen)
+    assert lanes["compute"] == pytest.approx(summed["compute"], rel=0.15)  # the head is cut into parts
+    for lane, seconds in summed.items():
+        if "write" not in lane or not step:  # pages are written when they are full; the closed form spreads that out
+            assert lanes[lane] == pytest.approx(seconds, rel=0.15), lane

@@ -1,0 +1,156 @@
+"""Whole jobs on the virtual clock: bounds that hold for any job, agreement with real runs, and what sampling costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexflow_engine.abc.hardware import Beside, HardwareProfile
+from flexflow_engine.abc.policy import Policy, WorkloadShape
+from flexflow_engine.abc.tier import Tier
+from flexflow_engine.graph.lanes import lane_widths
+from flexflow_engine.placement.layout import Layout
+from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor, VirtualSequential
+from flexflow_engine.planning.predict import Predictor
+from flexflow_engine.planning.sampling import sample_steps
+from flexflow_engine.planning.simulate import compose
+from flexflow_plugins.codecs.none import NoneCodec
+from flexflow_plugins.models.opt import OPTModel
+from harness import policy, random_prompts, run_job, save_opt
+from layouts import DEVICE_FAR_DISK, ISLAND_HOST_DISK, TIERS, disk_setups, lay_out, opt, policies, setups
+from profiles import link, processor, profile
+
+SPREAD = {"weights": (20.0, 30.0, 50.0), "kv_cache": (10.0, 40.0, 50.0), "activations": (50.0, 50.0, 0.0)}
+PROMPTS = (9, 9, 7, 7, 5, 5, 3, 3)
+
+
+def machine(**parts: Any) -> HardwareProfile:
+    """Links that matter beside the compute lane."""
+    return profile(
+        links={"zarr": link(0.7e6, 0.002), "pinned": link(2e6, 0.001), "throttled": link(2e6, 0.001)},
+        cpu=processor(task_s=0.003),
+        **parts,
+    )
+
+
+def predictor(
+    model: OPTModel,
+    executor: type[VirtualExecutor] = VirtualDataflow,
+    hardware: HardwareProfile | None = None,
+    **limits: int,
+) -> Predictor:
+    none = NoneCodec()
+    return Predictor(
+        model=model, weight_codec=none, kv_codec=none, profile=hardware or machine(), executor=executor, **limits
+    )
+
+
+def spread(classes: Mapping[str, type[Tier]], **sizes: int) -> Policy:
+    placed = {name: dict(zip(classes, shares, strict=True)) for name, shares in SPREAD.items()}
+    return policy(setups(classes), **placed, **({"gpu_batch_size": 2, "num_gpu_batches": 2} | sizes))
+
+
+def laid_out(
+    model: OPTModel, classes: Mapping[str, type[Tier]], chosen: Policy, new: int = 6
+) -> tuple[Layout, WorkloadShape]:
+    return lay_out(model, classes, chosen, prompt_tokens=PROMPTS, max_new_tokens=new), WorkloadShape(PROMPTS, new)
+
+
+@given(classes=st.sampled_from(TIERS), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_job_takes_no_longer_than_its_tasks_one_by_one_and_no_less_than_its_busiest_lane(
+    classes: Mapping[str, type[Tier]], data: st.DataObject
+) -> None:
+    layout, workload = laid_out(opt(), classes, data.draw(policies(classes)), new=3)
+    together = predictor(opt()).predict(layout, workload)
+    alone = predictor(opt(), VirtualSequential).predict(layout, workload)
+    busiest = max(use.busy_s for use in together.lanes.values())
+    assert busiest * (1 - 1e-9) <= together.seconds <= alone.seconds * (1 + 1e-9)
+    assert together.relative_error == alone.relative_error == 0
+    work = {lane: (use.nbytes, use.flops) for lane, use in together.lanes.items()}
+    assert work == {lane: (use.nbytes, use.flops) for lane, use in alone.lanes.items()}
+
+
+def test_one_by_one_a_job_takes_the_sum_of_its_tasks() -> None:
+    layout, workload = laid_out(opt(), DEVICE_FAR_DISK, spread(DEVICE_FAR_DISK))
+    events = predictor(opt(), VirtualSequential, max_tasks=10**6).first_events(layout, workload)
+    seconds = predictor(opt(), VirtualSequential).predict(layout, workload).seconds
+    assert events[-1].task.lane == "tokens", "a run ends with its last computation"
+    assert seconds == pytest.approx(sum(event.end - event.start for event in events[:-1]))
+
+
+def test_predictions_of_one_job_are_equal() -> None:
+    layout, workload = laid_out(opt(), ISLAND_HOST_DISK, spread(ISLAND_HOST_DISK))
+    first, again = (predictor(opt()).predict(layout, workload) for _ in range(2))
+    assert first == again
+
+
+def test_a_slower_link_or_neighbours_that_take_of_it_cost_time() -> None:
+    layout, workload = laid_out(opt(), DEVICE_FAR_DISK, spread(DEVICE_FAR_DISK))
+    shared = Beside(reverse=0.5, links=0.5, processors=0.5)
+    alone, slow, beside = (
+        predictor(opt(), hardware=profile(links={"zarr": disk})).predict(layout, workload).seconds
+        for disk in (link(0.2e6), link(0.1e6), link(0.2e6, beside=shared))
+    )
+    assert alone < beside < slow
+
+
+def test_the_hosts_time_to_compile_bounds_a_job_of_small_tasks() -> None:
+    layout, workload = laid_out(opt(), DEVICE_FAR_DISK, spread(DEVICE_FAR_DISK))
+    tasks = len(predictor(opt(), max_tasks=10**6).first_events(layout, workload))
+    seconds = predictor(opt(), hardware=machine(compile_task_s=1.0)).predict(layout, workload).seconds
+    assert seconds > tasks
+
+
+@pytest.mark.parametrize("classes", [DEVICE_FAR_DISK, ISLAND_HOST_DISK], ids=["direct", "staged"])
+def test_a_simulated_job_does_the_work_of_the_real_one(tmp_path: Path, classes: Mapping[str, type[Tier]]) -> None:
+    prompts = random_prompts(7, longest=20)
+    real = run_job(
+        save_opt(tmp_path / "opt"),
+        disk_setups(classes, tmp_path / "disk"),
+        spread(classes),
+        prompts,
+        store=tmp_path / "store",
+        max_new_tokens=5,
+    )
+    lengths = WorkloadShape(tuple(map(len, prompts)), 5)
+    prediction = predictor(opt()).predict(real.layout, lengths)
+    measured = real.trace.lanes(lane_widths(real.layout.tiers))
+    assert {lane: (use.nbytes, use.flops) for lane, use in prediction.lanes.items()} == {
+        lane: (use.nbytes, use.flops) for lane, use in measured.items()
+    }
+    events = predictor(opt(), max_tasks=10**6).first_events(real.layout, lengths)
+    assert {event.task.key for event in events} == {event.task.key for event in real.trace.events}
+    assert prediction.generated_tokens == sum(map(len, real.tokens.values()))
+
+
+@pytest.mark.parametrize("executor", [VirtualDataflow, VirtualSequential])
+def test_a_sample_of_steps_and_layers_comes_close_to_the_whole_job(executor: type[VirtualExecutor]) -> None:
+    model = opt(num_hidden_layers=24)
+    layout, workload = laid_out(model, DEVICE_FAR_DISK, spread(DEVICE_FAR_DISK), new=40)
+    whole = predictor(model, executor, max_tasks=10**9).predict(layout, workload)
+    sampled = predictor(model, executor, max_tasks=0).predict(layout, workload)
+    assert whole.relative_error == 0
+    assert sampled.prefill_s == pytest.approx(whole.prefill_s, rel=0.03)
+    assert sampled.decode_s == pytest.approx(whole.decode_s, rel=0.03)
+    assert 0 <= sampled.relative_error < 0.03
+    assert sampled.bound_by == whole.bound_by
+    for lane in ("compute", whole.bound_by):
+        assert sampled.lanes[lane].busy_s == pytest.approx(whole.lanes[lane].busy_s, rel=0.03)
+
+
+def test_steps_in_which_pages_fill_are_a_kind_of_their_own() -> None:
+    workload = WorkloadShape((8, 8), 9)
+    steps = compose(workload, spread(DEVICE_FAR_DISK, num_gpu_batches=1))
+    samples = sample_steps(steps, page_tokens=4)
+    assert [sorted(position for _, position in sample.steps) for sample in samples] == [
+        [0],
+        [1, 2, 3, 5, 6, 7],
+        [4, 8],
+    ]
+    assert [sorted(position for _, position in sample.chosen) for sample in samples] == [[0], [1, 3, 7], [4, 8]]
