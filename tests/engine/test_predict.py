@@ -51,7 +51,7 @@ def predictor(
 
 
 def spread(classes: Mapping[str, type[Tier]], **sizes: Any) -> Policy:
-    placed = {name: dict(zip(classes, shares, strict=True)) for name, shares in SPREAD.items()}
+    placed: dict[str, Any] = {n: dict(zip(classes, shares, strict=True)) for n, shares in SPREAD.items()}
     return policy(setups(classes), **placed, **({"gpu_batch_size": 2, "num_gpu_batches": 2} | sizes))
 
 
