@@ -24,6 +24,7 @@ from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.widening import widened_nbytes
 from flexflow_engine.placement.activations import ActivationLayout, place_activations
 from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
 from flexflow_engine.placement.pages import PagedTensor
@@ -191,7 +192,8 @@ def make_layout(
             page_nbytes=kv.page_nbytes,
             head_rows=head_rows,
             decode_attention=kernel_nbytes if in_kernel else pieces_nbytes,
-        ),
+        )
+        + _widened_nbytes(tiers[0], model, weights, policy.gpu_batch_size * workload.max_prompt_tokens),
         staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),
     )
 
@@ -203,6 +205,15 @@ def _staging_nbytes(
         return 0
     pages = [run.pages[0].nbytes for layer in weights.layers for run in layer.runs]  # none of a run's is larger
     return max(*pages, kv.tail_page_nbytes, kv.page_nbytes, activations.token_nbytes)
+
+
+def _widened_nbytes(device: TierDescription, model: Model, weights: WeightLayout, tokens: int) -> int:
+    """What products take on a host that multiplies only float32 fast; counted on every host, so that a plan does not
+    depend on the machine that makes it.
+    """
+    if device.memory != HOST or model.dtype == "float32":
+        return 0
+    return max(widened_nbytes(tokens, run.tensor.columns) for layer in weights.layers for run in layer.runs)
 
 
 def _pack(tensors: tuple[PagedTensor, ...]) -> tuple[dict[str, int], int]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.matmul import is_emulated, widened_linear
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
@@ -23,21 +24,23 @@ from flexflow_engine.placement.workspace import LOOK_UP_ROWS
 from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.shared_decoding import SharedDecoding
 
+Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
 
 class PagedMatrix:
     """A matrix [out_features, in_features] in parts of adjoining rows, each contiguous in one tier's memory."""
 
-    def __init__(self, parts: Sequence[torch.Tensor]) -> None:
-        """parts: [rows of the part, in_features] each, in order."""
-        self._parts = tuple(parts)
+    def __init__(self, parts: Sequence[torch.Tensor], multiply: Multiply) -> None:
+        """parts: [rows of the part, in_features] each, in order. multiply: as `torch.nn.functional.linear`."""
+        self._parts, self._multiply = tuple(parts), multiply
         self._rows = [part.shape[0] for part in parts]
 
     def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] -> [N, out_features]; bias [out_features]."""
         if len(self._parts) == 1:
-            return F.linear(x, self._parts[0], bias)
+            return self._multiply(x, self._parts[0], bias)
         biases = [None] * len(self._parts) if bias is None else torch.split(bias, self._rows)
-        outputs = [F.linear(x, part, piece) for part, piece in zip(self._parts, biases, strict=True)]
+        outputs = [self._multiply(x, part, piece) for part, piece in zip(self._parts, biases, strict=True)]
         return torch.cat(outputs, dim=1)
 
 
@@ -62,6 +65,9 @@ class Weights:
 
     def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:
         self._layout, self._memory, self._codec, self._dtype, self._workers = layout, memory, codec, dtype, workers
+        on_host = layout.device.memory == HOST
+        emulated = on_host and is_emulated(dtype, torch.cpu.get_capabilities())
+        self._multiply: Multiply = widened_linear if emulated else F.linear
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
         self._decodes: dict[tuple[int, int | None], Callable[[], None]] = {}
 
@@ -71,7 +77,8 @@ class Weights:
         if key not in self._views:
             layer = self._layout.weights.layers[index]
             matrices = self._decoded(layer) if self._layout.encoded_weights else self._in_place(layer, slot)
-            by_name = {short: PagedMatrix(matrices[name]) for short, name in layer.spec.matrices.items()}
+            named = layer.spec.matrices.items()
+            by_name = {short: PagedMatrix(matrices[name], self._multiply) for short, name in named}
             small = {short: self._small(name) for short, name in layer.spec.small.items()}
             self._views[key] = LayerWeights(by_name, small)
         return self._views[key]
