@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
+from numba.core import cgutils
 
 from flexflow_engine.cpu.jit import intrinsic
 
@@ -34,6 +35,20 @@ def offset(_: Any, start: Any, count: Any) -> Any:
         return builder.gep(arguments[0], [arguments[1]])
 
     return start(start, types.int64), generate
+
+
+@intrinsic
+def prefetch(_: Any, address: Any) -> Any:
+    """In a kernel: have the processor fetch the cache line at `address`, which need not be anyone's, to be read."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _WORD, _WORD, _WORD])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        place = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        builder.call(function, [place, _WORD(0), _WORD(3), _WORD(1)])  # to read, into the nearest cache, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic

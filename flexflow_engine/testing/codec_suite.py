@@ -16,6 +16,7 @@ and is written, so that it can be looked at and kept.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.codec import Codec, KernelDecoder
 from flexflow_engine.abc.dtypes import DTYPES, DType
 
 NUM_THREADS = 4
@@ -145,6 +146,22 @@ class CodecTests:
             assert torch.equal(encoded(codec, values[i : i + 1], dtype)[0], data[i])
             assert torch.equal(round_trip(codec, values[i : i + 1], dtype)[0], decoded[i])
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_kernels_decode_any_part_to_the_same_numbers(self, dtype: DType, shape: Shape) -> None:
+        codec, size = self.make_codec(), prod(shape)
+        if not codec.decodes_in_kernels:
+            pytest.skip("this codec does not decode in kernels")
+        values = normal(1, shape, dtype)
+        data, expected = encoded(codec, values, dtype), round_trip(codec, values, dtype).flatten()
+        decoder = codec.kernel_decoder(shape)
+        for first, count in {(0, size), (size // 3, size - size // 3), (size // 2, 1), (size - 1, 1), (1, size // 2)}:
+            part = expected[first : first + count]
+            room = torch.full((len(part) + 2,), 9.0, dtype=values.dtype)
+            _decode_part(decoder, data, range(first, first + len(part)), room[1:], dtype)
+            assert torch.equal(room[1:-1], part)
+            assert room[0] == room[-1] == 9
+
     def test_no_tensor_at_all_is_fine(self) -> None:
         codec, values = self.make_codec(), torch.empty(0, 4, 16)
         assert round_trip(codec, values, "float32").shape == (0, 4, 16)
@@ -203,6 +220,14 @@ def round_trip(codec: Codec, values: torch.Tensor, dtype: DType) -> torch.Tensor
     out = torch.empty(values.shape, dtype=getattr(torch, dtype))
     codec.decode(encoded(codec, values, dtype), out)
     return out
+
+
+def _decode_part(decoder: KernelDecoder, data: torch.Tensor, part: range, out: torch.Tensor, dtype: DType) -> None:
+    """Call the C function as a kernel does."""
+    settings = (ctypes.c_int64 * len(decoder.settings))(*decoder.settings)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    arguments = data.data_ptr(), ctypes.addressof(settings), part.start, len(part), out.data_ptr()
+    kind(decoder.addresses[dtype])(*arguments)
 
 
 def write_golden(path: Path, codec: Codec, dtype: DType) -> None:

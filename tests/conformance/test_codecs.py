@@ -1,11 +1,13 @@
 """Every built-in codec keeps the contract of `Codec`, and the suite catches codecs that don't."""
 
+import ctypes
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.codec import Codec, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.testing.codec_suite import CodecTests
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupInt8Options
@@ -112,9 +114,25 @@ class Shifted(GroupInt8Codec):
         super().decode(encoded ^ 1, out)
 
 
+class Elsewhere(GroupInt8Codec):
+    """Kernels decode from the tensor's start, whatever part they ask for."""
+
+    def kernel_decoder(self, shape: tuple[int, ...]) -> KernelDecoder:
+        decoder, kind = super().kernel_decoder(shape), ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)
+
+        def from_the_start(address: int) -> Any:
+            decode = kind(address)
+            return kind(lambda data, settings, first, count, out: decode(data, settings, 0, count, out))
+
+        functions: dict[DType, Any] = {d: from_the_start(address) for d, address in decoder.addresses.items()}
+        addresses = {dtype: ctypes.cast(f, ctypes.c_void_p).value or 0 for dtype, f in functions.items()}
+        return KernelDecoder(addresses, decoder.settings, functions)
+
+
 @pytest.mark.parametrize(
     ("broken", "test"),
     [
+        (Elsewhere, "test_kernels_decode_any_part_to_the_same_numbers"),
         (TooSure, "test_a_round_trip_stays_within_the_declared_error"),
         (Spilling, "test_every_declared_byte_is_written_and_no_other"),
         (Mixing, "test_many_tensors_at_once_are_each_as_if_alone"),
@@ -134,6 +152,7 @@ def test_a_broken_codec_is_caught(broken: type[GroupInt8Codec], test: str) -> No
             return [broken(GroupInt8Options(group_size=32))]
 
     arguments = {
+        "test_kernels_decode_any_part_to_the_same_numbers": ("float32", (64,)),
         "test_every_declared_byte_is_written_and_no_other": ("float32", (7,)),
         "test_many_tensors_at_once_are_each_as_if_alone": ("float32", (64,)),
         "test_bytes_of_earlier_versions_are_still_read": ("float32",),

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from flexflow_engine.abc.codec import Codec
+from flexflow_engine.placement.memory import memory_table
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
-from harness import policy, random_prompts, run_job, save_opt, three_tiers
+from harness import JobResult, policy, random_prompts, run_job, save_opt, three_tiers
+from layouts import ISLAND_HOST_DISK, disk_setups
 
 PROMPTS = random_prompts(9)
 SPREAD: list[Mapping[str, float]] = [{"host": 100}, {"disk": 100}, {"device": 20, "host": 30, "disk": 50}]
@@ -39,3 +41,34 @@ def test_placement_changes_no_token_of_an_encoded_job(tmp_path: Path, weight_cod
     resident = tokens({"device": 100})
     for shares in SPREAD:
         assert tokens(shares) == resident, shares
+
+
+class TorchOnly(GroupInt8Codec):
+    """Another package's codec, which has no compiled decoder."""
+
+    decodes_in_kernels = False
+
+
+def test_a_codec_without_a_compiled_decoder_gives_the_same_tokens(tmp_path: Path) -> None:
+    folder = save_opt(tmp_path / "checkpoint")
+    tiers = three_tiers(tmp_path)
+    chosen = policy(tiers, kv_cache={"device": 50, "disk": 50})
+    kernels, torch_only = (
+        run_job(folder, tiers, chosen, PROMPTS, store=tmp_path / "store", weight_codec=codec, kv_codec=codec)
+        for codec in (GroupInt8Codec(), TorchOnly())
+    )
+    assert torch_only.tokens == kernels.tokens
+    assert "decoded kv" in what_lies_on_the_device(torch_only)
+    assert "decoded kv" not in what_lies_on_the_device(kernels)
+
+
+def test_pages_are_decoded_first_where_the_host_s_kernel_does_not_reach(tmp_path: Path) -> None:
+    folder, tiers = save_opt(tmp_path / "checkpoint"), disk_setups(ISLAND_HOST_DISK, tmp_path / "disk")
+    chosen, codec = policy(tiers, kv_cache={"island": 50, "host": 50}), GroupInt8Codec()
+    job = run_job(folder, tiers, chosen, PROMPTS, store=tmp_path / "store", kv_codec=codec)
+    assert "decoded kv" in what_lies_on_the_device(job)
+
+
+def what_lies_on_the_device(job: JobResult) -> set[str]:
+    device = job.layout.device.name
+    return {line.what for line in memory_table(job.layout).lines if line.tier == device}
