@@ -1,7 +1,7 @@
 """Which steps and layers of a long job are simulated, and what the others are taken to need.
 
-Steps of one kind (the same rows in the same phases, pages filling in none, some or all of them) differ in how much is
-cached; between simulated steps seconds are taken to be linear in that:
+Steps of one kind (the same rows in the same phases, after a step of the same phases, pages filling in none, some or all
+of them) differ in how much is cached; between simulated steps seconds are taken to be linear in that:
 
     kind: 48 rows decode, no page fills      simulated    first        middle        last
     kind: 48 rows decode, every page fills   simulated    first        middle        last
@@ -34,6 +34,8 @@ class StepKind:
     prompt_rows: int
     token_rows: int
     batches: int
+    after: tuple[bool, bool]
+    """Whether the step before had prompts, and tokens: what it left its links time to load ahead."""
     filling: str
     """Pages filled by this step's tokens: none, some, all."""
 
@@ -50,8 +52,11 @@ class StepSample:
 def sample_steps(steps: Sequence[Step], page_tokens: int) -> list[StepSample]:
     """The kinds, each with its lightest, middle and heaviest step chosen."""
     kinds: dict[StepKind, list[tuple[float, int]]] = defaultdict(list)
+    after = (False, False)
     for position, step in enumerate(steps):
-        kinds[_kind(step, page_tokens)].append((_load(step), position))
+        kind = _kind(step, after, page_tokens)
+        kinds[kind].append((_load(step), position))
+        after = bool(kind.prompt_rows), bool(kind.token_rows)
     return [StepSample(tuple(ordered), _spread(ordered)) for ordered in map(sorted, kinds.values())]
 
 
@@ -104,12 +109,12 @@ def added(runs: Iterable[StepRun]) -> dict[str, LanePrediction]:
 _IDLE = LanePrediction(0.0, 0, 0.0)
 
 
-def _kind(step: Step, page_tokens: int) -> StepKind:
+def _kind(step: Step, after: tuple[bool, bool], page_tokens: int) -> StepKind:
     prompts = sum(len(batch.rows) for batch in step.batches if batch.phase == "prefill")
     rows = [row for batch in step.batches if batch.phase == "decode" for row in batch.rows]
     filled = sum((row.context + 1) % page_tokens == 0 for row in rows)
     filling = "none" if not filled else "all" if filled == len(rows) else "some"
-    return StepKind(prompts, len(rows), len(step.batches), filling)
+    return StepKind(prompts, len(rows), len(step.batches), after, filling)
 
 
 def _load(step: Step) -> float:

@@ -16,6 +16,10 @@ from harness import random_prompts, save_opt
 ROOT = Path(__file__).parents[2]
 T4 = ROOT / "recipes" / "hardware" / "t4_gcp.yaml"
 SMALL = "--set=workload.prompts={synthetic: {count: 4, prompt_tokens: 32}}"
+ON_HOST = (
+    "--set=scheduler={plugin: fixed, gpu_batch_size: 4, num_gpu_batches: 1, weights: {host: 100}, kv_cache: {gpu: 100},"
+    " activations: {gpu: 100}}"
+)
 KEYS = {"predicted_tokens_per_s", "policy", "tiers", "lanes", "bound_by", "fits"}
 
 
@@ -49,7 +53,7 @@ def found(outcome: Outcome) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["opt30b_16gb", "opt175b_16gb"])
 def test_a_shipped_recipe_is_predicted_for_a_machine_that_is_not_here(command_line: CommandLine, name: str) -> None:
-    arguments = (ROOT / "recipes" / f"{name}.yaml", "--hardware", T4, "--json", SMALL)
+    arguments = (ROOT / "recipes" / f"{name}.yaml", "--hardware", T4, "--json", SMALL, ON_HOST)
     plan = found(command_line("plan", *arguments))
     assert plan.keys() >= KEYS
     assert plan["fits"] is True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -13,6 +13,7 @@ from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.step import RowStep
+from flexflow_engine.abc.tier import Tier
 from flexflow_engine.errors import HardwareError
 from flexflow_engine.graph.task import Compute, DecodeWeights, FetchTokens, Task
 from flexflow_engine.placement.layout import Layout, make_layout
@@ -35,8 +36,8 @@ def cost_model(layout: Layout, machine: HardwareProfile, model: OPTModel | None 
     return CostModel(layout, model or opt(), NoneCodec(), NoneCodec(), machine)
 
 
-def far_policy(**shares: Any) -> Policy:
-    return policy(setups(DEVICE_FAR_DISK), gpu_batch_size=2, num_gpu_batches=2, **shares)
+def far_policy(weights: dict[str, float] | None = None) -> Policy:
+    return policy(setups(DEVICE_FAR_DISK), gpu_batch_size=2, num_gpu_batches=2, weights=weights)
 
 
 def tasks_of(layout: Layout, *, steps: int = 3, max_new_tokens: int = 6) -> list[Task]:
@@ -157,7 +158,7 @@ def test_a_dtype_without_a_rate_is_named() -> None:
 
 @pytest.mark.parametrize("classes", [DEVICE_FAR_DISK, ISLAND_HOST_DISK], ids=["direct", "staged"])
 @pytest.mark.parametrize("step", [0, 2], ids=["prefill", "decode"])
-def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(classes: dict[str, type], step: int) -> None:
+def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(classes: Mapping[str, type[Tier]], step: int) -> None:
     """Every tensor class on one tier, so that there are no fractions of pages; lanes are as wide as they are."""
     model, tiers = opt(), list(classes)
     machine = profile(links={"zarr": link(3e6), "pinned": link(2e6)}, cpu=processor(task_s=0.1), gather_row_s=0.01)

@@ -22,13 +22,14 @@ from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.jobs.prompt_lines import PromptLine
 from flexflow_engine.jobs.schema import recipe_schema
 from flexflow_engine.jobs.sizes import UNITS
+from flexflow_engine.planning.hardware import ProfileSection
 from flexflow_engine.plugins import BLOCK_VARIABLE, CONTRACTS, HOOKS, Kind, Registry
 
 ROOT = Path(__file__).parents[2]
-RECIPES, PLUGINS, STORE, PERFORMANCE = (
-    ROOT / "docs" / f"{name}.md" for name in ("recipes", "plugins", "store", "performance")
+RECIPES, PLUGINS, STORE, PERFORMANCE, PLANNING = (
+    ROOT / "docs" / f"{name}.md" for name in ("recipes", "plugins", "store", "performance", "planning")
 )
-DOCUMENTS = (ROOT / "README.md", RECIPES, PLUGINS, STORE, PERFORMANCE)
+DOCUMENTS = (ROOT / "README.md", RECIPES, PLUGINS, STORE, PERFORMANCE, PLANNING)
 SMALL_JOB = (
     "--set=workload.prompts={synthetic: {count: 3, prompt_tokens: 8}}",
     "--set=workload.max_new_tokens=3",
@@ -206,6 +207,15 @@ def _option_keys(registry: Registry) -> Iterator[str]:
         yield from (option.name for option in fields(registry.codec(name).Options))
     for name in registry.names("scheduler"):
         yield from (option.name for option in fields(registry.scheduler(name).Options))
+
+
+def test_every_key_of_a_hardware_file_and_of_a_plan_is_explained(quickstart: Path) -> None:
+    keys = set(_schema_keys(ProfileSection.model_json_schema()))
+    assert {"bytes_per_s", "reverse", "task_s"} <= keys, "the collection itself works"
+    assert missing(keys, PLANNING) == set()
+    machine = quickstart.parent / "hardware" / "t4_gcp.yaml"
+    command = ("-m", "flexflow_engine", "plan", str(quickstart), *SMALL_JOB, "--json", "--hardware", str(machine))
+    assert missing(set(json.loads(run(*command, cwd=quickstart.parent).stdout)), PLANNING) == set()
 
 
 def test_every_metric_trace_key_and_line_is_explained(tmp_path: Path, quickstart: Path) -> None:

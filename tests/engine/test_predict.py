@@ -25,7 +25,8 @@ from harness import policy, random_prompts, run_job, save_opt
 from layouts import DEVICE_FAR_DISK, ISLAND_HOST_DISK, TIERS, disk_setups, lay_out, opt, policies, setups
 from profiles import link, processor, profile
 
-SPREAD = {"weights": (20.0, 30.0, 50.0), "kv_cache": (10.0, 40.0, 50.0), "activations": (50.0, 50.0, 0.0)}
+SPREAD = ((20.0, 30.0, 50.0), (10.0, 40.0, 50.0), (50.0, 50.0, 0.0))
+"""Percent of weights, KV cache and activations on the tiers, fastest first."""
 PROMPTS = (9, 9, 7, 7, 5, 5, 3, 3)
 
 
@@ -50,9 +51,17 @@ def predictor(
     )
 
 
-def spread(classes: Mapping[str, type[Tier]], **sizes: Any) -> Policy:
-    placed: dict[str, Any] = {n: dict(zip(classes, shares, strict=True)) for n, shares in SPREAD.items()}
-    return policy(setups(classes), **placed, **({"gpu_batch_size": 2, "num_gpu_batches": 2} | sizes))
+def spread(classes: Mapping[str, type[Tier]], *, num_gpu_batches: int = 2) -> Policy:
+    """Every tensor class on several tiers."""
+    weights, kv_cache, activations = (dict(zip(classes, shares, strict=True)) for shares in SPREAD)
+    return policy(
+        setups(classes),
+        gpu_batch_size=2,
+        num_gpu_batches=num_gpu_batches,
+        weights=weights,
+        kv_cache=kv_cache,
+        activations=activations,
+    )
 
 
 def laid_out(
@@ -62,7 +71,7 @@ def laid_out(
 
 
 @given(classes=st.sampled_from(TIERS), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_job_takes_no_longer_than_its_tasks_one_by_one_and_no_less_than_its_busiest_lane(
     classes: Mapping[str, type[Tier]], data: st.DataObject
 ) -> None:
@@ -131,8 +140,8 @@ def test_a_simulated_job_does_the_work_of_the_real_one(tmp_path: Path, classes: 
 
 @pytest.mark.parametrize("executor", [VirtualDataflow, VirtualSequential])
 def test_a_sample_of_steps_and_layers_comes_close_to_the_whole_job(executor: type[VirtualExecutor]) -> None:
-    model = opt(num_hidden_layers=24)
-    layout, workload = laid_out(model, DEVICE_FAR_DISK, spread(DEVICE_FAR_DISK), new=40)
+    model = opt(num_hidden_layers=14)
+    layout, workload = laid_out(model, DEVICE_FAR_DISK, spread(DEVICE_FAR_DISK), new=24)
     whole = predictor(model, executor, max_tasks=10**9).predict(layout, workload)
     sampled = predictor(model, executor, max_tasks=0).predict(layout, workload)
     assert whole.relative_error == 0
@@ -144,13 +153,9 @@ def test_a_sample_of_steps_and_layers_comes_close_to_the_whole_job(executor: typ
         assert sampled.lanes[lane].busy_s == pytest.approx(whole.lanes[lane].busy_s, rel=0.03)
 
 
-def test_steps_in_which_pages_fill_are_a_kind_of_their_own() -> None:
+def test_steps_in_which_pages_fill_and_those_after_prompts_are_kinds_of_their_own() -> None:
     workload = WorkloadShape((8, 8), 9)
     steps = compose(workload, spread(DEVICE_FAR_DISK, num_gpu_batches=1))
     samples = sample_steps(steps, page_tokens=4)
-    assert [sorted(position for _, position in sample.steps) for sample in samples] == [
-        [0],
-        [1, 2, 3, 5, 6, 7],
-        [4, 8],
-    ]
-    assert [sorted(position for _, position in sample.chosen) for sample in samples] == [[0], [1, 3, 7], [4, 8]]
+    assert [sorted(n for _, n in sample.steps) for sample in samples] == [[0], [1], [2, 3, 5, 6, 7], [4, 8]]
+    assert [sorted(n for _, n in sample.chosen) for sample in samples] == [[0], [1], [2, 5, 7], [4, 8]]
