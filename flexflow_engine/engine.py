@@ -28,7 +28,7 @@ from flexflow_engine.checkpoint.digest import user_cache
 from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
-from flexflow_engine.errors import FlexFlowError, ProblemsError
+from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
@@ -36,8 +36,8 @@ from flexflow_engine.jobs.prompts import Prompt, load_prompts
 from flexflow_engine.jobs.recipe import Generate, Recipe, Score
 from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
 from flexflow_engine.planning.clock import VirtualExecutor
-from flexflow_engine.planning.hardware import cached_profile
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers, needs_staging
+from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.plugins import Registry
 from flexflow_engine.runtime.metrics import collect
 from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenIds, TokenSource
@@ -49,6 +49,10 @@ STAGING_TIER = "staging"
 """Host memory between a disk and a compute tier that the host can't address, where the recipe names none; as large as
 it need be."""
 STAGING_PLUGIN = "pinned"
+
+HardwareFor = Callable[[Needs], HardwareProfile]
+"""The machine to plan for: this one, measured for what a recipe needs, or one from a file. Called when a scheduler or
+a prediction asks, at most once a job; raises HardwareError where nothing is known of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,36 +95,50 @@ class _Run:
     writer: CompletionWriter
     progress: Progress
     trace: Path | None
+    predicted_tokens_per_s: float | None
     first_tokens: int = 0
 
 
 def run_recipe(
-    recipe: Recipe, registry: Registry, *, output: Path, trace: Path | None, progress: Progress
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    output: Path,
+    trace: Path | None,
+    progress: Progress,
+    hardware: HardwareFor,
 ) -> RunReport:
     """Run a job. Completions are written to `output` in input order, whole or not at all.
 
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
-    job = _prepare_to_run(recipe, registry)
+    job = _prepare_to_run(recipe, registry, hardware)
+    predicted = _predicted_tokens_per_s(job, progress)
     with CompletionWriter(output, job.prompts, job.tokenizer) as writer:
         store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
         with store, _open_tiers(recipe, job) as tiers:
             _tell(store, tiers, progress)
-            metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace))
+            metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, predicted))
         writer.finish()
     return RunReport({**metrics, **_answers(writer)}, output)
 
 
-def plan_recipe(recipe: Recipe, registry: Registry) -> Plan:
+def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> Plan:
     """The plan of a job, whether it fits or not. Reads no weights."""
-    return _prepare(recipe, registry).plan
+    return _prepare(recipe, registry, hardware).plan
+
+
+def recipe_needs(recipe: Recipe, registry: Registry) -> Needs:
+    """What a profile must have to predict the recipe's job."""
+    model, codecs = _open_checkpoint(recipe, registry).model, _codecs(recipe, registry)
+    return _needs(recipe, model, codecs, _tier_classes(recipe, registry))
 
 
 def predict_recipe(
     recipe: Recipe,
     registry: Registry,
     *,
-    hardware: Callable[[], HardwareProfile],
+    hardware: HardwareFor,
     executor: type[VirtualExecutor],
     trace: Path | None,
 ) -> Forecast:
@@ -150,38 +168,64 @@ def store_root(recipe: Recipe, registry: Registry) -> Path:
     return next((root for root in roots if root is not None), user_cache())
 
 
-def _prepare(recipe: Recipe, registry: Registry, hardware: Callable[[], HardwareProfile] = cached_profile) -> _Job:
+def _prepare(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> _Job:
     checkpoint = _open_checkpoint(recipe, registry)
     model, codecs = checkpoint.model, _codecs(recipe, registry)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
     prompts = load_prompts(recipe.workload, tokenizer, model.config)
-    classes = {tier.name: registry.tier(tier.plugin) for tier in recipe.tiers}
-    budgets = {tier.name: tier.budget_bytes for tier in recipe.tiers}
-    staging = STAGING_TIER
-    while staging in classes:
-        staging += "_"
-    if needs_staging(classes):
-        classes[staging], budgets[staging] = registry.tier(STAGING_PLUGIN), sys.maxsize
+    classes = _tier_classes(recipe, registry)
+    budgets = dict.fromkeys(classes, sys.maxsize) | {tier.name: tier.budget_bytes for tier in recipe.tiers}
+    named = {tier.name for tier in recipe.tiers}
     planner = Planner(
         model=model,
         codecs=codecs,
         workload=WorkloadShape(
             tuple(len(p.token_ids) for p in prompts), max(_max_new_tokens(p, recipe.workload.task) for p in prompts)
         ),
-        tiers=tuple(replace(t, placeable=t.name != staging) for t in describe_tiers(classes, budgets)),
-        hardware=cache(hardware),
+        tiers=tuple(replace(t, placeable=t.name in named) for t in describe_tiers(classes, budgets)),
+        hardware=cache(lambda: hardware(_needs(recipe, model, codecs, classes))),
     )
     plan = planner.plan(registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options))
-    if staging in classes:
+    for staging in classes.keys() - named:
         plan = plan.with_exact_budget(staging)
     return _Job(checkpoint, model, tokenizer, prompts, codecs, classes, planner, plan)
 
 
-def _prepare_to_run(recipe: Recipe, registry: Registry) -> _Job:
+def _tier_classes(recipe: Recipe, registry: Registry) -> dict[str, type[Tier]]:
+    """By name: those of the recipe, fastest first, and a staging tier that it may lack."""
+    classes = {tier.name: registry.tier(tier.plugin) for tier in recipe.tiers}
+    staging = STAGING_TIER
+    while staging in classes:
+        staging += "_"
+    return classes | ({staging: registry.tier(STAGING_PLUGIN)} if needs_staging(classes) else {})
+
+
+def _needs(recipe: Recipe, model: Model, codecs: Codecs, classes: Mapping[str, type[Tier]]) -> Needs:
+    options = {name: tier.Options() for name, tier in classes.items() if name not in {t.name for t in recipe.tiers}}
+    options |= {tier.name: tier.options for tier in recipe.tiers}
+    encoding = {codec.name: codec for codec in (codecs.weights, codecs.kv_cache) if not codec.keeps_bytes}
+    return Needs(
+        model=model,
+        tiers=tuple(TierChoice(name=n, tier_class=c, options=options[n]) for n, c in classes.items()),
+        plain=codecs.small,
+        codecs=tuple(encoding.values()),
+    )
+
+
+def _predicted_tokens_per_s(job: _Job, progress: Progress) -> float | None:
+    """None, with a line why, where nothing is known of the machine."""
+    try:
+        return job.planner.predict(job.plan.layout).tokens_per_s
+    except (HardwareError, ProblemsError) as error:
+        progress.notice(f"no prediction: {error}")
+        return None
+
+
+def _prepare_to_run(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> _Job:
     """The job, if it fits and this machine can run it. Raises with every problem of machine, prompts and budgets."""
     problems = list(_unavailable_tiers(recipe, registry))
     try:
-        job = _prepare(recipe, registry)
+        job = _prepare(recipe, registry, hardware)
         job.plan.require_fit()
     except ProblemsError as error:
         problems += error.problems
@@ -271,6 +315,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
             prompt_tokens=sum(len(prompt.token_ids) for prompt in job.prompts),
             first_tokens=run.first_tokens,
             generated_tokens=batcher.generated_tokens,
+            predicted_tokens_per_s=run.predicted_tokens_per_s,
         )
 
 

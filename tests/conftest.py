@@ -6,6 +6,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
+from flexflow_engine.planning.hardware import write_profile
+from profiles import profile
+
 pytest.register_assert_rewrite("flexflow_engine.testing")  # a failing assertion of a suite shows its values
 settings.register_profile("shared", deadline=None)  # whole jobs run in an example, on cores that others use too
 settings.load_profile("shared")
@@ -14,6 +18,16 @@ settings.load_profile("shared")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU; torch sees none")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def a_machine_of_round_numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs predict their throughput: none is to measure the machine for it, on cores that others use too."""
+    path = tmp_path_factory.mktemp("hardware") / "round.yaml"
+    write_profile(profile(), path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HARDWARE_VARIABLE, str(path))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -28,7 +28,7 @@ def both_ways(of: Link) -> Mapping[Direction, Link]:
     return {"read": of, "write": of}
 
 
-def processor(*, task_s: float = 0.0, beside: Beside | None = None) -> Processor:
+def processor(*, task_s: float = 0.0) -> Processor:
     """A million of everything a second; decoding goes at 2 million numbers, encoding at half a million."""
     return Processor(
         matmul_flops_per_s={"float32": constant(1e6), "float16": constant(1e6)},
@@ -37,7 +37,6 @@ def processor(*, task_s: float = 0.0, beside: Beside | None = None) -> Processor
         codecs={"group-int4": CodecRates(encode_values_per_s=0.5e6, decode_values_per_s=2e6)},
         memory_bytes_per_s=1e6,
         task_s=task_s,
-        beside=beside or Beside(),
     )
 
 

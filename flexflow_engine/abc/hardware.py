@@ -46,17 +46,17 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """What is left of a rate while others work, as a fraction of the rate alone, above 0 and at most 1.
+    """What is left of a link's rate while others work, as a fraction of the rate alone, above 0 and at most 1.
 
     Where several of them work, the fractions are multiplied.
     """
 
     reverse: float = 1.0
-    """While the other direction of the same link works; of no meaning for processors."""
+    """While the other direction of the same link works."""
     links: float = 1.0
-    """While at least one (other tier's) link works."""
+    """While at least one other tier's link works."""
     processors: float = 1.0
-    """While at least one (other) processor computes."""
+    """While at least one processor computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,9 @@ class Link:
     latency_s: float
     """What every contiguous transfer takes before its first byte; latencies of transfers that run at once overlap."""
     beside: Beside = field(default_factory=Beside)
+    leaves_processors: float = 1.0
+    """What is left of a processor's rates while this link works: where the host moves bytes and checks sums, fewer
+    cores compute. Where several links work, their fractions are multiplied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +98,6 @@ class Processor:
     """Reads and writes together: norms, additions, copies."""
     task_s: float
     """What a task takes beside its arithmetic: calls, kernel launches, threads to wake."""
-    beside: Beside = field(default_factory=Beside)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

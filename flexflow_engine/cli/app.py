@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flexflow_engine.cli import import_, plan, plugins, run, schema, store
+from flexflow_engine.cli import import_, plan, plugins, profile, run, schema, store
 from flexflow_engine.cli.exits import with_exit_status
 
 PROGRAM = "flexflow-engine"
@@ -23,6 +23,7 @@ def _build() -> typer.Typer:
     app = _group("Language models larger than memory, at the speed of the slowest resource.")
     app.command("run")(with_exit_status(run.run))
     app.command("plan")(with_exit_status(plan.plan))
+    app.command("profile")(with_exit_status(profile.profile))
     app.command("import")(with_exit_status(import_.import_))
     app.command("plugins")(with_exit_status(plugins.plugins))
     app.command("schema")(with_exit_status(schema.schema))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flexflow_engine.cli.forecast import forecast_as_json, render_forecast
+from flexflow_engine.cli.hardware import Hardware, hardware_for
 from flexflow_engine.cli.outputs import check_distinct, check_writable
+from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, load
 
 if TYPE_CHECKING:
@@ -21,10 +22,7 @@ def plan(
     recipe: RecipePath,
     *,
     overrides: Overrides = None,
-    hardware: Annotated[
-        Path | None,
-        typer.Option(metavar="F.yaml", help="The machine to plan for; default: this one, as `profile` measured it."),
-    ] = None,
+    hardware: Hardware = None,
     no_overlap: Annotated[
         bool, typer.Option("--no-overlap", help="Predict one task after another, to see what overlap is worth.")
     ] = False,
@@ -35,19 +33,19 @@ def plan(
 ) -> None:
     """Predict a recipe's throughput without running it; needs no GPU and no weights."""
     from flexflow_engine.engine import predict_recipe  # noqa: PLC0415  # torch; --help must not import it
-    from flexflow_engine.planning.hardware import cached_profile, read_profile  # noqa: PLC0415
 
     asked, registry = load(recipe, overrides)
     check_distinct({"RECIPE": recipe, "--hardware": hardware, "--trace": trace})
     if trace is not None:
         check_writable(trace)
-    forecast = predict_recipe(
-        asked,
-        registry,
-        hardware=partial(read_profile, hardware) if hardware else cached_profile,
-        executor=_executor(no_overlap=no_overlap),
-        trace=trace,
-    )
+    with progress_on_stderr() as progress:
+        forecast = predict_recipe(
+            asked,
+            registry,
+            hardware=hardware_for(hardware, progress.notice),
+            executor=_executor(no_overlap=no_overlap),
+            trace=trace,
+        )
     print(json.dumps(forecast_as_json(forecast), indent=2) if as_json else render_forecast(forecast))
 
 

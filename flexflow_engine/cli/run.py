@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flexflow_engine.cli.hardware import Hardware, hardware_for
 from flexflow_engine.cli.outputs import LateFile, check_distinct, check_writable
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
@@ -25,42 +26,57 @@ def run(
     ] = None,
     metrics: Annotated[Path | None, typer.Option(metavar="F.json", help="Write the run's numbers.")] = None,
     trace: Annotated[Path | None, typer.Option(metavar="F.json", help="Write Chrome trace events.")] = None,
+    hardware: Hardware = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the policy's memory table and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe's prompts through its model and write the completions."""
     asked, registry = load(recipe, overrides)
     if dry_run:
-        _show_plan(asked, registry, as_json=as_json)
+        _show_plan(asked, registry, hardware, as_json=as_json)
         return
     destination = output or Path(f"{asked.name}.completions.jsonl")
     prompts = asked.workload.prompts if isinstance(asked.workload.prompts, Path) else None
     check_distinct(
         {"RECIPE": recipe, "prompts": prompts, "--output": destination, "--metrics": metrics, "--trace": trace}
     )
-    found = _run(asked, registry, output=destination, metrics=metrics, trace=trace)
+    found = _run(asked, registry, output=destination, metrics=metrics, trace=trace, hardware=hardware)
     print(json.dumps(found, indent=2) if as_json else f"{render_run(found)}\n\ncompletions: {destination}")
 
 
-def _show_plan(recipe: Recipe, registry: Registry, *, as_json: bool) -> None:
+def _show_plan(recipe: Recipe, registry: Registry, hardware: Path | None, *, as_json: bool) -> None:
     """Print what lies where. Raises PolicyError afterwards when it does not fit."""
     from flexflow_engine.engine import plan_recipe  # noqa: PLC0415  # torch; --help must not import it
 
-    plan = plan_recipe(recipe, registry)
+    with progress_on_stderr() as progress:
+        plan = plan_recipe(recipe, registry, hardware_for(hardware, progress.notice))
     found = plan_as_json(plan.policy, plan.memory)
     print(json.dumps(found, indent=2) if as_json else render_plan(plan.policy, plan.memory), flush=True)
     plan.require_fit()
 
 
 def _run(
-    recipe: Recipe, registry: Registry, *, output: Path, metrics: Path | None, trace: Path | None
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    output: Path,
+    metrics: Path | None,
+    trace: Path | None,
+    hardware: Path | None,
 ) -> dict[str, object]:
     from flexflow_engine.engine import run_recipe  # noqa: PLC0415  # torch; --help must not import it
 
     if trace is not None:
         check_writable(trace)
     with LateFile(metrics) as metrics_file, progress_on_stderr() as progress:
-        report = run_recipe(recipe, registry, output=output, trace=trace, progress=progress)
+        report = run_recipe(
+            recipe,
+            registry,
+            output=output,
+            trace=trace,
+            progress=progress,
+            hardware=hardware_for(hardware, progress.notice),
+        )
         found = dict(report.metrics)
         metrics_file.finish(json.dumps(found, indent=2) + "\n")
     return found

@@ -6,10 +6,6 @@ written as people do: 12.9e9.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +25,6 @@ from flexflow_engine.abc.hardware import (
     Link,
     Processor,
 )
-from flexflow_engine.checkpoint.digest import user_cache
 from flexflow_engine.errors import HardwareError, ProblemsError, RecipeError
 from flexflow_engine.jobs.document import read_document
 from flexflow_engine.jobs.problems import Problems
@@ -53,43 +48,19 @@ def write_profile(profile: HardwareProfile, path: Path) -> None:
     """Write what `read_profile` reads, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(yaml.safe_dump(_plain(asdict(profile)), sort_keys=False), encoding="utf-8")
+    partial.write_text(render_profile(profile), encoding="utf-8")
     partial.replace(path)
 
 
-def cached_profile() -> HardwareProfile:
-    """This machine's, as `profile` measured it. Raises HardwareError where it never did."""
-    path = cached_profile_path()
-    if not path.is_file():
-        raise HardwareError(
-            "this machine has not been measured",
-            where=str(path),
-            fix="run `flexflow-engine profile`, or plan for a machine from a file: --hardware FILE",
-        )
-    return read_profile(path)
+def render_profile(profile: HardwareProfile) -> str:
+    """The YAML that `read_profile` reads."""
+    return yaml.safe_dump(profile_as_document(profile), sort_keys=False, width=120)
 
 
-def cached_profile_path() -> Path:
-    """Where this machine's profile lies: a new one for other processors, and for other versions of what computes."""
-    digest = hashlib.sha256(json.dumps(_machine()).encode()).hexdigest()
-    return user_cache() / "hardware" / f"{digest[:16]}.yaml"
-
-
-def _machine() -> list[str]:
-    import torch  # noqa: PLC0415  # --help must not import it
-
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return [_processor_name(), str(os.cpu_count()), torch.__version__, *gpus]
-
-
-def _processor_name() -> str:
-    """`platform.processor` says no more than x86_64 on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def profile_as_document(profile: HardwareProfile) -> dict[str, Any]:
+    """The same as plain data, ready for JSON."""
+    document: dict[str, Any] = _plain(asdict(profile))
+    return document
 
 
 def _number(value: object) -> object:
@@ -145,9 +116,15 @@ class LinkSection(_Section):
     bytes_per_s: Rate
     latency_s: Seconds
     beside: BesideSection = BesideSection()
+    leaves_processors: Fraction = 1.0
 
     def link(self) -> Link:
-        return Link(bytes_per_s=self.bytes_per_s, latency_s=self.latency_s, beside=self.beside.beside())
+        return Link(
+            bytes_per_s=self.bytes_per_s,
+            latency_s=self.latency_s,
+            beside=self.beside.beside(),
+            leaves_processors=self.leaves_processors,
+        )
 
 
 class CodecSection(_Section):
@@ -162,7 +139,6 @@ class ProcessorSection(_Section):
     codecs: dict[str, CodecSection] = Field(default_factory=dict)
     memory_bytes_per_s: Rate
     task_s: Seconds
-    beside: BesideSection = BesideSection()
 
     def processor(self) -> Processor:
         return Processor(
@@ -174,7 +150,6 @@ class ProcessorSection(_Section):
             codecs={name: CodecRates(**section.model_dump()) for name, section in self.codecs.items()},
             memory_bytes_per_s=self.memory_bytes_per_s,
             task_s=self.task_s,
-            beside=self.beside.beside(),
         )
 
 
@@ -211,5 +186,5 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if value.keys() == {"points"}:
-        return dict(value["points"])
+        return {f"{size:g}": rate for size, rate in value["points"]}
     return {str(key): _plain(part) for key, part in value.items()}

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
-from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.hardware import HardwareProfile, Link
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.prediction import LanePrediction
 from flexflow_engine.abc.step import NextTokens, Step
@@ -109,13 +110,14 @@ def rate_beside(layout: Layout, profile: HardwareProfile) -> RateBeside:
     """What the profile says is left of a lane's rate beside others; sampled tokens are too few to count."""
     links = {lane: tier for tier in layout.tiers[1:] for lane in (read_lane(tier.name), write_lane(tier.name))}
 
+    def link(lane: str) -> Link:
+        return profile.link(links[lane], "read" if lane == read_lane(links[lane].name) else "write")
+
     def fraction(lane: str, working: frozenset[str]) -> float:
         others = working - {TOKENS_LANE}
         if lane not in links:
-            beside = profile.processor(layout.device.memory).beside
-            return beside.links if others & links.keys() else 1.0
-        tier = links[lane]
-        beside = profile.link(tier, "read" if lane == read_lane(tier.name) else "write").beside
+            return prod(link(other).leaves_processors for other in sorted(others & links.keys()))
+        tier, beside = links[lane], link(lane).beside
         left = 1.0
         if any(links.get(other) is tier for other in others):
             left *= beside.reverse

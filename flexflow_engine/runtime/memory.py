@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,38 @@ from flexflow_engine.placement.memory import allocations
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import Run
 from flexflow_engine.store.weights import WeightStore
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Units of a region on an open tier."""
+
+    tier: Tier
+    region: Region
+    first: int
+    count: int
+
+    @property
+    def host_bytes(self) -> HostBytes:
+        """A view; only where the host addresses the memory."""
+        view: HostBytes = self.tier.tensor(self.region, self.first, self.count).numpy()
+        return view
+
+
+def transfer_in(*, far: Place, near: Place) -> None:
+    """Copy `far` to `near`, over the far tier's link. The host addresses at least one of them."""
+    if near.tier.memory == HOST:
+        far.tier.read(far.region, far.first, far.count, near.host_bytes)
+    else:
+        near.tier.write(near.region, near.first, near.count, far.host_bytes)
+
+
+def transfer_out(*, far: Place, near: Place) -> None:
+    """Copy `near` to `far`, the other way."""
+    if near.tier.memory == HOST:
+        far.tier.write(far.region, far.first, far.count, near.host_bytes)
+    else:
+        near.tier.read(near.region, near.first, near.count, far.host_bytes)
 
 
 class Memory:
@@ -46,9 +79,9 @@ class Memory:
         """Carry out the moves over the far tier's link. The host addresses at least one end."""
         for move in copy.moves:
             if move.source.tier == copy.far:
-                self._transfer(far=move.source, near=move.target, inwards=True)
+                transfer_in(far=self._place(move.source), near=self._place(move.target))
             else:
-                self._transfer(far=move.target, near=move.source, inwards=False)
+                transfer_out(far=self._place(move.target), near=self._place(move.source))
 
     def read(self, span: Span, out: HostBytes) -> None:
         """Read a span of any tier into host memory."""
@@ -62,21 +95,8 @@ class Memory:
         self._device.release(self._reserved)
         self._reserved = 0
 
-    def _transfer(self, *, far: Span, near: Span, inwards: bool) -> None:
-        far_tier, near_tier = self._tiers[far.tier], self._tiers[near.tier]
-        far_region, near_region = self._regions[far.tier, far.region], self._regions[near.tier, near.region]
-        if near_tier.memory == HOST:
-            host = near_tier.tensor(near_region, near.first, near.count).numpy()
-            if inwards:
-                far_tier.read(far_region, far.first, far.count, host)
-            else:
-                far_tier.write(far_region, far.first, far.count, host)
-        else:
-            host = far_tier.tensor(far_region, far.first, far.count).numpy()
-            if inwards:
-                near_tier.write(near_region, near.first, near.count, host)
-            else:
-                near_tier.read(near_region, near.first, near.count, host)
+    def _place(self, span: Span) -> Place:
+        return Place(self._tiers[span.tier], self._regions[span.tier, span.region], span.first, span.count)
 
     def _allocate(self, layout: Layout, store: WeightStore) -> None:
         self._device.reserve(layout.workspace_nbytes, what="workspace")

@@ -21,8 +21,11 @@ def collect(
     prompt_tokens: int,
     first_tokens: int,
     generated_tokens: int,
+    predicted_tokens_per_s: float | None,
 ) -> dict[str, Any]:
-    """The metrics of a run, ready for JSON. first_tokens: how many generated tokens were sampled from prompts."""
+    """The metrics of a run, ready for JSON. first_tokens: how many generated tokens were sampled from prompts.
+    predicted_tokens_per_s: None where nothing is known of the machine.
+    """
     prefill_s, decode_s = phase_seconds(times)
     total_s = prefill_s + decode_s
     return {
@@ -38,7 +41,7 @@ def collect(
         "tiers": {n: {"budget_bytes": t.budget_bytes, "peak_bytes": t.peak_bytes} for n, t in tiers.items()},
         "lanes": {name: _lane(use) for name, use in lanes.items()},
         "bound_by": max(lanes, key=lambda name: lanes[name].busy_s),
-        "predicted_tokens_per_s": None,
+        "predicted_tokens_per_s": predicted_tokens_per_s,
     }
 
 

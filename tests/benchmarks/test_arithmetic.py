@@ -14,6 +14,7 @@ from flexflow_engine.engine import plan_recipe
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.plugins import Registry
 from offload import CONFIGURATIONS, OPT_1_3B
+from profiles import profile
 from throughput.child import DidNotFinish, Done, Failed, run_capped
 from throughput.configuration import MIB, RESERVE_NBYTES, Configuration
 from throughput.extrapolation import SampledJob
@@ -122,7 +123,7 @@ def test_each_policy_fits_budgets_that_add_up_to_the_cap_less_the_reserve(
     recipe["model"]["checkpoint"] = f"synthetic:{configuration.model}"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     registry = Registry.load()
-    plan = plan_recipe(load_recipe(tmp_path / "recipe.yaml", [], registry), registry)
+    plan = plan_recipe(load_recipe(tmp_path / "recipe.yaml", [], registry), registry, lambda needs: profile())
     plan.require_fit()
     assert plan.memory.budgets["device"] == configuration.cap_nbytes - RESERVE_NBYTES
     assert plan.memory.peak_bytes("device") > 0.9 * plan.memory.budgets["device"], "memory left unused"

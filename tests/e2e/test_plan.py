@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from commands import CommandLine, Outcome, save_tokenizer, write_recipe
-from flexflow_engine.planning.hardware import cached_profile_path, read_profile, write_profile
+from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
 from harness import random_prompts, save_opt
 
 ROOT = Path(__file__).parents[2]
@@ -110,12 +110,14 @@ def test_a_trace_of_the_virtual_clock_is_one_of_a_run(
     assert computed == pytest.approx(plan["lanes"]["compute"]["busy_s"])
 
 
-def test_without_a_measured_machine_the_way_out_is_told(command_line: CommandLine, recipe: Path, machine: Path) -> None:
-    outcome = command_line("plan", recipe)
+def test_a_machine_that_can_not_be_measured_here_is_refused_and_the_way_out_told(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(HARDWARE_VARIABLE)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    outcome = command_line("plan", ROOT / "recipes" / "opt30b_16gb.yaml", SMALL)
     outcome.assert_user_error()
     assert "--hardware" in outcome.stderr
-    write_profile(read_profile(machine), cached_profile_path())
-    assert found(command_line("plan", recipe, "--json"))["hardware"] == "desk"
 
 
 def test_a_machine_without_the_recipes_link_is_refused(command_line: CommandLine, recipe: Path, machine: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from flexflow_engine.engine import plan_recipe
 from flexflow_engine.jobs.load import load_recipe
+from flexflow_engine.planning.hardware import read_profile
 from flexflow_engine.plugins import Registry
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -22,7 +23,7 @@ RECIPES = sorted(FOLDER.glob("*.yaml"))
 def test_a_shipped_recipe_is_planned_and_fits(path: Path) -> None:
     registry = Registry.load()
     recipe = load_recipe(path, [], registry)
-    plan_recipe(recipe, registry).require_fit()
+    plan_recipe(recipe, registry, lambda needs: read_profile(FOLDER / "hardware" / "t4_gcp.yaml")).require_fit()
     assert recipe.name == path.stem
 
 

@@ -94,7 +94,7 @@ def test_what_a_profile_lacks_is_named_with_what_would_do() -> None:
         (("links", "zarr", "raed"), {"bytes_per_s": 1e9, "latency_s": 0}, "links.zarr.raed"),
         (("processors", "cuda", "matmul_flops_per_s", "float16"), {"few": 1e12}, "'few' is no such size"),
         (("processors", "cuda", "decode_attention_bytes_per_s"), {"group-int4": 1e9}, "`none` is missing"),
-        (("processors", "cuda", "beside"), {"links": 1.5}, "processors.cuda.beside.links"),
+        (("links", "zarr", "read", "beside"), {"links": 1.5}, "links.zarr.read.beside.links"),
         (("host",), {"compile_task_s": 1e-5}, "`gather_row_s` is missing"),
     ],
 )

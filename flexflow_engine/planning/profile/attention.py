@@ -1,0 +1,101 @@
+"""Attention through the runtime's own functions, over a cache of pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
+
+import torch
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.hardware import Curve
+from flexflow_engine.abc.step import RowStep
+from flexflow_engine.placement.kv import Rectangle
+from flexflow_engine.planning.profile.bench import Bench
+from flexflow_engine.planning.profile.sizes import Sizes
+from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
+from flexflow_engine.runtime.host_attention import HostPages, HostTile
+from flexflow_engine.runtime.kv_cache import KVPart, TileCache
+from flexflow_engine.runtime.kv_pages import Pages
+
+_TIER = "device"
+"""Any name: there is one tier here."""
+
+
+def prefill_flops_per_s(bench: Bench, sizes: Sizes) -> Curve:
+    """By a prompt's tokens; what the causal mask leaves."""
+    return Curve(tuple((float(tokens), _prefill_rate(bench, sizes, tokens)) for tokens in sizes.prompts))
+
+
+def decode_bytes_per_s(bench: Bench, sizes: Sizes, codec: Codec) -> Curve:
+    """By cached tokens; bytes of keys and values as the codec leaves them."""
+    call_s = bench.time(one_token(bench, sizes, codec))
+    points = ((float(context), _decode_rate(bench, sizes, codec, context, call_s)) for context in sizes.contexts)
+    return Curve(tuple(points))
+
+
+def one_token(bench: Bench, sizes: Sizes, codec: Codec) -> Callable[[], object]:
+    """The smallest call of all: one sequence with one cached token, one head of one number."""
+    tiny = replace(sizes, heads=1, head_dim=2, page_tokens=1, cold_nbytes=0)
+    return _decode_call(bench, tiny, codec, (1, 1))
+
+
+def _prefill_rate(bench: Bench, sizes: Sizes, tokens: int) -> float:
+    count = max(1, sizes.prompts[-1] // tokens)
+    rows = [RowStep(row=row, sequence=row, new_tokens=tokens, context=0) for row in range(count)]
+    q, k, v = (bench.numbers(count * tokens, sizes.heads, sizes.head_dim) for _ in range(3))
+    seconds = bench.time(lambda: attend_prompts(rows, q, k, v, sizes.head_dim**-0.5))
+    return 2.0 * count * tokens * (tokens + 1) * sizes.heads * sizes.head_dim / seconds
+
+
+def _decode_rate(bench: Bench, sizes: Sizes, codec: Codec, context: int, call_s: float) -> float:
+    """Without `call_s`, what a call takes whatever it reads; at least a tenth of the time is left to the bytes."""
+    rows = sizes.attention_rows
+    seconds = bench.time(_decode_call(bench, sizes, codec, (rows, context)))
+    nbytes = 2 * codec.encoded_nbytes((sizes.heads, context + 1, sizes.head_dim), bench.dtype)
+    return rows * nbytes / max(seconds - call_s, seconds / 10)
+
+
+def _decode_call(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> Callable[[], object]:
+    """Attention of one new token a row, each call over another cache. tile: rows and cached tokens."""
+    count, context = tile
+    rows = [RowStep(row=row, sequence=row, new_tokens=1, context=context) for row in range(count)]
+    q = bench.numbers(count, sizes.heads, sizes.head_dim)
+    nbytes = 2 * count * context * sizes.heads * sizes.head_dim * bench.torch_dtype.itemsize
+    caches = cycle([_cache(bench, sizes, codec, tile) for _ in range(max(1, sizes.cold_nbytes // nbytes))])
+    return lambda: attend_tokens(rows, q, next(caches), count, sizes.head_dim**-0.5)
+
+
+def _cache(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> TileCache:
+    """As `runtime.kv_cache` makes it: every page in one place, tails where tokens can't be written in place."""
+    count, context = tile
+    pages, page = context // sizes.page_tokens + 1, (sizes.heads, sizes.page_tokens, sizes.head_dim)
+    rectangle = Rectangle(_TIER, "kv.0.0.0", 0, count, 0, pages)
+    keys, values = (_pages(bench, codec, rectangle, page) for _ in range(2))
+    part = KVPart(rectangle, codec.keeps_bytes, keys, values)
+    tail_rows = range(0 if codec.keeps_bytes else count)
+    tails = None if codec.keeps_bytes else (bench.numbers(count, *page), bench.numbers(count, *page))
+    host = None
+    if bench.on_host and (codec.keeps_bytes or codec.decodes_in_kernels):
+        decoder = None if codec.keeps_bytes else codec.kernel_decoder(page)
+        host = HostTile(
+            [HostPages(rectangle, keys.stored, values.stored, codec.keeps_bytes, decoder)],
+            tail_rows=tail_rows,
+            tails=tails,
+            page=page,
+            dtype=bench.torch_dtype,
+            workers=bench.workers,
+        )
+    tail_keys, tail_values = tails or (None, None)
+    return TileCache(sizes.page_tokens, sizes.heads, (part,), tail_rows, tail_keys, tail_values, host)
+
+
+def _pages(bench: Bench, codec: Codec, rectangle: Rectangle, page: tuple[int, int, int]) -> Pages:
+    encoded = torch.empty((1, codec.encoded_nbytes(page, bench.dtype)), dtype=torch.uint8, device=bench.device)
+    codec.encode(bench.numbers(1, *page), encoded)
+    stored = encoded.repeat(rectangle.num_units, 1)
+    scratch = torch.zeros((rectangle.num_units, *page), dtype=bench.torch_dtype, device=bench.device)
+    return Pages(
+        rectangle, stored, page=page, codec=codec, scratch=scratch.view(torch.uint8).flatten(), dtype=bench.torch_dtype
+    )

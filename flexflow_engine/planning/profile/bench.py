@@ -1,0 +1,59 @@
+"""A processor to run kernels on, reached through a tier in its memory as a lane reaches it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.cpu.workers import Workers
+
+BATCHES = 5
+"""How often a time is taken; their median counts."""
+
+
+class Bench:
+    """Owns a lane context of the tier, which stays its opener's, and threads for the host's kernels."""
+
+    def __init__(self, tier: Tier, dtype: DType, seconds: float) -> None:
+        """seconds: how long one figure may take."""
+        self.device = torch.device(tier.torch_device)
+        self.dtype = dtype
+        self.torch_dtype: torch.dtype = getattr(torch, dtype)
+        self.seconds = seconds
+        self.on_host = tier.memory == HOST
+        self.workers = Workers()
+        self._context = tier.lane_context()
+
+    def close(self) -> None:
+        self._context.close()
+        self.workers.close()
+
+    def numbers(self, *shape: int) -> torch.Tensor:
+        """Numbers in the model's dtype, none of which is denormal."""
+        return torch.rand(shape, dtype=torch.float32).add_(0.5).to(self.device, self.torch_dtype)
+
+    def finish(self, work: Callable[[], object]) -> None:
+        """Do it once, and wait for the device."""
+        with self._context:
+            work()
+            self._context.record().wait()
+
+    def time(self, work: Callable[[], object]) -> float:
+        """Seconds that one call takes in a row of calls: the device may queue them, as it does in a run."""
+        with torch.inference_mode():
+            self.finish(work)
+            calls = 1
+            while (elapsed := self._elapsed(work, calls)) < self.seconds / (2 * BATCHES):
+                calls *= 2
+            times = [elapsed, *(self._elapsed(work, calls) for _ in range(BATCHES - 1))]
+        return median(times) / calls
+
+    def _elapsed(self, work: Callable[[], object], calls: int) -> float:
+        begin = time.perf_counter()
+        self.finish(lambda: [work() for _ in range(calls)])
+        return time.perf_counter() - begin

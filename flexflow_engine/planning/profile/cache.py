@@ -1,0 +1,62 @@
+"""This machine's profile in the user's cache folder: measured once a dtype, completed when more is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.checkpoint.digest import user_cache
+from flexflow_engine.errors import ProblemsError, StorageError
+from flexflow_engine.planning.hardware import read_profile, write_profile
+from flexflow_engine.planning.profile.machine import Machine
+from flexflow_engine.planning.profile.measure import complete
+from flexflow_engine.planning.profile.needs import Needs
+from flexflow_engine.planning.profile.sizes import Sizes
+
+
+def this_machine(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -> HardwareProfile:
+    """The profile of this machine with everything that is needed, links under the names of the needs' tiers.
+
+    What was measured before is read, what is missing is measured and kept. Raises HardwareError where a tier can't
+    be measured here.
+    """
+    machine = Machine.here()
+    path = profile_path(machine, needs)
+    known = _read(path, notice)
+    profile = complete(known, needs, name=str(machine), sizes=sizes, notice=notice)
+    if profile is not known:
+        _keep(profile, path, notice)
+    return needs.choose(profile)
+
+
+def forget(needs: Needs) -> None:
+    """Have this machine measured anew, for the dtype of these needs. Raises StorageError."""
+    path = profile_path(Machine.here(), needs)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"it can't be removed ({error.strerror})", where=str(path)) from error
+
+
+def profile_path(machine: Machine, needs: Needs) -> Path:
+    """A new one for another machine, other versions of what computes, and another dtype."""
+    return user_cache() / "hardware" / f"{machine.digest}-{needs.model.dtype}.yaml"
+
+
+def _read(path: Path, notice: Callable[[str], None]) -> HardwareProfile | None:
+    """A cache that can't be read costs the time to measure, and nothing else."""
+    if not path.is_file():
+        return None
+    try:
+        return read_profile(path)
+    except ProblemsError as error:
+        notice(f"{path} is not used: {error.problems[0].what}")
+        return None
+
+
+def _keep(profile: HardwareProfile, path: Path, notice: Callable[[str], None]) -> None:
+    try:
+        write_profile(profile, path)
+    except OSError as error:
+        notice(f"the measurements are not kept: {path} can't be written ({error.strerror})")

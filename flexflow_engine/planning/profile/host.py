@@ -1,0 +1,129 @@
+"""What the host's own code takes: compiling steps, handing tasks to lanes, calling kernels, looking rows up."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the field's usual name
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.hardware import HostCosts
+from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.policy import Placement, Policy, WorkloadShape
+from flexflow_engine.abc.step import BatchStep, RowStep, Step
+from flexflow_engine.abc.tier import Tier
+from flexflow_engine.graph.builder import Frontier
+from flexflow_engine.graph.compile import StepCompiler
+from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.pages import paged_tensors
+from flexflow_engine.planning.plan import describe_tiers
+from flexflow_engine.planning.profile.attention import one_token
+from flexflow_engine.planning.profile.bench import Bench
+from flexflow_engine.planning.profile.sizes import Sizes
+from flexflow_engine.runtime.executor import DataflowExecutor
+from flexflow_engine.runtime.trace import FoldedTrace
+
+STEPS = 8
+"""Steps that are compiled and handed over; their median counts."""
+GPU_BATCHES = 2
+ROWS = 4
+LOOK_UPS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCosts:
+    """Seconds a task, of the thread that compiles and of the lane that runs it."""
+
+    compile_s: float
+    run_s: float
+
+
+def host_costs(bench: Bench, sizes: Sizes, codec: Codec, tasks: TaskCosts) -> HostCosts:
+    """codec: one that keeps bytes."""
+    return HostCosts(compile_task_s=tasks.compile_s, gather_row_s=_gather_row_s(bench, sizes, codec))
+
+
+def task_s(bench: Bench, sizes: Sizes, codec: Codec, tasks: TaskCosts) -> float:
+    """What a decoder layer takes whose matrices and cache are next to nothing, and the lane for any task."""
+    x, weight, bias = bench.numbers(1, 1), bench.numbers(1, 1), bench.numbers(1)
+    attend = one_token(bench, sizes, codec)
+
+    def tile() -> None:
+        for _ in range(2):
+            F.layer_norm(x, (1,), bias, bias)
+        for _ in range(6):
+            F.linear(x, weight, bias)
+        attend()
+
+    return tasks.run_s + bench.time(tile)
+
+
+def measure_tasks(model: Model, codec: Codec, tier: Tier) -> TaskCosts:
+    """Compile the graphs of a model's steps, and run them through the lanes with nothing to do in them."""
+    compiler = StepCompiler(_resident_layout(model, codec, type(tier)))
+    trace = FoldedTrace()
+    executor = DataflowExecutor(lambda task: None, compiler.widths, lambda lane: tier.lane_context(), trace)
+    compiled, ran, frontier = [], [], Frontier()
+    with closing(executor):
+        for index in range(STEPS):
+            begin = time.perf_counter()
+            graph, frontier = compiler.compile(_step(index), frontier)
+            middle = time.perf_counter()
+            executor.submit(graph)
+            executor.wait(index)
+            compiled.append((middle - begin) / len(graph.tasks))
+            ran.append((time.perf_counter() - middle) / len(graph.tasks))
+            trace.fold(index)
+    return TaskCosts(compile_s=median(compiled), run_s=median(ran))
+
+
+def _resident_layout(model: Model, codec: Codec, tier: type[Tier]) -> Layout:
+    everything = Placement(((tier.name, 100.0),))
+    return make_layout(
+        model=model,
+        tensors=paged_tensors(model, codec, codec),
+        weight_codec=codec,
+        kv_codec=codec,
+        policy=Policy(
+            gpu_batch_size=ROWS,
+            num_gpu_batches=GPU_BATCHES,
+            weights=everything,
+            kv_cache=everything,
+            activations=everything,
+            attention="device",
+            kv_page_tokens=16,
+        ),
+        workload=WorkloadShape((1,) * (GPU_BATCHES * ROWS), STEPS),
+        tiers=describe_tiers({tier.name: tier}, {tier.name: 0}),
+    )
+
+
+def _step(index: int) -> Step:
+    """Every sequence one token further; the first is its prompt."""
+    return Step(
+        index,
+        tuple(
+            BatchStep(k, tuple(RowStep(row=r, sequence=k * ROWS + r, new_tokens=1, context=index) for r in range(ROWS)))
+            for k in range(GPU_BATCHES)
+        ),
+    )
+
+
+def _gather_row_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
+    """As the runtime looks up a row that lies far off: its unit decoded into fresh memory, and copied to its place."""
+    unit = torch.zeros((1, sizes.features * bench.torch_dtype.itemsize), dtype=torch.uint8)
+    target = torch.zeros((1, sizes.features), dtype=bench.torch_dtype)
+
+    def look_up() -> None:
+        rows = torch.empty((1, 1, sizes.features), dtype=bench.torch_dtype)
+        codec.decode(unit, rows)
+        target[0] = rows[0, 0]
+
+    begin = time.perf_counter()
+    for _ in range(LOOK_UPS):
+        look_up()
+    return (time.perf_counter() - begin) / LOOK_UPS

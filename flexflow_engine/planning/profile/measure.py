@@ -1,0 +1,135 @@
+"""Measures what a profile lacks of what is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from flexflow_engine.abc.hardware import PLAIN, Direction, HardwareProfile, HostCosts, Link, Processor
+from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.errors import FlexFlowError, HardwareError
+from flexflow_engine.planning.profile.arithmetic import matmul_flops_per_s, matmul_load, memory_bytes_per_s
+from flexflow_engine.planning.profile.attention import decode_bytes_per_s, prefill_flops_per_s
+from flexflow_engine.planning.profile.bench import Bench
+from flexflow_engine.planning.profile.codecs import codec_rates
+from flexflow_engine.planning.profile.host import host_costs, measure_tasks, task_s
+from flexflow_engine.planning.profile.links import DIRECTIONS, Probe, measure_link
+from flexflow_engine.planning.profile.needs import CodecPart, LinkPart, Needs, Part, ProcessorPart, TierChoice
+from flexflow_engine.planning.profile.sizes import Sizes
+
+Notice = Callable[[str], None]
+
+
+def complete(
+    known: HardwareProfile | None, needs: Needs, *, name: str, sizes: Sizes, notice: Notice
+) -> HardwareProfile:
+    """The profile with everything that is needed; what it has already is not measured again.
+
+    name: of the machine. notice: told of each part before it is measured. Raises HardwareError where this machine
+    lacks a tier.
+    """
+    profile = known or HardwareProfile(
+        name=name, links={}, processors={}, host=HostCosts(compile_task_s=0.0, gather_row_s=0.0)
+    )
+    parts = needs.missing(known)
+    if not parts:
+        return profile
+    with _Workbench(needs, sizes) as bench:
+        for number, part in enumerate(parts, start=1):
+            notice(f"measuring this machine: {part} ({number} of {len(parts)})")
+            profile = bench.add(profile, part)
+    return profile
+
+
+class _Workbench:
+    """The tiers, open, and what is made on them. Everything is made when it is first needed, and closed at the end."""
+
+    def __init__(self, needs: Needs, sizes: Sizes) -> None:
+        self._needs, self._sizes = needs, sizes
+        self._stack = ExitStack()
+        self._tiers: dict[str, Tier] = {}
+        self._benches: dict[str, Bench] = {}
+        self._probes: dict[str, Probe] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def add(self, profile: HardwareProfile, part: Part) -> HardwareProfile:
+        if isinstance(part, ProcessorPart):
+            return self._add_processor(profile, part)
+        if isinstance(part, CodecPart):
+            return self._add_codec(profile, part)
+        return replace(profile, links={**profile.links, part.name: self._links(part)})
+
+    def _add_processor(self, profile: HardwareProfile, part: ProcessorPart) -> HardwareProfile:
+        bench, sizes, plain = self._bench(part.memory), self._sizes, self._needs.plain
+        tasks = measure_tasks(self._needs.model, plain, self._tier(self._in_memory(part.memory)))
+        processor = Processor(
+            matmul_flops_per_s={bench.dtype: matmul_flops_per_s(bench, sizes)},
+            prefill_attention_flops_per_s=prefill_flops_per_s(bench, sizes),
+            decode_attention_bytes_per_s={PLAIN: decode_bytes_per_s(bench, sizes, plain)},
+            codecs={},
+            memory_bytes_per_s=memory_bytes_per_s(bench, sizes),
+            task_s=task_s(bench, sizes, plain, tasks),
+        )
+        measured = replace(profile, processors={**profile.processors, part.memory: processor})
+        return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, plain, tasks))
+
+    def _add_codec(self, profile: HardwareProfile, part: CodecPart) -> HardwareProfile:
+        bench, processor, name = self._bench(part.memory), profile.processors[part.memory], part.codec.name
+        curve = decode_bytes_per_s(bench, self._sizes, part.codec.for_cache())
+        processor = replace(
+            processor,
+            decode_attention_bytes_per_s={**processor.decode_attention_bytes_per_s, name: curve},
+            codecs={**processor.codecs, name: codec_rates(bench, self._sizes, part.codec)},
+        )
+        return replace(profile, processors={**profile.processors, part.memory: processor})
+
+    def _links(self, part: LinkPart) -> Mapping[Direction, Link]:
+        probe = self._probe(part.tier)
+        others = [self._probe(other.tier) for other in self._needs.links if other.tier is not part.tier]
+        bench = self._bench(str(self._needs.device.tier_class.memory))
+        compute = matmul_load(bench, self._sizes)
+        return {direction: measure_link(probe, direction, others, compute) for direction in DIRECTIONS}
+
+    def _tier(self, choice: TierChoice) -> Tier:
+        if choice.name not in self._tiers:
+            try:
+                choice.tier_class.check_available(choice.options)
+            except FlexFlowError as error:
+                raise HardwareError(
+                    f"this machine can't be measured for it: {error.what}",
+                    where=f"tiers.{choice.name}",
+                    fix="plan for a machine from a file: --hardware FILE",
+                ) from error
+            tier = choice.tier_class(label=choice.name, budget_bytes=sys.maxsize, options=choice.options)
+            self._tiers[choice.name] = self._stack.enter_context(closing(tier))
+        return self._tiers[choice.name]
+
+    def _in_memory(self, memory: str) -> TierChoice:
+        return next(choice for choice in self._needs.tiers if choice.tier_class.memory == memory)
+
+    def _bench(self, memory: str) -> Bench:
+        if memory not in self._benches:
+            tier = self._tier(self._in_memory(memory))
+            bench = Bench(tier, self._needs.model.dtype, self._sizes.seconds)
+            self._benches[memory] = self._stack.enter_context(closing(bench))
+        return self._benches[memory]
+
+    def _probe(self, choice: TierChoice) -> Probe:
+        if choice.name not in self._probes:
+            device = self._needs.device
+            staged = HOST not in {choice.tier_class.memory, device.tier_class.memory}
+            near = self._in_memory(HOST) if staged else device
+            probe = Probe(self._tier(choice), self._tier(near), self._sizes)
+            self._probes[choice.name] = self._stack.enter_context(closing(probe))
+        return self._probes[choice.name]

@@ -1,0 +1,171 @@
+"""What is measured of a machine, and when: sizes are tiny, and no figure is looked at but for its sign."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.tier import Tier
+from flexflow_engine.planning.hardware import read_profile
+from flexflow_engine.planning.profile.cache import profile_path, this_machine
+from flexflow_engine.planning.profile.load import Load, rates
+from flexflow_engine.planning.profile.machine import Machine
+from flexflow_engine.planning.profile.needs import Needs, TierChoice
+from flexflow_engine.planning.profile.sizes import Sizes
+from flexflow_engine.testing.tiers import IslandTier, LinkOptions, ThrottledTier
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
+from flexflow_plugins.codecs.none import NoneCodec
+from flexflow_plugins.models.opt import OPTModel
+from flexflow_tiers.cpu import CpuTier
+from flexflow_tiers.pinned import PinnedTier
+from flexflow_tiers.zarr import ZarrOptions, ZarrTier
+
+TINY = Sizes(
+    seconds=1e-3,
+    link_seconds=2e-3,
+    tokens=(1, 4),
+    features=32,
+    cold_nbytes=2**14,
+    prompts=(4, 8),
+    contexts=(4, 8),
+    heads=2,
+    head_dim=8,
+    attention_rows=2,
+    page_tokens=4,
+    page_nbytes=8192,
+    pages=4,
+    small_nbytes=512,
+)
+SLOW = LinkOptions(bytes_per_second=20e6)
+
+
+class Bookkeeper:
+    """Measures with tiny sizes, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def measure(self, needs: Needs) -> HardwareProfile:
+        """What was told before is forgotten."""
+        self.notices.clear()
+        return this_machine(needs, sizes=TINY, notice=self.notices.append)
+
+    @property
+    def measured(self) -> list[str]:
+        """The parts, in their order."""
+        start = "measuring this machine: "
+        return [line.removeprefix(start).partition(" (")[0] for line in self.notices if line.startswith(start)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def keeper() -> Bookkeeper:
+    return Bookkeeper()
+
+
+def choice(name: str, tier_class: type[Tier], options: object = None) -> TierChoice:
+    return TierChoice(name=name, tier_class=tier_class, options=tier_class.Options() if options is None else options)
+
+
+def needs(tmp_path: Path, *far: TierChoice, device: type[Tier] = CpuTier, dtype: DType = "float32") -> Needs:
+    """A device and a disk, and further tiers."""
+    disk = choice("disk", ZarrTier, ZarrOptions(tmp_path / "disk"))
+    config = OPTModel.read_config(OPTModel.published()["facebook/opt-125m"])
+    return Needs(
+        model=OPTModel(replace(config, num_layers=2), dtype),
+        tiers=(choice("device", device), disk, *far),
+        plain=NoneCodec(),
+        codecs=(GroupInt4Codec(),),
+    )
+
+
+def test_a_profile_has_what_a_recipe_needs_and_is_read_the_second_time(keeper: Bookkeeper, tmp_path: Path) -> None:
+    asked = needs(tmp_path)
+    profile = keeper.measure(asked)
+    assert keeper.measured == ["the processor of cpu memory", "group-int4 on cpu", "the link of disk"]
+    cpu, disk = profile.processors["cpu"], profile.links["disk"]
+    assert [size for size, _ in cpu.matmul_flops_per_s["float32"].points] == [1.0, 4.0]
+    assert set(cpu.decode_attention_bytes_per_s) == {"none", "group-int4"}
+    assert all(0 < left <= 1 for way in disk.values() for left in (way.beside.reverse, way.leaves_processors))
+    assert profile.host.compile_task_s > 0
+    assert keeper.measure(asked) == profile
+    assert keeper.notices == []
+    assert list((tmp_path / "disk" / "runs").iterdir()) == [], "files of the measurement are left"
+
+
+def test_only_what_is_missing_is_measured(keeper: Bookkeeper, tmp_path: Path) -> None:
+    first = keeper.measure(needs(tmp_path))
+    further = keeper.measure(replace(needs(tmp_path), codecs=(GroupInt4Codec(), GroupInt8Codec())))
+    assert keeper.measured == ["group-int8 on cpu"]
+    assert further.processors["cpu"].codecs["group-int4"] == first.processors["cpu"].codecs["group-int4"]
+    beside = keeper.measure(needs(tmp_path, choice("far", ThrottledTier, SLOW)))
+    assert keeper.measured == ["the link of disk", "the link of far"], "the disk's link has a new neighbour"
+    assert beside.processors == further.processors
+
+
+def test_other_versions_and_other_numbers_are_measured_anew(
+    keeper: Bookkeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper.measure(needs(tmp_path))
+    keeper.measure(needs(tmp_path, dtype="bfloat16"))
+    assert len(keeper.measured) == 3
+    monkeypatch.setattr("flexflow_engine.planning.profile.machine.version", lambda name: "99")
+    keeper.measure(needs(tmp_path))
+    assert len(keeper.measured) == 3
+
+
+def test_a_tier_computed_on_in_place_has_no_link(tmp_path: Path) -> None:
+    asked = needs(tmp_path, choice("host", PinnedTier))
+    assert [part.tier.name for part in asked.links] == ["disk"]
+    assert asked.memories == ("cpu",)
+
+
+def test_a_memory_of_its_own_is_reached_through_the_host(keeper: Bookkeeper, tmp_path: Path) -> None:
+    profile = keeper.measure(needs(tmp_path, choice("host", PinnedTier), device=IslandTier))
+    assert set(profile.links) == {"disk", "host"}
+    assert set(profile.processors) == {"island", "cpu"}
+
+
+def test_a_throttled_link_is_as_slow_as_it_is_throttled(keeper: Bookkeeper, tmp_path: Path) -> None:
+    link = keeper.measure(needs(tmp_path, choice("far", ThrottledTier, SLOW))).links["far"]["read"]
+    assert link.bytes_per_s <= SLOW.bytes_per_second * 1.01, "the throttle can only be late"
+
+
+def test_the_cache_is_a_hardware_file(keeper: Bookkeeper, tmp_path: Path) -> None:
+    asked = needs(tmp_path)
+    profile = keeper.measure(asked)
+    path = profile_path(Machine.here(), asked)
+    assert asked.choose(read_profile(path)) == profile
+    path.write_text(yaml.safe_dump({"name": "damaged"}))
+    keeper.measure(asked)
+    assert "is not used" in keeper.notices[0]
+    assert len(keeper.measured) == 3
+
+
+def test_a_cache_that_can_not_be_written_costs_nothing_but_the_next_time(keeper: Bookkeeper, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert keeper.measure(needs(tmp_path)).links
+    assert "are not kept" in keeper.notices[-1]
+
+
+def test_loads_run_at_once_and_a_failing_one_ends_all() -> None:
+    calls: list[int] = []
+    slow, fast = rates([Load(calls.append, 2.0, workers=2), Load(calls.append, 4.0)], 1e-3)
+    assert slow > 0
+    assert fast > 0
+    assert set(calls) == {0, 1}
+
+    def fail(worker: int) -> None:
+        raise OSError(str(worker))
+
+    with pytest.raises(OSError, match="0"):
+        rates([Load(fail, 1.0), Load(calls.append, 1.0)], 1e-3)
