@@ -41,4 +41,6 @@ def widened_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
             if bias is not None:
                 product += bias[first : first + rows]
             target[:, first : first + rows] = product
+            del product  # before the next one is made
+        del wide
     return output
