@@ -14,10 +14,11 @@ from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.prediction import LanePrediction
 from flexflow_engine.abc.step import NextTokens, Step
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.graph.lanes import read_lane, write_lane
-from flexflow_engine.graph.task import TOKENS_LANE
+from flexflow_engine.graph.task import ATTENTION_LANE, TOKENS_LANE
 from flexflow_engine.jobs.batching import LAG, Batcher
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.planning.clock import RateBeside, VirtualExecutor
@@ -106,14 +107,18 @@ def lane_use(events: Sequence[TaskEvent]) -> dict[str, LanePrediction]:
 
 
 def rate_beside(layout: Layout, profile: HardwareProfile) -> RateBeside:
-    """What the profile says is left of a lane's rate beside others; sampled tokens are too few to count."""
+    """What the profile says is left of a lane's rate beside others; sampled tokens are too few to count. The host's
+    processor, where it computes and attends at once, is half each one's.
+    """
     links = {lane: tier for tier in layout.tiers[1:] for lane in (read_lane(tier.name), write_lane(tier.name))}
 
     def fraction(lane: str, working: frozenset[str]) -> float:
         others = working - {TOKENS_LANE}
         if lane not in links:
-            beside = profile.processor(layout.device.memory).beside
-            return beside.links if others & links.keys() else 1.0
+            memory = HOST if lane == ATTENTION_LANE else layout.device.memory
+            shared = layout.device.memory == HOST and others - links.keys()
+            beside = profile.processor(memory).beside
+            return (beside.links if others & links.keys() else 1.0) / (2 if shared else 1)
         tier = links[lane]
         beside = profile.link(tier, "read" if lane == read_lane(tier.name) else "write").beside
         left = 1.0
