@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.policy import AttentionPlace, Placement, Policy, WorkloadShape
 from flexflow_engine.abc.step import NextTokens, Step
@@ -52,12 +53,14 @@ def lay_out(
     prompt_tokens: Sequence[int] = (9, 7, 5, 3),
     max_new_tokens: int = 6,
     budget_bytes: int = 64 * MIB,
+    weight_codec: Codec | None = None,
 ) -> Layout:
     codec = NoneCodec()
+    weight_codec = weight_codec or codec
     return make_layout(
         model=model,
-        tensors=paged_tensors(model, codec, codec),
-        weight_codec=codec,
+        tensors=paged_tensors(model, weight_codec, codec),
+        weight_codec=weight_codec,
         kv_codec=codec,
         policy=chosen,
         workload=WorkloadShape(tuple(prompt_tokens), max_new_tokens),

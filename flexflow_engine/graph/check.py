@@ -36,8 +36,8 @@ def check_graph(graphs: Sequence[TaskGraph], layout: Layout) -> None:
     _check_sources(locations, graphs[0].inherited)
     for task in tasks.values():
         _check_fills(task, layout)
-    _check_order(order, ends, locations)
     check_slots(tasks.values())
+    _check_order(order, ends, locations)
     exceeded = memory_table(layout).exceeded
     assert not exceeded, f"rule 5: {', '.join(exceeded)} would exceed the budget"
     _check_copies(tasks.values(), layout)
