@@ -30,6 +30,7 @@ from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError
 from flexflow_engine.graph.lanes import lane_widths
+from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.prompts import Prompt, load_prompts
@@ -152,7 +153,7 @@ def predict_recipe(
     if trace is not None:
         events = Trace()
         events.events += predictor.first_events(job.plan.layout, job.planner.workload)
-        events.write(trace, {lane: _process(lane, job.plan) for lane in lane_widths(job.plan.layout.tiers)})
+        events.write(trace, {lane: _process(lane, job.plan) for lane in lane_widths(job.plan.layout)})
     return Forecast(job.plan, predictor.predict(job.plan.layout, job.planner.workload), predictor.profile)
 
 
@@ -371,5 +372,7 @@ def _on_step(batcher: Batcher, job: _Job, run: _Run) -> OnStep:
 
 def _process(lane: str, plan: Plan) -> str:
     """What a lane's events are filed under in a trace: its tier."""
+    if lane == ATTENTION_LANE:
+        return plan.layout.attention.tier
     tier = lane.rpartition(".")[0]
     return tier or plan.layout.device.name

@@ -14,7 +14,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.abc.policy import Placement, Policy, WorkloadShape
+from flexflow_engine.abc.policy import AttentionPlace, Placement, Policy, WorkloadShape
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
@@ -105,6 +105,7 @@ def policy(
     weights: Mapping[str, float] | None = None,
     kv_cache: Mapping[str, float] | None = None,
     activations: Mapping[str, float] | None = None,
+    attention: AttentionPlace = "device",
     kv_page_tokens: int = 4,
 ) -> Policy:
     """A policy; what isn't placed lies on the first tier."""
@@ -120,7 +121,7 @@ def policy(
         weights=placement(weights),
         kv_cache=placement(kv_cache),
         activations=placement(activations),
-        attention="device",
+        attention=attention,
         kv_page_tokens=kv_page_tokens,
     )
 
@@ -184,7 +185,7 @@ def run_job(
             session.run(batcher, lambda _, ended: sequences.update({s.sequence: s for s in ended}))
         peaks = {name: tier.peak_bytes for name, tier in opened_tiers.items()}
         assert all(tier.peak_bytes <= tier.budget_bytes for tier in opened_tiers.values())
-    assert set(session.lanes) == set(lane_widths(layout.tiers))
+    assert set(session.lanes) == set(lane_widths(layout))
     return JobResult(sequences, session.trace, peaks, layout)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.abc.policy import Placement, Policy, WorkloadShape
+from flexflow_engine.abc.policy import AttentionPlace, Placement, Policy, WorkloadShape
 from flexflow_engine.abc.step import NextTokens, Step
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.builder import Frontier, TaskGraph
@@ -52,12 +53,14 @@ def lay_out(
     prompt_tokens: Sequence[int] = (9, 7, 5, 3),
     max_new_tokens: int = 6,
     budget_bytes: int = 64 * MIB,
+    weight_codec: Codec | None = None,
 ) -> Layout:
     codec = NoneCodec()
+    weight_codec = weight_codec or codec
     return make_layout(
         model=model,
-        tensors=paged_tensors(model, codec, codec),
-        weight_codec=codec,
+        tensors=paged_tensors(model, weight_codec, codec),
+        weight_codec=weight_codec,
         kv_codec=codec,
         policy=chosen,
         workload=WorkloadShape(tuple(prompt_tokens), max_new_tokens),
@@ -103,14 +106,17 @@ _percent = st.one_of(st.sampled_from([0.0, 4.0, 20.0, 50.0, 96.0, 100.0]), st.in
 
 @st.composite
 def policies(draw: st.DrawFn, classes: Mapping[str, type[Tier]]) -> Policy:
-    """Any placement of every class, in batches of a few rows."""
+    """Any placement of every class, in batches of a few rows; attention on the host where it can read the cache."""
+    kv_cache = draw(shares(list(classes)))
+    places: list[AttentionPlace] = ["device"] if kv_cache[next(iter(classes))] else ["device", "host"]
     return policy(
         setups(classes),
         gpu_batch_size=draw(st.integers(1, 5)),
         num_gpu_batches=draw(st.integers(1, 4)),
         weights=draw(shares(list(classes))),
-        kv_cache=draw(shares(list(classes))),
+        kv_cache=kv_cache,
         activations=draw(shares(list(classes))),
+        attention=draw(st.sampled_from(places)),
         kv_page_tokens=draw(st.integers(1, 9)),
     )
 

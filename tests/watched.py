@@ -101,7 +101,7 @@ def digests(regions: Regions, into: dict[str, tuple[int, ...]]) -> WrapRun:
 
 
 def _held(location: str) -> bool:
-    return location.startswith(("hidden.", "kv.", "features.", "candidates."))
+    return location.startswith(("hidden.", "kv.", "attention.", "features.", "candidates."))
 
 
 @contextmanager

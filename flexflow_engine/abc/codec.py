@@ -45,7 +45,7 @@ class KernelDecoder:
 
 
 class Codec(ABC):
-    """Stateless and thread-safe; called from the import and from the compute lane."""
+    """Stateless and thread-safe; called from the import, and from the compute and the attention lane at once."""
 
     api_version: ClassVar[int] = API_VERSION
     name: ClassVar[str]

@@ -38,6 +38,9 @@ class Policy:
     kv_cache: Placement
     activations: Placement
     attention: AttentionPlace
+    """Where decode attention runs. device: on the first tier. host: on the processor, in host memory; then nothing of
+    `kv_cache` may lie on the first tier. Prompts attend on the first tier in any case.
+    """
     kv_page_tokens: int
     """Tokens of one sequence in one page of the KV cache."""
 

@@ -7,6 +7,7 @@
 4. Slots are disjoint in time: a version begins only after every task that touched the one before has ended.
 5. What the layout puts on each tier is within its budget.
 6. Copies stay inside their regions, and those that make one version of a location don't overlap.
+7. What a slot holds is used for the tile that it was made for, or the layer; see `graph.check_slots`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from itertools import pairwise
 import networkx as nx
 
 from flexflow_engine.graph.builder import TaskGraph
+from flexflow_engine.graph.check_slots import check_slots
 from flexflow_engine.graph.lanes import lane_widths
-from flexflow_engine.graph.task import Compute, Copy, Task
+from flexflow_engine.graph.task import Attend, Compute, Copy, Task
 from flexflow_engine.placement.layout import Layout, store_region
 from flexflow_engine.placement.memory import allocations, memory_table
 from flexflow_engine.placement.span import Span
@@ -29,11 +31,12 @@ from flexflow_engine.placement.span import Span
 def check_graph(graphs: Sequence[TaskGraph], layout: Layout) -> None:
     """Check adjoining steps together; tasks that the first of them carries over count as done."""
     tasks = {task.key: task for graph in graphs for task in graph.tasks}
-    order, ends = _orders(graphs, tasks, lane_widths(layout.tiers))
+    order, ends = _orders(graphs, tasks, lane_widths(layout))
     locations = _versions(tasks)
     _check_sources(locations, graphs[0].inherited)
     for task in tasks.values():
         _check_fills(task, layout)
+    check_slots(tasks.values())
     _check_order(order, ends, locations)
     exceeded = memory_table(layout).exceeded
     assert not exceeded, f"rule 5: {', '.join(exceeded)} would exceed the budget"
@@ -117,15 +120,15 @@ def _check_fills(task: Task, layout: Layout) -> None:
     """Rule 3: whoever fills a slot has nothing to load into it."""
     if task.fills:
         operation = task.operation
-        assert isinstance(operation, Compute), f"rule 3: {task.key} fills a slot and computes nothing"
+        assert isinstance(operation, Compute | Attend), f"rule 3: {task.key} fills a slot and computes nothing"
         slots = {f"kv.slot.{operation.kv_slot}"} - set(_needed_kv(operation, layout))
-        if all(run.tier in layout.direct for run in layout.weights.table):
+        if isinstance(operation, Compute) and all(run.tier in layout.direct for run in layout.weights.table):
             slots.add(f"embed.slot.{operation.embed_slot}")
         for ref in task.fills:
             assert ref.location in slots, f"rule 3: {task.key} needs something loaded into {ref.location}"
 
 
-def _needed_kv(compute: Compute, layout: Layout) -> Iterator[str]:
+def _needed_kv(compute: Compute | Attend, layout: Layout) -> Iterator[str]:
     """The tile's KV slot, where pages that are full already lie on a far tier."""
     if compute.kv_slot is None or compute.batch.phase == "prefill":
         return

@@ -13,6 +13,8 @@ TaskKind = Literal["load", "compute", "store"]
 COMPUTE_LANE = "compute"
 TOKENS_LANE = "tokens"
 """Carries sampled token ids from the compute tier to the host."""
+ATTENTION_LANE = "attention"
+"""The host's processor, where it attends to the KV cache beside the compute tier's computations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,42 @@ class Compute:
     hidden_slot: int | None = None
     """Holds the parts loaded for this tile, updated in place and stored from there."""
     embed_slot: int | None = None
+    prompt_slot: int | None = None
+    """Where a prompt's keys and values are left, if attention on the host can't address the compute tier."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionInputs:
+    """The first part of a decoder layer on one GPU batch: queries, keys and values, into an attention slot."""
+
+    layer: int
+    batch: BatchStep
+    weight_slot: int | None
+    hidden_slot: int | None
+    attention_slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attend:
+    """Attention of one GPU batch on the host: cache the keys and values of an attention slot, and replace its queries
+    by what they attend to.
+    """
+
+    layer: int
+    batch: BatchStep
+    kv_slot: int | None
+    attention_slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionOutput:
+    """The rest of a decoder layer on one GPU batch, from the attended values in an attention slot."""
+
+    layer: int
+    batch: BatchStep
+    weight_slot: int | None
+    hidden_slot: int | None
+    attention_slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +127,10 @@ class FetchTokens:
     batch: BatchStep
 
 
-Operation = Copy | GatherRows | DecodeWeights | Compute | FetchTokens
+Operation = Copy | GatherRows | DecodeWeights | Compute | AttentionInputs | Attend | AttentionOutput | FetchTokens
 
 
-HOST_OPERATIONS = (GatherRows,)
+HOST_OPERATIONS = (GatherRows, Attend)
 """The host's own code touches buffers in these, so the host waits for the tasks before them, whatever the lane."""
 
 
@@ -109,7 +147,7 @@ class Task:
     reads: tuple[TensorRef, ...]
     writes: tuple[TensorRef, ...]
     nbytes: int = 0
-    """Bytes moved over the lane's link."""
+    """Bytes moved over the lane's link; of attention on the host, those of the cache that it reads."""
     flops: float = 0.0
     """Multiplications and additions of the matmuls and of attention."""
     fills: tuple[TensorRef, ...] = ()

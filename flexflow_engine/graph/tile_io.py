@@ -1,4 +1,4 @@
-"""What a tile's computation needs from other tiers and leaves to them: rows of the table, cache pages, hidden states.
+"""What a tile's computation needs from other tiers and leaves to them: rows of the table and hidden states.
 
 Each function emits the tasks of one tile. Loads return the slot that they fill, None when nothing has to be loaded.
 """
@@ -12,8 +12,7 @@ from flexflow_engine.graph.lanes import read_lane
 from flexflow_engine.graph.task import Copy, GatherRows, Move, Tile
 from flexflow_engine.graph.transfers import Transfer, Transfers
 from flexflow_engine.placement.activations import HiddenPart
-from flexflow_engine.placement.kv import KVTile, Rectangle
-from flexflow_engine.placement.layout import EMBED_SLOTS, HIDDEN_SLOTS, KV_SLOTS, Layout
+from flexflow_engine.placement.layout import EMBED_SLOTS, HIDDEN_SLOTS, Layout
 from flexflow_engine.placement.span import Span
 
 
@@ -89,41 +88,6 @@ class TileIO:
     def has_slotted_hidden(self, batch: BatchStep) -> bool:
         return bool(self._slotted_parts(batch))
 
-    def load_kv(self, tile: Tile, batch: BatchStep, cache: KVTile) -> int | None:
-        """The pages that are full already, in a decode step; a prompt's pages are computed into the slot instead."""
-        if not cache.slotted:
-            return None
-        slot = self._builder.next_slot("kv", KV_SLOTS)
-        location = f"kv.slot.{slot}"
-        self._builder.begin(location)
-        if batch.phase == "decode":
-            for rectangle, offset in cache.slotted:
-                if moves := self._prefix(rectangle, offset, location, self._full_pages(rectangle, batch, done=0)):
-                    loads = [Transfer(far, near, self._layout.kv.page_nbytes) for far, near in moves]
-                    self._transfers.load(rectangle.name, tile, loads, reads=[rectangle.name], adds=location)
-        return slot
-
-    def store_kv(self, tile: Tile, batch: BatchStep, cache: KVTile, slot: int) -> None:
-        """What the computation has put into the slot: a prompt's full pages, or the pages that new tokens filled."""
-        location = f"kv.slot.{slot}"
-        for rectangle, offset in cache.slotted:
-            if batch.phase == "prefill":
-                pairs = self._prefix(rectangle, offset, location, self._full_pages(rectangle, batch, done=1))
-            else:
-                pairs = self._filled_pages(rectangle, offset, location, batch)
-            if pairs:
-                stores = [Transfer(near, far, self._layout.kv.page_nbytes) for far, near in pairs]
-                self._transfers.store(rectangle.name, tile, stores, reads=location, writes=rectangle.name)
-
-    def kv_locations(self, tile: Tile, batch: BatchStep, cache: KVTile, slot: int | None) -> list[str]:
-        """The locations that attention updates: resident rectangles, the slot, the tail pages."""
-        locations = [r.name for r in cache.rectangles if r.tier in self._layout.direct]
-        if slot is not None:
-            locations.append(f"kv.slot.{slot}")
-        if cache.tail_rows:
-            locations.append(f"kv.{self._layout.decoder(tile.layer)}.{batch.gpu_batch}.tail")
-        return locations
-
     def _gather(self, tile: Tile, batch: BatchStep, far_tiers: list[str], target: Span) -> None:
         for far in far_tiers:
             self._builder.add(
@@ -141,38 +105,3 @@ class TileIO:
         """Parts that pass through a slot, with their number of tokens in this step."""
         parts = self._layout.activations.parts[batch.gpu_batch]
         return [(p, tokens) for p in parts if p.slot_unit is not None and (tokens := p.tokens(batch))]
-
-    def _full_pages(self, rectangle: Rectangle, batch: BatchStep, done: int) -> int:
-        """Pages of the rectangle's longest row that are full before (done=0) or after (done=1) this step."""
-        rows = [row for row in batch.rows if rectangle.first_row <= row.row < rectangle.stop_row]
-        tokens = max((row.context + done * row.new_tokens for row in rows), default=0)
-        return min(tokens // self._layout.kv.page_tokens, rectangle.stop_page) - rectangle.first_page
-
-    def _prefix(self, rectangle: Rectangle, offset: int, location: str, pages: int) -> list[tuple[Span, Span]]:
-        """(far, near) spans of the first pages of all rows: keys, then values."""
-        if pages <= 0:
-            return []
-        units = pages * rectangle.rows
-        return [
-            (
-                Span(rectangle.tier, f"{rectangle.name}.{part}", 0, units),
-                Span(self._device, location, offset + index * rectangle.num_units, units),
-            )
-            for index, part in enumerate("kv")
-        ]
-
-    def _filled_pages(
-        self, rectangle: Rectangle, offset: int, location: str, batch: BatchStep
-    ) -> list[tuple[Span, Span]]:
-        """(far, near) spans of the pages that this step's tokens are the last of."""
-        tokens = self._layout.kv.page_tokens
-        pairs = []
-        for row in batch.rows:
-            page, last = divmod(row.context, tokens)
-            if last == tokens - 1 and rectangle.holds(row.row, page):
-                unit = rectangle.unit(row.row, page)
-                for index, part in enumerate("kv"):
-                    far = Span(rectangle.tier, f"{rectangle.name}.{part}", unit, 1)
-                    near = Span(self._device, location, offset + index * rectangle.num_units + unit, 1)
-                    pairs.append((far, near))
-        return pairs

@@ -14,7 +14,7 @@ from flexflow_engine.placement.span import Span
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A move between a far tier and the compute tier."""
+    """A move between a far tier and the tier where its bytes are used: that of computation, or of attention."""
 
     source: Span
     target: Span
@@ -42,9 +42,9 @@ class Transfers:
         self._builder = builder
 
     def load(self, name: str, tile: Tile, transfers: Sequence[Transfer], *, reads: Sequence[str], adds: str) -> None:
-        """From one far tier into `adds`, a location of the compute tier that was begun."""
+        """From one far tier into `adds`, a location of the near tier that was begun."""
         far = transfers[0].source.tier
-        if not self._layout.is_staged(far):
+        if not self._layout.is_staged(far, transfers[0].target.tier):
             moves = tuple(Move(t.source, t.target) for t in transfers)
             self._builder.add(
                 name=f"load {name}",
@@ -81,10 +81,10 @@ class Transfers:
             )
 
     def store(self, name: str, tile: Tile, transfers: Sequence[Transfer], *, reads: str, writes: str) -> None:
-        """From `reads`, on the compute tier, to the location `writes` on one far tier."""
+        """From `reads`, on the near tier, to the location `writes` on one far tier."""
         far = transfers[0].target.tier
         self._builder.begin(writes)
-        if not self._layout.is_staged(far):
+        if not self._layout.is_staged(far, transfers[0].source.tier):
             moves = tuple(Move(t.source, t.target) for t in transfers)
             self._builder.add(
                 name=f"store {name}",

@@ -10,14 +10,17 @@ that a whole row mostly lies on one tier, and cut into rectangles:
     row 3   h h h h h        inside a rectangle's region pages lie in the order (page, row): what a step
     row 4   h h h h h        needs of it, the first pages of all its rows, is one contiguous read
 
-Tokens are written in place where attention computes in place. Elsewhere, on a tier that the compute tier can't
-compute on or where pages are encoded, tokens collect in a *tail* page on the compute tier, exact, and the page moves
-once, when it is full.
+Tokens are written in place where attention computes in place. Elsewhere, on a tier that attention can't read in place
+or where pages are encoded, tokens collect in a *tail* page on the tier of attention, exact, and the page moves once,
+when it is full.
+
+Where prompts are computed in another memory than the tokens after them attend in, a prompt's pages and tails are
+written into a slot on the compute tier, which holds the first pages of every rectangle, and are stored from there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from flexflow_engine.abc.policy import Placement
@@ -51,6 +54,10 @@ class Rectangle:
         """Index of a page in the rectangle's region."""
         return (page - self.first_page) * self.rows + row - self.first_row
 
+    def until(self, page: int) -> Rectangle:
+        """Its pages before `page`: the first units of its region."""
+        return replace(self, stop_page=min(self.stop_page, page))
+
     def holds(self, row: int, page: int) -> bool:
         return self.first_row <= row < self.stop_row and self.first_page <= page < self.stop_page
 
@@ -64,6 +71,10 @@ class KVTile:
     """Rectangles that pass through a slot, each with the slot's unit where its keys start; its values follow."""
     tail_rows: range
     """Rows that have a tail page."""
+    prompts: tuple[tuple[Rectangle, int], ...] = ()
+    """What a prompt may fill of each rectangle, where prompts are computed in another memory: with the unit of the
+    prompts' slot where its keys start; its values follow.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +87,25 @@ class KVLayout:
     """Encoded size of a page of keys, or of values."""
     tail_page_nbytes: int
     """Size of a tail page: the same tokens, exact."""
+    in_place: frozenset[str]
+    """Tiers whose pages take single tokens."""
     tiles: tuple[tuple[KVTile, ...], ...]
     """[decoder layer][gpu_batch]"""
 
     @property
     def slot_units(self) -> int:
         """Units of the largest tile's slotted rectangles, keys and values."""
-        return max((sum(2 * r.num_units for r, _ in tile.slotted) for row in self.tiles for tile in row), default=0)
+        return max(_units(tile.slotted) for row in self.tiles for tile in row)
+
+    @property
+    def prompt_units(self) -> int:
+        """The same of the largest tile's prompts, where they are computed in another memory."""
+        return max(_units(tile.prompts) for row in self.tiles for tile in row)
+
+    @property
+    def tail_units(self) -> int:
+        """Tail pages of the tile that has most, keys and values."""
+        return max(2 * len(tile.tail_rows) for row in self.tiles for tile in row)
 
 
 def place_kv(
@@ -97,15 +120,21 @@ def place_kv(
     placement: Placement,
     direct: frozenset[str],
     in_place: frozenset[str],
+    prompt_tokens: int = 0,
 ) -> KVLayout:
     """Deal the pages that `cached_tokens` tokens a row may need among the tiers.
 
-    direct: tiers whose pages need no slot. in_place: those of them whose pages also take single tokens.
+    direct: tiers whose pages need no slot. in_place: those of them whose pages also take single tokens. prompt_tokens:
+    the most that a row may have of its prompt in a slot for prompts; 0 where there is none.
     """
     pages = ceil(cached_tokens / page_tokens)
     cuts = cut_groups([[1] * (gpu_batch_size * pages)] * (num_layers * num_gpu_batches), placement)
+    tiers, prompt_pages = (direct, in_place), ceil(prompt_tokens / page_tokens)
     tiles = [
-        [_tile(f"{j}.{k}", cuts[j * num_gpu_batches + k], pages, direct, in_place) for k in range(num_gpu_batches)]
+        [
+            _tile(_rectangles(f"{j}.{k}", cuts[j * num_gpu_batches + k], pages), tiers, prompt_pages)
+            for k in range(num_gpu_batches)
+        ]
         for j in range(num_layers)
     ]
     return KVLayout(
@@ -113,28 +142,48 @@ def place_kv(
         pages_per_row=pages,
         page_nbytes=page_nbytes,
         tail_page_nbytes=tail_page_nbytes,
+        in_place=in_place,
         tiles=tuple(tuple(row) for row in tiles),
     )
 
 
-def _tile(name: str, cuts: tuple[Cut, ...], pages: int, direct: frozenset[str], in_place: frozenset[str]) -> KVTile:
+def _rectangles(name: str, cuts: tuple[Cut, ...], pages: int) -> list[Rectangle]:
     rectangles: list[Rectangle] = []
     for cut in cuts:
-        for rows, columns in _rectangles(cut.start, cut.stop, pages):
+        for rows, columns in _parts(cut.start, cut.stop, pages):
             label = f"kv.{name}.{len(rectangles)}"
             rectangles.append(Rectangle(cut.tier, label, rows.start, rows.stop, columns.start, columns.stop))
-    slotted, offset = [], 0
-    for rectangle in rectangles:
-        if rectangle.tier not in direct:
-            slotted.append((rectangle, offset))
-            offset += 2 * rectangle.num_units
+    return rectangles
+
+
+def _tile(rectangles: list[Rectangle], tiers: tuple[frozenset[str], frozenset[str]], prompt_pages: int) -> KVTile:
+    """tiers: those whose pages need no slot, and those whose pages take single tokens."""
+    direct, in_place = tiers
     tailed = [r for r in rectangles if r.tier not in in_place]
     first = min((r.first_row for r in tailed), default=0)
     stop = max((r.stop_row for r in tailed), default=0)
-    return KVTile(rectangles=tuple(rectangles), slotted=tuple(slotted), tail_rows=range(first, stop))
+    return KVTile(
+        rectangles=tuple(rectangles),
+        slotted=_in_slot([r for r in rectangles if r.tier not in direct]),
+        tail_rows=range(first, stop),
+        prompts=_in_slot([r.until(prompt_pages) for r in rectangles if r.first_page < prompt_pages]),
+    )
 
 
-def _rectangles(start: int, stop: int, pages: int) -> list[tuple[range, range]]:
+def _in_slot(rectangles: list[Rectangle]) -> tuple[tuple[Rectangle, int], ...]:
+    """One after another, each with its first unit: keys, then values."""
+    placed, offset = [], 0
+    for rectangle in rectangles:
+        placed.append((rectangle, offset))
+        offset += 2 * rectangle.num_units
+    return tuple(placed)
+
+
+def _units(in_slot: tuple[tuple[Rectangle, int], ...]) -> int:
+    return sum(2 * rectangle.num_units for rectangle, _ in in_slot)
+
+
+def _parts(start: int, stop: int, pages: int) -> list[tuple[range, range]]:
     """Units [start, stop), counted row by row, as (rows, pages): at most a row's end, whole rows, a row's start."""
     parts: list[tuple[range, range]] = []
     while start < stop:

@@ -6,13 +6,20 @@ The same layout is compiled into task graphs, allocated by the runtime and summe
     locations on the compute tier                    on every tier that is named
     small                 norms, biases, positions   weights.TENSOR.UNIT      resident pages
     weights.slot.S        a layer being loaded       kv.LAYER.BATCH.N.k, .v   rectangles of the cache
-    kv.slot.S             a tile's cache             hidden.BATCH.ROW         hidden states
-    hidden.slot.S         a tile's hidden states
-    embed.slot.S          rows of the table          on the staging tier, where the disk can't reach the compute tier
-    kv.LAYER.BATCH.tail   tail pages                 staging.S, staging.embed
-    weights.decoded       a layer, where weights are encoded
-    kv.decoded            a rectangle, where the cache is and no kernel decodes it
-    features.BATCH, candidates.BATCH.values, .ids, .logsumexps, .logits
+    hidden.slot.S         a tile's hidden states     hidden.BATCH.ROW         hidden states
+    embed.slot.S          rows of the table
+    weights.decoded       a layer, where weights     on the tier of attention (placement.attention)
+                          are encoded                kv.slot.S                a tile's cache
+    features.BATCH                                   kv.LAYER.BATCH.tail      tail pages
+    candidates.BATCH.values, .ids,                   kv.decoded               a rectangle, where the cache is
+    .logsumexps, .logits                             encoded and no kernel decodes it
+
+    on the staging tier, where the disk can't        with attention on the host
+    reach the compute tier                           attention.host.S         a tile's queries, keys and values, then
+    staging.S, staging.embed                                                  what they attend to
+                                                     on a compute tier that the host can't address
+                                                     attention.device.S       the same
+                                                     kv.prompt.S.pages, .tails  what prompts fill of a tile's cache
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.widening import widened_nbytes
 from flexflow_engine.placement.activations import ActivationLayout, place_activations
+from flexflow_engine.placement.attention import AttentionSite, attention_site, direct_tiers
 from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
@@ -47,6 +55,7 @@ class Layout:
 
     tiers: tuple[TierDescription, ...]
     policy: Policy
+    attention: AttentionSite
     weights: WeightLayout
     kv: KVLayout
     activations: ActivationLayout
@@ -66,7 +75,11 @@ class Layout:
     """Whether pages are decoded, a rectangle at a time, before attention reads them."""
     attention_width: int
     """Numbers of one token's query, over all heads."""
+    kv_width: int
+    """Numbers of one token's key, or value, over all heads."""
     workspace_nbytes: int
+    attention_workspace_nbytes: int
+    """Of decode attention on the host, and of a page that it encodes; 0 where the compute tier attends."""
     staging_nbytes: int
     """Size of a staging slot: the largest page; 0 when the host addresses the compute tier."""
 
@@ -79,6 +92,24 @@ class Layout:
     def direct(self) -> frozenset[str]:
         """Tiers that are computed on in place."""
         return direct_tiers(self.tiers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of one token's hidden state."""
+        return self.activations.token_nbytes // self.item_nbytes
+
+    @property
+    def inputs_width(self) -> int:
+        """Numbers of one token's query, key and value, over all heads."""
+        return self.attention_width + 2 * self.kv_width
+
+    def attention_nbytes(self, rows: int) -> int:
+        """Bytes of one new token's query, key and value in each of `rows` rows."""
+        return rows * self.inputs_width * self.item_nbytes
+
+    def attended_nbytes(self, rows: int) -> int:
+        """Bytes of what one new token attends to in each of `rows` rows."""
+        return rows * self.attention_width * self.item_nbytes
 
     def tier(self, name: str) -> TierDescription:
         return next(tier for tier in self.tiers if tier.name == name)
@@ -106,24 +137,14 @@ class Layout:
         first = self.unit_span(run, page.first_unit)
         return Span(first.tier, first.region, first.first, page.num_units)
 
-    def is_staged(self, tier: str) -> bool:
-        """Whether bytes between `tier` and the compute tier pass through host memory."""
-        return HOST not in {self.tier(tier).memory, self.device.memory}
+    def is_staged(self, one: str, other: str) -> bool:
+        """Whether bytes between two tiers pass through host memory."""
+        return HOST not in {self.tier(one).memory, self.tier(other).memory}
 
 
 def store_region(tensor: str) -> str:
     """Name under which the runtime attaches a stored tensor to a tier that reads the store."""
     return f"store.{tensor}"
-
-
-def direct_tiers(tiers: tuple[TierDescription, ...]) -> frozenset[str]:
-    """The compute tier, and where that is in host memory every tier there that is computed on in place.
-
-    Two tiers of one kind of device memory may be two devices.
-    """
-    device = tiers[0]
-    beside = device.memory == HOST
-    return frozenset(t.name for t in tiers if t is device or (beside and t.direct and t.memory == HOST))
 
 
 def make_layout(
@@ -136,8 +157,9 @@ def make_layout(
     workload: WorkloadShape,
     tiers: tuple[TierDescription, ...],
 ) -> Layout:
-    """Lay out a policy."""
+    """Lay out a policy. Raises PolicyError when it asks for attention where it can't run."""
     config, direct = model.config, direct_tiers(tiers)
+    attention = attention_site(policy, tiers)
     item = ITEM_NBYTES[model.dtype]
     page = (config.num_kv_heads, policy.kv_page_tokens, config.head_dim)
     weights = place_weights(model, tensors, policy.weights)
@@ -150,8 +172,9 @@ def make_layout(
         page_nbytes=kv_codec.encoded_nbytes(page, model.dtype),
         tail_page_nbytes=page[0] * page[1] * page[2] * item,
         placement=policy.kv_cache,
-        direct=direct,
-        in_place=direct if kv_codec.keeps_bytes else frozenset(),
+        direct=attention.in_place,
+        in_place=attention.in_place if kv_codec.keeps_bytes else frozenset(),
+        prompt_tokens=workload.max_prompt_tokens if attention.across_link else 0,
     )
     activations = place_activations(
         gpu_batch_size=policy.gpu_batch_size,
@@ -166,10 +189,15 @@ def make_layout(
         sum(run.stop_row - run.first_row for run in layer.runs) for layer in weights.layers if layer.spec.kind == "head"
     )
     small_offsets, small_nbytes = _pack(weights.small)
-    in_kernel = tiers[0].memory == HOST and (kv_codec.keeps_bytes or kv_codec.decodes_in_kernels)
+    attended_in = tiers[0].memory if policy.attention == "device" else HOST
+    in_kernel = attended_in == HOST and (kv_codec.keeps_bytes or kv_codec.decodes_in_kernels)
+    decode_attention = (kernel_nbytes if in_kernel else pieces_nbytes)(
+        model, policy.gpu_batch_size, workload.max_cached_tokens, policy.kv_page_tokens
+    )
     return Layout(
         tiers=tiers,
         policy=policy,
+        attention=attention,
         weights=weights,
         kv=kv,
         activations=activations,
@@ -178,6 +206,7 @@ def make_layout(
         embed_rows=policy.gpu_batch_size * workload.max_prompt_tokens,
         embed_row_nbytes=table.columns * item,
         attention_width=config.num_heads * config.head_dim,
+        kv_width=config.num_kv_heads * config.head_dim,
         item_nbytes=item,
         encoded_weights=not weight_codec.keeps_bytes,
         attends_in_kernel=in_kernel,
@@ -191,9 +220,10 @@ def make_layout(
             page_tokens=policy.kv_page_tokens,
             page_nbytes=kv.page_nbytes,
             head_rows=head_rows,
-            decode_attention=kernel_nbytes if in_kernel else pieces_nbytes,
+            decode_attention=0 if attention.on_host else decode_attention,
         )
         + _widened_nbytes(tiers[0], model, weights, policy.gpu_batch_size * workload.max_prompt_tokens),
+        attention_workspace_nbytes=decode_attention + kv.page_nbytes if attention.on_host else 0,
         staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from flexflow_engine.abc.policy import MemoryLine, MemoryTable, TensorClass
 from flexflow_engine.abc.tier import RegionSpec
+from flexflow_engine.placement.attention import ATTENTION_SLOTS
 from flexflow_engine.placement.layout import EMBED_SLOTS, HIDDEN_SLOTS, KV_SLOTS, STAGING_SLOTS, WEIGHT_SLOTS, Layout
 
 CANDIDATE_NBYTES = {"values": 4, "ids": 8, "logsumexps": 4, "logits": 4}
@@ -27,6 +28,7 @@ def allocations(layout: Layout) -> tuple[Allocation, ...]:
     return (
         *_weights(layout),
         *_kv(layout),
+        *_attention(layout),
         *_activations(layout),
         *_embedding(layout),
         *_results(layout),
@@ -43,9 +45,19 @@ def memory_table(layout: Layout) -> MemoryTable:
     for tier in layout.tiers:
         if tier.reads_store and (placed := sum(run.nbytes for run in layout.weights.placed(tier.name))):
             sums[tier.name, "weights"] = placed
-    sums[layout.device.name, "workspace"] = layout.workspace_nbytes
+    for name, nbytes in workspaces(layout).items():
+        sums[name, "workspace"] = nbytes
     lines = [MemoryLine(tier, what, nbytes) for tier, what, nbytes in _in_order(layout, sums)]
     return MemoryTable(tuple(lines), {tier.name: tier.budget_bytes for tier in layout.tiers})
+
+
+def workspaces(layout: Layout) -> dict[str, int]:
+    """Bytes of each tier that computations take without a region."""
+    nbytes = {layout.device.name: layout.workspace_nbytes}
+    if layout.attention.on_host:
+        host = layout.attention.tier
+        nbytes[host] = nbytes.get(host, 0) + layout.attention_workspace_nbytes
+    return nbytes
 
 
 def placed_bytes(layout: Layout) -> dict[TensorClass, dict[str, int]]:
@@ -84,20 +96,35 @@ def _weights(layout: Layout) -> Iterator[Allocation]:
 
 
 def _kv(layout: Layout) -> Iterator[Allocation]:
-    device, kv = layout.device.name, layout.kv
+    beside, kv = layout.attention.tier, layout.kv
     for j, row in enumerate(kv.tiles):
         for k, tile in enumerate(row):
             for r in tile.rectangles:
                 for part in "kv":
                     yield _region(r.tier, "kv_cache", f"{r.name}.{part}", r.num_units, kv.page_nbytes)
             if tile.tail_rows:
-                yield _region(device, "kv tails", f"kv.{j}.{k}.tail", 2 * len(tile.tail_rows), kv.tail_page_nbytes)
+                yield _region(beside, "kv tails", f"kv.{j}.{k}.tail", 2 * len(tile.tail_rows), kv.tail_page_nbytes)
     if layout.decodes_kv:
         units = max(r.num_units for row in kv.tiles for tile in row for r in tile.rectangles)
-        yield _region(device, "decoded kv", "kv.decoded", units, kv.tail_page_nbytes)
+        yield _region(beside, "decoded kv", "kv.decoded", units, kv.tail_page_nbytes)
     if kv.slot_units:
         for slot in range(KV_SLOTS):
-            yield _region(device, "kv slots", f"kv.slot.{slot}", kv.slot_units, kv.page_nbytes)
+            yield _region(beside, "kv slots", f"kv.slot.{slot}", kv.slot_units, kv.page_nbytes)
+
+
+def _attention(layout: Layout) -> Iterator[Allocation]:
+    """What attention on the host needs besides."""
+    device, kv, nbytes = layout.device.name, layout.kv, layout.attention_nbytes(layout.policy.gpu_batch_size)
+    if layout.attention.on_host:
+        for slot in range(ATTENTION_SLOTS):
+            yield _region(layout.attention.tier, "attention slots", layout.attention.host_slot(slot), nbytes, 1)
+    if layout.attention.across_link:
+        for slot in range(ATTENTION_SLOTS):
+            yield _region(device, "attention slots", layout.attention.near_slot(slot), nbytes, 1)
+        for slot in range(KV_SLOTS):
+            yield _region(device, "prompt slots", f"kv.prompt.{slot}.pages", kv.prompt_units, kv.page_nbytes)
+            if kv.tail_units:
+                yield _region(device, "prompt slots", f"kv.prompt.{slot}.tails", kv.tail_units, kv.tail_page_nbytes)
 
 
 def _activations(layout: Layout) -> Iterator[Allocation]:

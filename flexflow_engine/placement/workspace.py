@@ -1,8 +1,6 @@
-"""What one tile's computation allocates on the compute tier, at most. Sizes in bytes; tested against real peaks."""
+"""What one tile's computation allocates, at most. Sizes in bytes; tested against real peaks."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
@@ -24,15 +22,16 @@ def workspace_nbytes(
     page_tokens: int,
     page_nbytes: int,
     head_rows: int,
-    decode_attention: Callable[[Model, int, int, int], int],
+    decode_attention: int,
 ) -> int:
-    """The largest of all layers' workspaces.
+    """The largest of all layers' workspaces on the compute tier.
 
     rows: of a GPU batch. prompt_tokens: of the longest prompt. page_nbytes: of a cache page as it is stored.
-    head_rows: of the largest part of the head. decode_attention: `kernel_nbytes` or `pieces_nbytes`.
+    head_rows: of the largest part of the head. decode_attention: bytes of `kernel_nbytes` or `pieces_nbytes`, 0 where
+    that is done elsewhere.
     """
     tokens = rows * prompt_tokens
-    attention = max(_prefill_attention(model, tokens), decode_attention(model, rows, cached_tokens, page_tokens))
+    attention = max(_prefill_attention(model, tokens), decode_attention)
     decoder = model.workspace_nbytes("decoder", tokens) + attention + -(-cached_tokens // page_tokens) * page_nbytes
     head = rows * head_rows * (ITEM_NBYTES[model.dtype] + SCORE_NBYTES) + model.workspace_nbytes("head", rows)
     assembled = tokens * model.config.hidden_size * ITEM_NBYTES[model.dtype]

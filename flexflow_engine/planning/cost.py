@@ -7,6 +7,7 @@ takes of its link or processor while it has that for itself; tasks that run at o
     gather rows   fixed = looked-up units * (latency + host's time for a row)     shared = bytes / rate
     decode        fixed = task_s    shared = numbers / decode rate
     compute       fixed = task_s    shared = matmuls + vectors + attention (planning.arithmetic)
+    attend        the same of attention on the host's processor; inputs and output of it: their part of the layer
 
 Left out, because no profile knows them: file system caches, the two directions of a link that get in each other's way
 by more than `Beside` says, clocks that fall when a processor gets hot.
@@ -20,11 +21,24 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import Direction, HardwareProfile, Link
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.step import BatchStep
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.graph.lanes import read_lane
-from flexflow_engine.graph.task import Compute, Copy, DecodeWeights, FetchTokens, GatherRows, Task
+from flexflow_engine.graph.task import (
+    Attend,
+    AttentionInputs,
+    AttentionOutput,
+    Compute,
+    Copy,
+    DecodeWeights,
+    FetchTokens,
+    GatherRows,
+    Task,
+)
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.weights import PlacedLayer
 from flexflow_engine.planning.arithmetic import Arithmetic
+
+_Computation = DecodeWeights | FetchTokens | AttentionInputs | AttentionOutput | Compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,8 @@ class CostModel:
         self._links: dict[str, Link] = {}
         processor = profile.processor(layout.device.memory)
         self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec)
+        attending = profile.processor(HOST) if layout.attention.on_host else processor
+        self._attention = Arithmetic(attending, model.config, model.dtype, kv_codec)
         self._decoded_numbers = [_numbers(layer) for layer in layout.weights.layers]
         self._out_features = [_out_features(layer) for layer in layout.weights.layers]
 
@@ -65,12 +81,9 @@ class CostModel:
             return self._copy(operation, task)
         if isinstance(operation, GatherRows):
             return self._gather(operation, task)
-        if isinstance(operation, DecodeWeights):
-            seconds = self._arithmetic.decoded(self._decoded_numbers[operation.layer], self._weight_codec)
-            return Work(self._arithmetic.task_s, seconds)
-        if isinstance(operation, FetchTokens):
-            return Work(self._arithmetic.task_s, 0.0)
-        return Work(self._arithmetic.task_s, self._compute(operation))
+        if isinstance(operation, Attend):
+            return Work(self._attention.task_s, self._attention.token_attention(operation.batch.rows))
+        return Work(self._arithmetic.task_s, self._computed(operation))
 
     def link(self, lane: str) -> Link:
         """The link that a lane stands for."""
@@ -94,6 +107,19 @@ class CostModel:
         )
         return Work(units * (link.latency_s + self._profile.host.gather_row_s), task.nbytes / link.bytes_per_s)
 
+    def _computed(self, operation: _Computation) -> float:
+        """What the compute tier's processor is given."""
+        if isinstance(operation, DecodeWeights):
+            return self._arithmetic.decoded(self._decoded_numbers[operation.layer], self._weight_codec)
+        if isinstance(operation, FetchTokens):
+            return 0.0
+        if isinstance(operation, AttentionInputs):
+            return self._attention_inputs(operation.batch)
+        if isinstance(operation, AttentionOutput):
+            layer, batch = self._layout.weights.layers[operation.layer], operation.batch
+            return self._layer(layer, batch.new_tokens) - self._attention_inputs(batch)
+        return self._compute(operation)
+
     def _compute(self, compute: Compute) -> float:
         layer, batch = self._layout.weights.layers[compute.layer], compute.batch
         return {
@@ -111,6 +137,12 @@ class CostModel:
         prompts = batch.phase == "prefill"
         attention = self._arithmetic.prompt_attention(rows) if prompts else self._arithmetic.token_attention(rows)
         return self._layer(layer, batch.new_tokens) + attention
+
+    def _attention_inputs(self, batch: BatchStep) -> float:
+        """The part of a decoder layer that makes queries, keys and values."""
+        width, hidden_size = self._layout.inputs_width, self._layout.hidden_size
+        vectors = self._arithmetic.memory(batch.new_tokens * 2 * width)
+        return self._arithmetic.matmul(hidden_size * width, batch.new_tokens) + vectors
 
     def _last_tokens(self, layer: PlacedLayer, batch: BatchStep) -> float:
         return self._layer(layer, len(batch.rows))

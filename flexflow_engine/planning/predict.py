@@ -99,14 +99,14 @@ def _prediction(
         prompt_tokens=sum(workload.prompt_tokens),
         generated_tokens=prompts * workload.max_new_tokens,
         first_tokens=prompts,
-        lanes={lane: used.get(lane, idle) for lane in lane_widths(layout.tiers)},
+        lanes={lane: used.get(lane, idle) for lane in lane_widths(layout)},
         relative_error=error_s / end,
     )
 
 
 def _tasks_per_step(layout: Layout) -> int:
     """Roughly; tasks through a staging slot are two."""
-    staged = {tier.name for tier in layout.tiers if layout.is_staged(tier.name)}
+    staged = {tier.name for tier in layout.tiers if layout.is_staged(tier.name, layout.device.name)}
     orders = [layout.weights.page_order(layer, layout.direct) for layer in layout.weights.layers]
     pages = [run.tier for order in orders for run, _, _ in order]
     tiles = len(layout.weights.layers) * layout.policy.num_gpu_batches

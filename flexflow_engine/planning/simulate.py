@@ -15,6 +15,7 @@ from flexflow_engine.abc.hardware import HardwareProfile, Link
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.prediction import LanePrediction
 from flexflow_engine.abc.step import NextTokens, Step
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.graph.lanes import read_lane, write_lane
@@ -107,7 +108,9 @@ def lane_use(events: Sequence[TaskEvent]) -> dict[str, LanePrediction]:
 
 
 def rate_beside(layout: Layout, profile: HardwareProfile) -> RateBeside:
-    """What the profile says is left of a lane's rate beside others; sampled tokens are too few to count."""
+    """What the profile says is left of a lane's rate beside others; sampled tokens are too few to count. The host's
+    processor, where it computes and attends at once, is half each one's.
+    """
     links = {lane: tier for tier in layout.tiers[1:] for lane in (read_lane(tier.name), write_lane(tier.name))}
 
     def link(lane: str) -> Link:
@@ -116,7 +119,9 @@ def rate_beside(layout: Layout, profile: HardwareProfile) -> RateBeside:
     def fraction(lane: str, working: frozenset[str]) -> float:
         others = working - {TOKENS_LANE}
         if lane not in links:
-            return prod(link(other).leaves_processors for other in sorted(others & links.keys()))
+            shared = layout.device.memory == HOST and others - links.keys()
+            left = prod(link(other).leaves_processors for other in sorted(others & links.keys()))
+            return left / 2 if shared else left
         tier, beside = links[lane], link(lane).beside
         left = 1.0
         if any(links.get(other) is tier for other in others):

@@ -26,7 +26,7 @@ from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.graph.lanes import read_lane, write_lane
 from flexflow_engine.graph.task import COMPUTE_LANE
-from flexflow_engine.placement.layout import direct_tiers
+from flexflow_engine.placement.attention import direct_tiers
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.planning.arithmetic import Arithmetic
 from flexflow_engine.planning.cost import distinct

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -139,8 +139,10 @@ class KVCache:
     ) -> None:
         self._layout, self._memory, self._codec, self._dtype, self._workers = layout, memory, codec, dtype, workers
         self._page = (config.num_kv_heads, layout.kv.page_tokens, config.head_dim)
-        self._scratch = memory.region_tensor(layout.device.name, "kv.decoded") if layout.decodes_kv else None
+        self._near = layout.attention.tier
+        self._scratch = memory.region_tensor(self._near, "kv.decoded") if layout.decodes_kv else None
         self._views: dict[tuple[int, int, int | None], TileCache] = {}
+        self._prompt_views: dict[tuple[int, int, int], TileCache] = {}
 
     def tile(self, layer: int, gpu_batch: int, slot: int | None) -> TileCache:
         """The cache of a tile whose slotted rectangles, if any, are in KV slot `slot`."""
@@ -149,49 +151,60 @@ class KVCache:
             self._views[key] = self._make(layer, gpu_batch, slot)
         return self._views[key]
 
-    def _make(self, layer: int, gpu_batch: int, slot: int | None) -> TileCache:
-        tile = self._layout.kv_tile(layer, gpu_batch)
-        offsets = {rectangle.name: offset for rectangle, offset in tile.slotted}
-        parts = tuple(self._part(r, offsets.get(r.name), slot) for r in tile.rectangles)
-        tail_keys, tail_values = self._tails(tile, layer, gpu_batch)
-        tails = tail_keys, tail_values
-        host = self._host(parts, tile.tail_rows, *tails) if self._layout.attends_in_kernel else None
-        return TileCache(self._layout.kv.page_tokens, self._page[0], parts, tile.tail_rows, *tails, host)
+    def prompts(self, layer: int, gpu_batch: int, slot: int) -> TileCache:
+        """What prompts fill of a tile's cache, in a slot on the compute tier; to be written only."""
+        key = layer, gpu_batch, slot
+        if key not in self._prompt_views:
+            tile, region = self._layout.kv_tile(layer, gpu_batch), f"kv.prompt.{slot}"
+            span = Span(self._layout.device.name, f"{region}.tails", 0, 2 * len(tile.tail_rows))
+            parts = [self._slotted(r, Span(span.tier, f"{region}.pages", offset, 0)) for r, offset in tile.prompts]
+            self._prompt_views[key] = self._tile_cache(tile, parts, span)
+        return self._prompt_views[key]
 
-    def _host(
-        self, parts: Sequence[KVPart], rows: range, keys: torch.Tensor | None, values: torch.Tensor | None
-    ) -> HostTile:
-        plain = self._codec.keeps_bytes
-        decoder = None if plain else self._codec.kernel_decoder(self._page)
+    def _make(self, layer: int, gpu_batch: int, slot: int | None) -> TileCache:
+        tile, location = self._layout.kv_tile(layer, gpu_batch), f"kv.slot.{slot}"
+        offsets = {rectangle.name: offset for rectangle, offset in tile.slotted}
+        parts = [
+            self._slotted(r, Span(self._near, location, offsets[r.name], 0)) if r.name in offsets else self._resident(r)
+            for r in tile.rectangles
+        ]
+        region = f"kv.{self._layout.decoder(layer)}.{gpu_batch}.tail"
+        cache = self._tile_cache(tile, parts, Span(self._near, region, 0, 2 * len(tile.tail_rows)))
+        return replace(cache, host=self._host(cache)) if self._layout.attends_in_kernel else cache
+
+    def _resident(self, r: Rectangle) -> KVPart:
+        return self._part(r, *(self._memory.region_tensor(r.tier, f"{r.name}.{part}") for part in "kv"))
+
+    def _slotted(self, r: Rectangle, first: Span) -> KVPart:
+        """A rectangle whose keys begin at `first`'s first unit; its values follow."""
+        starts = first.first, first.first + r.num_units
+        return self._part(r, *(self._memory.tensor(Span(first.tier, first.region, x, r.num_units)) for x in starts))
+
+    def _part(self, r: Rectangle, keys: torch.Tensor, values: torch.Tensor) -> KVPart:
+        return KVPart(r, r.tier in self._layout.kv.in_place, self._pages(r, keys), self._pages(r, values))
+
+    def _pages(self, r: Rectangle, stored: torch.Tensor) -> Pages:
+        return Pages(r, stored, page=self._page, codec=self._codec, scratch=self._scratch, dtype=self._dtype)
+
+    def _tile_cache(self, tile: KVTile, parts: Sequence[KVPart], tails: Span) -> TileCache:
+        """tails: the tail pages, keys and then values; none where no row has one."""
+        keys, values = None, None
+        if tails.count:
+            keys, values = self._memory.tensor(tails).view(self._dtype).view(2, len(tile.tail_rows), *self._page)
+        return TileCache(self._layout.kv.page_tokens, self._page[0], tuple(parts), tile.tail_rows, keys, values, None)
+
+    def _host(self, cache: TileCache) -> HostTile:
+        """The same tile for the host's kernel."""
+        decoder = None if self._codec.keeps_bytes else self._codec.kernel_decoder(self._page)
+        keys, values = cache.tail_keys, cache.tail_values
         return HostTile(
-            [HostPages(p.rectangle, p.keys.stored, p.values.stored, p.takes_tokens, decoder) for p in parts],
-            tail_rows=rows,
+            [HostPages(p.rectangle, p.keys.stored, p.values.stored, p.takes_tokens, decoder) for p in cache.parts],
+            tail_rows=cache.tail_rows,
             tails=None if keys is None or values is None else (keys, values),
             page=self._page,
             dtype=self._dtype,
             workers=self._workers,
         )
-
-    def _part(self, r: Rectangle, offset: int | None, slot: int | None) -> KVPart:
-        if offset is None:
-            keys, values = (self._memory.region_tensor(r.tier, f"{r.name}.{part}") for part in "kv")
-        else:
-            location, device = f"kv.slot.{slot}", self._layout.device.name
-            keys = self._memory.tensor(Span(device, location, offset, r.num_units))
-            values = self._memory.tensor(Span(device, location, offset + r.num_units, r.num_units))
-        takes_tokens = offset is None and self._codec.keeps_bytes
-        return KVPart(r, takes_tokens, self._pages(r, keys), self._pages(r, values))
-
-    def _pages(self, r: Rectangle, stored: torch.Tensor) -> Pages:
-        return Pages(r, stored, page=self._page, codec=self._codec, scratch=self._scratch, dtype=self._dtype)
-
-    def _tails(self, tile: KVTile, layer: int, gpu_batch: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if not tile.tail_rows:
-            return None, None
-        region = f"kv.{self._layout.decoder(layer)}.{gpu_batch}.tail"
-        tails = self._memory.region_tensor(self._layout.device.name, region).view(self._dtype)
-        keys, values = tails.view(2, len(tile.tail_rows), *self._page)
-        return keys, values
 
 
 def _scatter(

@@ -12,7 +12,7 @@ import torch
 from flexflow_engine.abc.tier import HOST, HostBytes, LaneContext, Region, Tier
 from flexflow_engine.graph.task import Copy
 from flexflow_engine.placement.layout import Layout, store_region
-from flexflow_engine.placement.memory import allocations
+from flexflow_engine.placement.memory import allocations, workspaces
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import Run
 from flexflow_engine.store.weights import WeightStore
@@ -58,7 +58,7 @@ class Memory:
         self._tiers = tiers
         self._regions: dict[tuple[str, str], Region] = {}
         self._device = tiers[layout.device.name]
-        self._reserved = 0
+        self._reserved: dict[str, int] = {}
         try:
             self._allocate(layout, store)
             self._fill_weights(layout, store)
@@ -92,15 +92,17 @@ class Memory:
         for (tier, _), region in self._regions.items():
             self._tiers[tier].free(region)
         self._regions = {}
-        self._device.release(self._reserved)
-        self._reserved = 0
+        for tier, nbytes in self._reserved.items():
+            self._tiers[tier].release(nbytes)
+        self._reserved = {}
 
     def _place(self, span: Span) -> Place:
         return Place(self._tiers[span.tier], self._regions[span.tier, span.region], span.first, span.count)
 
     def _allocate(self, layout: Layout, store: WeightStore) -> None:
-        self._device.reserve(layout.workspace_nbytes, what="workspace")
-        self._reserved = layout.workspace_nbytes
+        for name, nbytes in workspaces(layout).items():
+            self._tiers[name].reserve(nbytes, what="workspace")
+            self._reserved[name] = nbytes
         for allocation in allocations(layout):
             key = allocation.tier, allocation.spec.name
             self._regions[key] = self._tiers[allocation.tier].allocate(allocation.spec)

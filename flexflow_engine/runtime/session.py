@@ -17,6 +17,7 @@ from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.graph.lanes import read_lane, write_lane
+from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.runtime.executor import ContextFor, DataflowExecutor, Executor, RunTask
@@ -127,14 +128,14 @@ class Session:
 
 def _contexts(layout: Layout, tiers: Mapping[str, Tier]) -> Callable[[str], LaneContext]:
     """A lane's copies are carried out by the compute tier, or by the far tier where they end in a staging slot or it is
-    a device of its own.
+    a device of its own. Attention on the host runs in the host's memory.
     """
     owners = {
         lane: tiers[t.name]
         for t in layout.tiers[1:]
-        if layout.is_staged(t.name) or t.memory not in {None, HOST}
+        if layout.is_staged(t.name, layout.device.name) or t.memory not in {None, HOST}
         for lane in _lanes(t)
-    }
+    } | {ATTENTION_LANE: tiers[layout.attention.tier]}
     device = tiers[layout.device.name]
 
     def context_for(lane: str) -> LaneContext:

@@ -14,12 +14,22 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights, Model
 from flexflow_engine.abc.step import BatchStep, NextTokens
 from flexflow_engine.cpu.workers import Workers
-from flexflow_engine.graph.task import Compute, Copy, DecodeWeights, FetchTokens, GatherRows, Task
-from flexflow_engine.placement.activations import HiddenPart
+from flexflow_engine.graph.task import (
+    Attend,
+    AttentionInputs,
+    AttentionOutput,
+    Compute,
+    Copy,
+    DecodeWeights,
+    FetchTokens,
+    GatherRows,
+    Task,
+)
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import PlacedLayer, Run
-from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
+from flexflow_engine.runtime.decoder import Decoder
+from flexflow_engine.runtime.hidden import HiddenStates
 from flexflow_engine.runtime.kv_cache import KVCache
 from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.next_tokens import ROW_DTYPES, Fetched, TokenIds, TokenSource
@@ -51,7 +61,9 @@ class TileRunner:
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._device = torch.device(device)
         self._weights = Weights(layout, memory, weight_codec, self._dtype, workers)
-        self._cache = KVCache(layout, memory, model.config, kv_codec, self._dtype, workers=workers)
+        self._hidden = HiddenStates(layout, memory, self._dtype)
+        cache = KVCache(layout, memory, model.config, kv_codec, self._dtype, workers=workers)
+        self._decoder = Decoder(layout=layout, memory=memory, model=model, cache=cache, hidden=self._hidden)
         self._source = source
         self._fetched: dict[tuple[int, int], Fetched] = {}
         self._newest: dict[int, tuple[dict[int, int], TokenIds]] = {}
@@ -66,6 +78,12 @@ class TileRunner:
             self._weights.decode(operation.layer, operation.weight_slot)
         elif isinstance(operation, FetchTokens):
             self._fetch(operation, task.tile.step)
+        elif isinstance(operation, AttentionInputs):
+            self._decoder.attention_inputs(operation, self._weights.layer(operation.layer, operation.weight_slot))
+        elif isinstance(operation, Attend):
+            self._decoder.attend(operation)
+        elif isinstance(operation, AttentionOutput):
+            self._decoder.attention_output(operation, self._weights.layer(operation.layer, operation.weight_slot))
         else:
             self._compute(operation)
 
@@ -78,7 +96,7 @@ class TileRunner:
         weights = self._weights.layer(layer.index, compute.weight_slot)
         {
             "embed": self._embed,
-            "decoder": self._decoder,
+            "decoder": self._decode_layer,
             "final": self._final,
             "head": self._head,
         }[layer.spec.kind](layer, weights, compute)
@@ -89,30 +107,13 @@ class TileRunner:
         self._weights.look_up(ids, rows)
         positions = np.concatenate([np.arange(r.context, r.context + r.new_tokens) for r in compute.batch.rows])
         hidden = self._model.embed(weights, rows, torch.from_numpy(positions).to(self._device))
-        self._write_hidden(compute, hidden)
+        self._hidden.write(compute.batch, compute.hidden_slot, hidden)
 
-    def _decoder(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
-        batch, scale = compute.batch, self._model.config.attention_scale
-        parts = self._hidden_parts(compute)
-        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
-        cache = self._cache.tile(layer.index, batch.gpu_batch, compute.kv_slot)
-        q, k, v = self._model.attention_inputs(weights, hidden)
-        for new in (k, v):  # what is masked still meets a weight of 0, and 0 x inf would reach the row's next sequence
-            new.nan_to_num_()
-        if batch.phase == "prefill":
-            cache.write_prompts(batch.rows, k, v)
-            attended = attend_prompts(batch.rows, q, k, v, scale)
-        else:
-            cache.append(batch.rows, k, v)
-            attended = attend_tokens(batch.rows, q, cache, self._layout.policy.gpu_batch_size, scale)
-        del q, k, v
-        self._model.attention_output(weights, hidden, attended)
-        if len(parts) > 1:
-            self._write_hidden(compute, hidden)
+    def _decode_layer(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
+        self._decoder.compute(compute, weights)
 
     def _final(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
-        parts = self._hidden_parts(compute)
-        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        hidden = self._hidden.gather(compute.batch, compute.hidden_slot)
         last = np.cumsum([row.new_tokens for row in compute.batch.rows]) - 1
         features = self._model.final(weights, hidden[torch.from_numpy(last).to(self._device)])
         self._features(compute.batch).copy_(features)
@@ -172,22 +173,3 @@ class TileRunner:
     def _rows(self, region: str, count: int, nbytes: int) -> torch.Tensor:
         tensor = self._memory.tensor(Span(self._layout.device.name, region, 0, count))
         return tensor.view(self._dtype).view(count, nbytes // self._dtype.itemsize)
-
-    def _hidden_parts(self, compute: Compute) -> list[torch.Tensor]:
-        """The hidden states of the batch's tokens, [tokens of the part, hidden_size] each, in order of rows."""
-        parts = []
-        for part in self._layout.activations.parts[compute.batch.gpu_batch]:
-            if tokens := part.tokens(compute.batch):
-                span = self._hidden_span(part, tokens, compute.hidden_slot)
-                parts.append(self._memory.tensor(span).view(self._dtype).view(tokens, -1))
-        return parts
-
-    def _hidden_span(self, part: HiddenPart, tokens: int, slot: int | None) -> Span:
-        if part.slot_unit is None:
-            return Span(part.tier, part.name, 0, tokens)
-        return Span(self._layout.device.name, f"hidden.slot.{slot}", part.slot_unit, tokens)
-
-    def _write_hidden(self, compute: Compute, hidden: torch.Tensor) -> None:
-        parts = self._hidden_parts(compute)
-        for part, rows in zip(parts, torch.split(hidden, [len(part) for part in parts]), strict=True):
-            part.copy_(rows)

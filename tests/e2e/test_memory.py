@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.abc.policy import MemoryTable, Policy
+from flexflow_engine.abc.policy import AttentionPlace, MemoryTable, Policy
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.errors import TierError
 from flexflow_engine.placement.layout import Layout
@@ -88,10 +88,15 @@ def test_every_tier_s_peak_is_what_the_memory_table_says(jobs: Jobs, data: st.Da
     assert peaks == {name: table.peak_bytes(name) for name in classes}
 
 
+@pytest.mark.parametrize("attention", ["device", "host"])
 @pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK], ids=list)
-def test_a_tier_that_lacks_one_byte_refuses(jobs: Jobs, classes: Mapping[str, type[Tier]]) -> None:
+def test_a_tier_that_lacks_one_byte_refuses(
+    jobs: Jobs, classes: Mapping[str, type[Tier]], attention: AttentionPlace
+) -> None:
     shares = dict(zip(classes, (30.0, 30.0, 40.0), strict=True))
-    chosen = policy(disk_setups(classes, Path()), weights=shares, kv_cache=shares, activations=shares)
+    kv_cache = shares if attention == "device" else dict(zip(classes, (0.0, 60.0, 40.0), strict=True))
+    tiers = disk_setups(classes, Path())
+    chosen = policy(tiers, weights=shares, kv_cache=kv_cache, activations=shares, attention=attention)
     table = memory_table(planned(opt(vocab_size=VOCABULARY), classes, chosen))
     for name in classes:
         with pytest.raises(TierError, match=rf"tiers\.{name}: .*a budget of {table.peak_bytes(name)} bytes would do"):

@@ -19,7 +19,7 @@ from flexflow_engine.abc.dtypes import DTYPES, DType
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.cpu.workers import Workers
-from flexflow_engine.graph.task import Task
+from flexflow_engine.graph.task import ATTENTION_LANE, Task
 from flexflow_engine.placement.kv import KVTile, Rectangle, place_kv
 from flexflow_engine.runtime import host_attention
 from flexflow_engine.runtime.attention import attend_prompts, attend_tokens, attend_tokens_by_pieces
@@ -31,7 +31,7 @@ from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
 from harness import JobResult, policy, run_job, save_opt
-from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, disk_setups, placement, shares
+from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, ISLAND_HOST_DISK, disk_setups, placement, shares
 from watched import with_run
 
 HEAD_DIM = 8
@@ -217,6 +217,7 @@ class Job:
     prompt_tokens: tuple[int, ...]
     max_new_tokens: int
     dtype: DType = "float32"
+    kv_codec: Codec | None = None
 
 
 WORKSPACE_POLICIES: Mapping[str, dict[str, Any]] = {
@@ -285,8 +286,27 @@ def test_the_workspace_is_no_more_than_a_few_times_what_is_used(
     assert result.layout.workspace_nbytes <= 3 * max(peaks.values())
 
 
+@pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK])
+@pytest.mark.parametrize(("page_tokens", "dtype"), [(1, "float32"), (4, "bfloat16"), (32, "float32")])
+@pytest.mark.parametrize("codec", [NoneCodec(), GroupInt8Codec()], ids=lambda codec: codec.key)
+def test_the_bounds_of_both_tiers_hold_with_attention_on_the_host(
+    tmp_path: Path, classes: Mapping[str, type[Tier]], page_tokens: int, dtype: DType, codec: Codec
+) -> None:
+    second, third = list(classes)[1:]
+    chosen = {"kv_cache": {second: 50, third: 50}, "kv_page_tokens": page_tokens, "attention": "host"}
+    job = replace(MANY_TOKENS, max_new_tokens=20, dtype=dtype, kv_codec=codec)
+    result, peaks = run_measured(tmp_path, classes, chosen, {}, job)
+    attended = {event.task.key for event in result.trace.events if event.task.lane == ATTENTION_LANE}
+    assert max(peaks[key] for key in attended) <= result.layout.attention_workspace_nbytes
+    assert max(nbytes for key, nbytes in peaks.items() if key not in attended) <= result.layout.workspace_nbytes
+
+
 def run_measured(
-    folder: Path, classes: Mapping[str, type[Tier]], chosen: dict[str, Any], config: dict[str, Any], job: Job
+    folder: Path,
+    classes: Mapping[str, type[Tier]],
+    chosen: dict[str, Any],
+    config: dict[str, Any],
+    job: Job,
 ) -> tuple[JobResult, dict[str, int]]:
     """Run a job, and tell the most bytes that torch held for each of its computations."""
     peaks: dict[str, int] = {}
@@ -311,6 +331,7 @@ def run_measured(
         store=folder / "store",
         max_new_tokens=job.max_new_tokens,
         dtype=job.dtype,
+        kv_codec=job.kv_codec,
         executor=with_run(SequentialExecutor, measure),
     )
     return result, peaks

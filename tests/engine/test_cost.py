@@ -15,7 +15,15 @@ from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.errors import HardwareError
-from flexflow_engine.graph.task import Compute, DecodeWeights, FetchTokens, Task
+from flexflow_engine.graph.task import (
+    Attend,
+    AttentionInputs,
+    AttentionOutput,
+    Compute,
+    DecodeWeights,
+    FetchTokens,
+    Task,
+)
 from flexflow_engine.placement.layout import Layout, make_layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.arithmetic import Arithmetic
@@ -47,6 +55,33 @@ def tasks_of(layout: Layout, *, steps: int = 3, max_new_tokens: int = 6) -> list
 
 def rows(count: int, *, new_tokens: int = 1, context: int = 0) -> list[RowStep]:
     return [RowStep(row=r, sequence=r, new_tokens=new_tokens, context=context) for r in range(count)]
+
+
+def test_a_layer_costs_the_same_in_three_parts_on_processors_alike() -> None:
+    """Attention on the host is priced by the host's processor; the parts beside it by the compute tier's."""
+    machine = profile()
+    layouts = [
+        lay_out(
+            opt(),
+            ISLAND_HOST_DISK,
+            policy(setups(ISLAND_HOST_DISK), gpu_batch_size=2, kv_cache={"host": 100}, attention=place),
+            prompt_tokens=PROMPTS,
+        )
+        for place in ("device", "host")
+    ]
+    whole, parts = (
+        [(t, cost_model(layout, machine).work(t)) for t in tasks_of(layout) if t.tile.layer == 1 and t.tile.step == 1]
+        for layout in layouts
+    )
+    (expected,) = {work.shared_s for task, work in whole if isinstance(task.operation, Compute)}
+    kinds = (AttentionInputs, Attend, AttentionOutput)
+    seconds = [work.shared_s for task, work in parts if isinstance(task.operation, kinds) and not task.tile.gpu_batch]
+    assert len(seconds) == 3
+    assert min(seconds) > 0
+    assert sum(seconds) == pytest.approx(expected)
+    (attend,) = (task for task, _ in parts if isinstance(task.operation, Attend) and not task.tile.gpu_batch)
+    slow = replace(machine, processors={**machine.processors, "cpu": processor(task_s=7.0)})
+    assert cost_model(layouts[1], slow).work(attend).fixed_s == 7.0
 
 
 def test_a_transfer_takes_its_moves_latencies_and_its_bytes() -> None:

@@ -53,7 +53,7 @@ GPU_JOB = {
     },
     "workload": {"prompts": {"synthetic": {"count": 4, "prompt_tokens": 40}}, "max_new_tokens": 4},
 }
-"""Every line of the memory table appears in its plan."""
+"""Every line of the memory table appears in its plan, those of attention on the host if the cache is moved."""
 
 
 @dataclass(frozen=True)
@@ -245,10 +245,14 @@ def _metric_keys(metrics: dict[str, Any]) -> Iterator[str]:
 
 def test_every_line_of_the_memory_table_is_explained(tmp_path: Path) -> None:
     (tmp_path / "gpu.yaml").write_text(yaml.safe_dump(GPU_JOB, sort_keys=False))
-    memory = json.loads(run("-m", "flexflow_engine", "run", "gpu.yaml", "--dry-run", "--json", cwd=tmp_path).stdout)
-    lines = {line["what"] for tier in memory["memory"].values() for line in tier["lines"]}
+    lines = set[str]()
+    for cache in ("{gpu: 50, disk: 50}", "{disk: 100}"):
+        change = f"--set=scheduler.kv_cache={cache}"
+        plan = run("-m", "flexflow_engine", "run", "gpu.yaml", change, "--dry-run", "--json", cwd=tmp_path)
+        memory = json.loads(plan.stdout)["memory"]
+        lines |= {line["what"] for tier in memory.values() for line in tier["lines"]}
     explained = set(re.findall(r"^\| ([a-z_ ]+) \|", RECIPES.read_text(), re.MULTILINE))
-    assert {"staging", "decoded kv", "workspace"} <= lines, "the plan has them all"
+    assert {"staging", "decoded kv", "attention slots", "prompt slots", "workspace"} <= lines, "the plans have them all"
     assert lines <= explained
 
 

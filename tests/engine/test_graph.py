@@ -252,7 +252,7 @@ def needed_edges(graphs: Sequence[TaskGraph], layout: Layout) -> list[tuple[str,
     for task in tasks.values():
         lanes.setdefault(task.lane, []).append(task.key)
     in_lanes = set[tuple[str, str]]()
-    for lane, width in lane_widths(layout.tiers).items():
+    for lane, width in lane_widths(layout).items():
         keys = lanes.get(lane, [])
         in_lanes |= set(pairwise(keys)) if width == 1 else set()
     order.add_edges_from(in_lanes)

@@ -129,7 +129,7 @@ def test_a_simulated_job_does_the_work_of_the_real_one(tmp_path: Path, classes: 
     )
     lengths = WorkloadShape(tuple(map(len, prompts)), 5)
     prediction = predictor(opt()).predict(real.layout, lengths)
-    measured = real.trace.lanes(lane_widths(real.layout.tiers))
+    measured = real.trace.lanes(lane_widths(real.layout))
     assert {lane: (use.nbytes, use.flops) for lane, use in prediction.lanes.items()} == {
         lane: (use.nbytes, use.flops) for lane, use in measured.items()
     }

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NoReturn
 
 import pytest
 
 from flexflow_engine.abc.model import ModelConfig
-from flexflow_engine.abc.policy import MemoryLine, MemoryTable, Policy, TierDescription, WorkloadShape
+from flexflow_engine.abc.policy import (
+    AttentionPlace,
+    MemoryLine,
+    MemoryTable,
+    Policy,
+    TierDescription,
+    WorkloadShape,
+)
 from flexflow_engine.abc.scheduler import PlanRequest
-from flexflow_engine.errors import PolicyError
 from flexflow_plugins.schedulers.fixed import FixedOptions, FixedScheduler
 
 TIERS = ("device", "host", "disk")
@@ -93,9 +100,33 @@ def test_a_given_page_length_is_taken_whether_it_fits_or_not() -> None:
     assert FixedScheduler(replace(OPTIONS, kv_page_tokens=64)).choose(request(1)).kv_page_tokens == 64
 
 
-def test_attention_on_the_host_says_what_works_instead() -> None:
-    with pytest.raises(PolicyError, match="`device` and `auto` work"):
-        FixedScheduler(replace(OPTIONS, attention="host")).choose(request())
+@pytest.mark.parametrize("asked", ["device", "host"])
+def test_attention_runs_where_it_was_asked_for(asked: AttentionPlace) -> None:
+    for memory in ("cpu", "cuda"):
+        options = replace(OPTIONS, attention=asked)
+        assert FixedScheduler(options).choose(with_memory(device=memory, host="cpu")).attention == asked
+
+
+@pytest.mark.parametrize(
+    ("memory", "kv_cache", "chosen"),
+    [
+        ({"device": "cuda", "host": "cpu"}, {"host": 100}, "host"),
+        ({"device": "cuda", "host": "cpu"}, {"disk": 100}, "host"),
+        ({"device": "cuda", "host": "cpu"}, {"device": 1, "host": 99}, "device"),
+        ({"device": "cuda", "host": "cuda"}, {"host": 100}, "device"),
+        ({"device": "cpu", "host": "cpu"}, {"host": 100}, "device"),
+    ],
+)
+def test_auto_is_the_host_where_the_cache_lies_beyond_a_link(
+    memory: Mapping[str, str], kv_cache: dict[str, float], chosen: str
+) -> None:
+    assert FixedScheduler(replace(OPTIONS, kv_cache=kv_cache)).choose(with_memory(**memory)).attention == chosen
+
+
+def with_memory(**memory: str) -> PlanRequest:
+    """Tiers in these memories, and in none that can be addressed where nothing is said."""
+    tiers = tuple(replace(tier, memory=memory.get(tier.name)) for tier in request().tiers)
+    return replace(request(), tiers=tiers)
 
 
 def test_sound_options_have_no_problem() -> None:
@@ -109,6 +140,10 @@ def test_sound_options_have_no_problem() -> None:
         (replace(OPTIONS, weights={}), "the shares of `weights` add up to 0 and not to 100"),
         (replace(OPTIONS, kv_cache={"hots": 100}), "`hots`, which is no tier of the recipe; did you mean `host`?"),
         (replace(OPTIONS, activations={"host": 101, "disk": -1}), "`activations.disk` must be a percentage, not -1"),
+        (
+            replace(OPTIONS, attention="host", kv_cache={"device": 1, "host": 99}),
+            "with `attention: host`, `kv_cache.device` must be 0",
+        ),
         (replace(OPTIONS, gpu_batch_size=0), "`gpu_batch_size` must be more than 0, not 0"),
         (replace(OPTIONS, num_gpu_batches=-2), "`num_gpu_batches` must be more than 0, not -2"),
         (replace(OPTIONS, kv_page_tokens=0), "`kv_page_tokens` must be more than 0, not 0"),

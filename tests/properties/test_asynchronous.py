@@ -13,7 +13,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from flexflow_engine.abc.policy import Policy
+from flexflow_engine.abc.policy import AttentionPlace, Policy
 from flexflow_engine.abc.tier import NoOptions, Tier
 from flexflow_engine.runtime.executor import DataflowExecutor, Executor, SequentialExecutor
 from flexflow_engine.testing.async_tier import StreamIslandTier, StreamOptions
@@ -59,14 +59,19 @@ def _many_stores() -> Policy:
 
 @st.composite
 def far_policies(draw: st.DrawFn) -> Policy:
-    """Any placement, most often one with the table's rows on the host and full cache pages on far tiers."""
+    """Any placement, most often one with the table's rows on the host and full cache pages on far tiers; attention on
+    the host where it can read the cache.
+    """
+    kv_cache = draw(_far_shares({"host": 100.0}, {"host": 50.0, "disk": 50.0}))
+    places: list[AttentionPlace] = ["device"] if kv_cache.get("island") else ["device", "host"]
     return policy(
         setups({"island": IslandTier, **FAR}),
         gpu_batch_size=draw(st.integers(1, 4)),
         num_gpu_batches=draw(st.integers(1, 4)),
         weights=draw(_far_shares({"host": 100.0}, {"island": 50.0, "host": 50.0}, {"host": 60.0, "disk": 40.0})),
-        kv_cache=draw(_far_shares({"host": 100.0}, {"host": 50.0, "disk": 50.0})),
+        kv_cache=kv_cache,
         activations=draw(_far_shares({"island": 100.0}, {"host": 100.0})),
+        attention=draw(st.sampled_from(places)),
         kv_page_tokens=draw(st.integers(1, 5)),
     )
 

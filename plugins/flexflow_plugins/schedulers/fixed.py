@@ -8,14 +8,21 @@ from math import isfinite
 from typing import Literal
 
 from flexflow_engine.abc.near_miss import near_miss
-from flexflow_engine.abc.policy import TENSOR_CLASSES, AttentionPlace, MemoryTable, Placement, Policy
+from flexflow_engine.abc.policy import (
+    TENSOR_CLASSES,
+    AttentionPlace,
+    MemoryTable,
+    Placement,
+    Policy,
+    TierDescription,
+)
 from flexflow_engine.abc.scheduler import PlanRequest, Scheduler
-from flexflow_engine.errors import PolicyError
+from flexflow_engine.abc.tier import HOST
 
 KV_PAGE_TOKENS = (16, 8, 4, 2, 1)
 """Candidates for the tokens of a KV page, the preferred first.
 
-A sequence's last page stays on the compute tier until it is full, so a policy pays for one page per sequence and layer
+A sequence's last page stays where attention runs until it is full, so a policy pays for one page per sequence and layer
 there: long pages are better I/O, short ones need less of the smallest memory.
 """
 
@@ -33,6 +40,7 @@ class FixedOptions:
     kv_cache: dict[str, float]
     activations: dict[str, float]
     attention: Literal["device", "host", "auto"] = "auto"
+    """Where decode attention runs; `auto` is the host where all of the cache lies beyond a device's link."""
     kv_page_tokens: int | None = None
     """None takes the longest page that fits."""
 
@@ -51,6 +59,8 @@ class FixedScheduler(Scheduler):
         found = [*self._wrong_sizes()]
         for tensor_class in TENSOR_CLASSES:
             found += _wrong_shares(tensor_class, getattr(self._options, tensor_class), tiers)
+        if self._options.attention == "host" and self._options.kv_cache.get(tiers[0]):
+            found.append(f"with `attention: host`, `kv_cache.{tiers[0]}` must be 0: the host can't read it there")
         return found
 
     def choose(self, request: PlanRequest) -> Policy:
@@ -61,7 +71,7 @@ class FixedScheduler(Scheduler):
             weights=_placement(self._options.weights, tiers),
             kv_cache=_placement(self._options.kv_cache, tiers),
             activations=_placement(self._options.activations, tiers),
-            attention=self._attention(),
+            attention=self._attention(request.tiers),
             kv_page_tokens=self._options.kv_page_tokens or KV_PAGE_TOKENS[0],
         )
         return policy if self._options.kv_page_tokens else _with_longest_pages(policy, request)
@@ -72,14 +82,12 @@ class FixedScheduler(Scheduler):
             if value is not None and value <= 0:
                 yield f"`{key}` must be more than 0, not {value}"
 
-    def _attention(self) -> AttentionPlace:
-        if self._options.attention == "host":
-            raise PolicyError(
-                "attention on the host isn't available in this version",
-                where="scheduler.attention",
-                fix="`device` and `auto` work",
-            )
-        return "device"
+    def _attention(self, tiers: tuple[TierDescription, ...]) -> AttentionPlace:
+        """`auto`: on the host where a device would else load all keys and values instead of sending one query."""
+        if self._options.attention != "auto":
+            return self._options.attention
+        device, far = tiers[0], any(tier.memory == HOST and tier.direct for tier in tiers[1:])
+        return "host" if device.memory != HOST and far and not self._options.kv_cache.get(device.name) else "device"
 
 
 def _wrong_shares(tensor_class: str, shares: Mapping[str, float], tiers: tuple[str, ...]) -> Iterator[str]:
