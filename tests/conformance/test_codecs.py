@@ -46,6 +46,16 @@ class TestGroupInt4MinMax(CodecTests):
         return [NoneCodec(), GroupInt8Codec(), GroupInt4Codec(GroupInt4Options(group_size=32, encoder="minmax"))]
 
 
+class TestGroupInt4Fit(CodecTests):
+    golden = GOLDEN
+
+    def make_codec(self) -> Codec:
+        return GroupInt4Codec(GroupInt4Options(encoder="fit"))
+
+    def make_others(self) -> list[Codec]:
+        return [NoneCodec(), GroupInt8Codec(), GroupInt4Codec(GroupInt4Options(group_size=32, encoder="fit"))]
+
+
 class TestGroupInt8(CodecTests):
     golden = GOLDEN
 

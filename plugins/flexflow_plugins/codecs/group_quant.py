@@ -46,9 +46,9 @@ class GroupInt4Options:
 
     group_size: int = DEFAULT_GROUP_SIZE
     """Numbers that share a scale; even."""
-    encoder: Literal["auto", "search", "minmax"] = "auto"
-    """`search` takes its time for less error, `minmax` keeps up with a KV cache; `auto` is the one for weights, the
-    other for a cache."""
+    encoder: Literal["auto", "search", "fit", "minmax"] = "auto"
+    """`search` takes its time for less error, `fit` takes a part of both, `minmax` is the fastest; `auto` searches for
+    weights and fits a cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class GroupQuantCodec(Codec):
     @property
     def key(self) -> str:
         """Equal codecs of different encoders read each other's bytes, and still don't write the same ones."""
-        return f"{self.name}-g{self.group_size}" + ("-search" if self.encoder == "search" else "")
+        return f"{self.name}-g{self.group_size}" + ("" if self.encoder == "minmax" else f"-{self.encoder}")
 
     def configuration(self) -> Mapping[str, Any]:
         return {"name": self.name, "version": FORMAT_VERSION, "group_size": self.group_size}
@@ -108,7 +108,7 @@ class GroupQuantCodec(Codec):
         return threads.decoder(self, prod(shape))
 
     def error_bound(self, values: torch.Tensor) -> torch.Tensor:
-        """Half a step of the covering grid, a whole one where the encoder searches, and the dtype's own rounding.
+        """Half a step of the covering grid, a whole one where the encoder takes another, and the dtype's own rounding.
 
         Infinite for every number of a group that holds one that is not finite.
         """
@@ -119,7 +119,7 @@ class GroupQuantCodec(Codec):
         levels = float(2**self.bits - 1)
         high = torch.minimum(numbers.amax(2, keepdim=True), low + levels * MAX_HALF)
         step = ((high - low) / levels * _SLACK + 2**-24).clamp(max=MAX_HALF)
-        steps = 1.0 if self.encoder == "search" else 0.5
+        steps = 0.5 if self.encoder == "minmax" else 1.0
         outside = (low - numbers).clamp(min=0) + (numbers - low - levels * step).clamp(min=0)
         rounding = torch.finfo(values.dtype).eps * (numbers.abs() + step)
         bound = steps * step * _SLACK + outside + rounding
@@ -158,7 +158,7 @@ class GroupInt4Codec(GroupQuantCodec):
         return "search" if chosen == "auto" else chosen
 
     def for_cache(self) -> GroupInt4Codec:
-        return GroupInt4Codec(replace(self.options, encoder="minmax")) if self.options.encoder == "auto" else self
+        return GroupInt4Codec(replace(self.options, encoder="fit")) if self.options.encoder == "auto" else self
 
 
 class GroupInt8Codec(GroupQuantCodec):

@@ -64,13 +64,15 @@ def _decode_nibbles(encoded: Any, start: Any, end: Any, scale: Any, low: Any, nu
 
 
 @kernel
-def encode(values: Any, encoded: Any, shape: Any, span: Any, searches: Any) -> None:
-    """Fill the groups' places in `encoded`; searches: whether `search` looks for a better grid than `cover`'s."""
+def encode(values: Any, encoded: Any, shape: Any, span: Any, cuts: Any) -> None:
+    """Fill the groups' places in `encoded`; cuts: of `search`, which looks for a better grid than `cover`'s; 0 takes
+    that.
+    """
     (data, data_stride), (source, stride), (size, group_size, bits), (first, stop) = encoded, values, shape, span
     num_groups = (size + group_size - 1) // group_size
     scales = (size * bits + 7) // 8
     levels = np.float32(2**bits - 1)
-    numbers, centred = np.empty(group_size, np.float32), np.empty(group_size, np.float32)
+    numbers, centred, weights = np.empty((3, group_size), np.float32)
     codes = np.empty(group_size, np.uint8)
     tensor, group = first // num_groups, first % num_groups
     for _ in range(first, stop):
@@ -80,8 +82,8 @@ def encode(values: Any, encoded: Any, shape: Any, span: Any, searches: Any) -> N
         codes[:] = 0
         if _load(source[tensor * stride + start : tensor * stride + start + count], numbers):
             low, scale = cover(numbers[:count], levels)
-            if searches:
-                low, scale = search(numbers[:count], centred[:count], levels, low, scale)
+            if cuts:
+                low, scale = search(numbers[:count], (centred[:count], weights[:count]), levels, cuts, (low, scale))
             quantise(numbers[:count], half_to_float(low), half_to_float(scale), levels, codes)
         _store_codes(codes, bits, data[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8])
         _store_half(data, base + scales + 2 * group, scale)

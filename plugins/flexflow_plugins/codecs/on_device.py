@@ -1,7 +1,8 @@
 """The same format with torch operators, for tensors that are not in host memory.
 
 Decoding gives the very numbers that the compiled kernels give: the product of code and scale is exact in float32, and
-one sum is rounded. Encoding covers each group; searching is done on the host.
+one sum is rounded. Encoding covers each group, or fits a line to it from there (see fitting.py); searching is done on
+the host.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from flexflow_plugins.codecs.threads import encode as encode_on_host
 _NUMBERS_AT_ONCE = 2**22
 """Bounds the temporary float32 numbers, whatever the tensors' size."""
 _MAX_HALF = 65504.0
+_ROUNDS = 5
+"""Of a fit, as many as the kernels take."""
+_NEAR = 2.0
+"""Weight of a number at its group's mean, against 1 for each standard deviation from it."""
 
 
 def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
@@ -59,15 +64,72 @@ def _encode_groups(form: Format, values: torch.Tensor, out: torch.Tensor, place:
     low = _half_at_most(numbers.amin(2))
     high = torch.minimum(numbers.amax(2), low.float() + levels * _MAX_HALF)
     scale = _half_at_least((high - low.float()).clamp(min=0) / levels)
-    inverse = torch.where(scale > 0, 1 / scale.float(), 0)
-    places = ((numbers - low.float()[:, :, None]) * inverse[:, :, None]).clamp_(0, levels).add_(0.5).floor_()
-    codes = places.flatten(1)[:, : stop - first].to(torch.uint8)
+    if form.encoder == "fit":
+        low, scale = _fit(numbers, low, scale, levels)
+    codes = _places(numbers, low.float(), scale.float(), levels).flatten(1)[:, : stop - first].to(torch.uint8)
     low = torch.where(finite, low, torch.nan)
     _store(form, out, codes, place)
     scales, groups = (size * form.bits + 7) // 8, -(-size // form.group_size)
     for section, halves in ((scales, scale), (scales + 2 * groups, low)):
         start = section + 2 * (first // form.group_size)
         out[:, start : start + 2 * halves.shape[1]] = halves.contiguous().view(torch.uint8).view(len(out), -1)
+
+
+def _fit(
+    numbers: torch.Tensor, low: torch.Tensor, scale: torch.Tensor, levels: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grids float16 [n, groups] of less error than the covering ones, or those."""
+    smallest, largest = numbers.amin(2), numbers.amax(2)
+    step = (largest - smallest) / levels
+    mean, weights = _weigh(numbers)
+    centred = numbers - mean[:, :, None]
+    bottom, width = smallest - mean, step
+    for _ in range(_ROUNDS):
+        bottom, width = _line(centred, weights, bottom, width, levels)
+    new_scale = width.clamp(max=_MAX_HALF).half()
+    places = _places(numbers, bottom + mean, new_scale.float(), levels)
+    rest = (weights * (numbers - places * new_scale.float()[:, :, None])).sum(2) / weights.sum(2)
+    new_low = rest.clamp(-_MAX_HALF, _MAX_HALF).half()
+    bottom, width = new_low.float(), new_scale.float()
+    better = _squared_error(numbers, new_low, new_scale, levels) < _squared_error(numbers, low, scale, levels)
+    better &= (bottom - smallest <= step) & (largest - bottom - width * levels <= step)
+    better &= (width > 0) & (width <= 2 * step) & (smallest >= -_MAX_HALF) & (largest <= _MAX_HALF)
+    better &= step >= 2.0**-24
+    return torch.where(better, new_low, low), torch.where(better, new_scale, scale)
+
+
+def _weigh(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted means [n, groups] and the weights [n, groups, group_size]."""
+    centred = numbers - numbers.mean(2, keepdim=True)
+    deviation = centred.square().mean(2, keepdim=True).sqrt()
+    weights = _NEAR + centred.abs() / torch.where(deviation > 0, deviation, 1)
+    return (weights * numbers).sum(2) / weights.sum(2), weights
+
+
+def _line(
+    numbers: torch.Tensor, weights: torch.Tensor, low: torch.Tensor, scale: torch.Tensor, levels: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """low and scale [n, groups] of the weighted least-squares line through (code, number); as they were without one."""
+    codes, total = _places(numbers, low, scale, levels), weights.sum(2)
+    weighted = weights * codes
+    centre = weighted.sum(2) / total
+    variance = (weighted * codes).sum(2) - centre * weighted.sum(2)
+    slope = (weighted * numbers).sum(2) / variance
+    found = (variance >= 0.5) & (slope > 0)
+    return torch.where(found, -slope * centre, low), torch.where(found, slope, scale)
+
+
+def _places(numbers: torch.Tensor, low: torch.Tensor, scale: torch.Tensor, levels: float) -> torch.Tensor:
+    """The codes float32 [n, groups, group_size] of the places next to the numbers; low and scale float32."""
+    inverse = torch.where(scale > 0, 1 / scale, 0)
+    return ((numbers - low[:, :, None]) * inverse[:, :, None]).clamp_(0, levels).add_(0.5).floor_()
+
+
+def _squared_error(numbers: torch.Tensor, low: torch.Tensor, scale: torch.Tensor, levels: float) -> torch.Tensor:
+    """[n, groups]; low and scale float16."""
+    low, scale = low.float(), scale.float()
+    decoded = low[:, :, None] + _places(numbers, low, scale, levels) * scale[:, :, None]
+    return (decoded - numbers).square().sum(2)
 
 
 def _store(form: Format, out: torch.Tensor, codes: torch.Tensor, place: tuple[int, int, int]) -> None:

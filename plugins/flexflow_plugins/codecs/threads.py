@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import KernelDecoder
 
-_NUMBERS_PER_THREAD = {"decode": 2**19, "minmax": 2**18, "search": 2**14}
+_NUMBERS_PER_THREAD = {"decode": 2**19, "minmax": 2**18, "fit": 2**17, "search": 2**14}
 """Below that, starting a thread (50 us) takes longer than it saves."""
 _GROUPS_AT_ONCE = 64
 """That one call of the compiled decoder decodes."""
+_CUTS = {"minmax": 0, "fit": 1, "search": 4}
+"""Of either end of a group's numbers, from which an encoder looks for a grid."""
 _ARRAY_TYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16}
 
 
@@ -36,7 +38,7 @@ class Format(Protocol):
 
     @property
     def encoder(self) -> str:
-        """`search` or `minmax`."""
+        """`search`, `fit` or `minmax`."""
 
 
 def decoder(form: Format, size: int) -> KernelDecoder:
@@ -68,13 +70,13 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
     target = out if _is_dense(out) else torch.empty(out.shape, dtype=torch.uint8)
     numbers, encoded = _memory(known if _is_dense(known) else known.contiguous()), _memory(target)
     shape = prod(values.shape[1:]), form.group_size, form.bits
-    searches = form.encoder == "search"
+    cuts = _CUTS[form.encoder]
 
     def work(first: int, stop: int) -> None:
-        kernels.encode(numbers, encoded, shape, (first, stop), searches)
+        kernels.encode(numbers, encoded, shape, (first, stop), cuts)
 
     # an import keeps torch to one thread, and searching is what it then waits for: that takes every core
-    limit = _num_cores() if searches else torch.get_num_threads()
+    limit = _num_cores() if form.encoder == "search" else torch.get_num_threads()
     _share(work, _groups(form, values), min(limit, values.numel() // _NUMBERS_PER_THREAD[form.encoder]))
     if target is not out:
         out.copy_(target)
