@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flexflow_engine.abc.codec import Codec
@@ -37,6 +37,10 @@ TASKS_PER_TILE = 6
 """Roughly, beside pages: a computation, and its loads and stores."""
 
 
+RunSteps = Callable[[Sequence[Step]], list[StepRun]]
+"""What adjoining steps take."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictor:
     """For one model and its codecs on one machine."""
@@ -56,10 +60,12 @@ class Predictor:
         per_step = _tasks_per_step(layout)
         if per_step * len(steps) <= self.max_tasks:
             return _prediction(layout, workload, steps, self._simulator(layout).run(steps), error_s=0.0)
+        samples = sample_steps(steps, layout.kv.page_tokens)
+        simulated = self._simulated(layout, steps, samples)
         runs: dict[int, StepRun] = {}
         error_s = 0.0
-        for sample in sample_steps(steps, layout.kv.page_tokens):
-            chosen = self._run_chosen(layout, steps, sample)
+        for sample in samples:
+            chosen = [simulated[position] for _, position in sample.chosen]
             runs.update(estimate(sample, chosen))
             error_s += curvature(sample, chosen)
         return _prediction(layout, workload, steps, [runs[n] for n in range(len(steps))], error_s=error_s)
@@ -73,14 +79,37 @@ class Predictor:
         costs = CostModel(layout, self.model, self.weight_codec, self.kv_codec, self.profile)
         return Simulator(layout, costs, self.profile, self.executor)
 
-    def _run_chosen(self, layout: Layout, steps: Sequence[Step], sample: StepSample) -> list[StepRun]:
-        layers = len(layout.kv.tiles)
-        windows = [steps[max(0, n - self.executor.warm_up_steps) : n + 1] for _, n in sample.chosen]
-        if layers <= FEW_LAYERS + MORE_LAYERS:
-            whole = self._simulator(layout)
-            return [whole.run(window)[-1] for window in windows]
+    def _simulated(self, layout: Layout, steps: Sequence[Step], samples: Sequence[StepSample]) -> dict[int, StepRun]:
+        """What the chosen steps take, and those that warm up for them, by their positions in the job."""
+        run = (
+            self._all_layers(layout) if len(layout.kv.tiles) <= FEW_LAYERS + MORE_LAYERS else self._some_layers(layout)
+        )
+        windows = [steps[window.start : window.stop] for window in self._windows(samples)]
+        return {step.index: took for window in windows for step, took in zip(window, run(window), strict=True)}
+
+    def _all_layers(self, layout: Layout) -> RunSteps:
+        return self._simulator(layout).run
+
+    def _some_layers(self, layout: Layout) -> RunSteps:
         few, more = (self._simulator(first_decoders(layout, count)) for count in (FEW_LAYERS, MORE_LAYERS))
-        return [extended(few.run(window)[-1], more.run(window)[-1], layers) for window in windows]
+        layers = len(layout.kv.tiles)
+
+        def run(steps: Sequence[Step]) -> list[StepRun]:
+            return [extended(a, b, layers) for a, b in zip(few.run(steps), more.run(steps), strict=True)]
+
+        return run
+
+    def _windows(self, samples: Sequence[StepSample]) -> list[range]:
+        """The chosen steps and those that warm up for them, as runs of adjoining steps."""
+        chosen = {position for sample in samples for _, position in sample.chosen}
+        wanted = {n for position in chosen for n in range(position - self.executor.warm_up_steps, position + 1)}
+        windows: list[range] = []
+        for position in sorted(wanted - {-1}):
+            if windows and windows[-1].stop == position:
+                windows[-1] = range(windows[-1].start, position + 1)
+            else:
+                windows.append(range(position, position + 1))
+        return windows
 
 
 def _prediction(
