@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from mmap import mmap
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -40,7 +41,7 @@ from flexflow_tiers.zarr import ZarrOptions, ZarrTier
 
 MIB = 2**20
 ROUND_NBYTES = 256 * MIB
-ROUNDS = 2
+ROUNDS = 3
 BUDGET_BYTES = 2**40
 
 Request = Callable[[int, HostBytes], None]
@@ -169,18 +170,19 @@ def _raw_requests(folder: Path, kind: Kind, operation: str) -> Iterator[Request]
     path = folder / "raw"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
     try:
-        slot = _memory(stride)
+        slot: Any = _memory(stride)
         for number in range(kind.requests):
             os.pwrite(descriptor, slot, number * stride)
         move = os.preadv if operation == "read" else os.pwritev
-        yield lambda number, memory: _whole(move(descriptor, [memory[:stride]], number * stride), stride)
+
+        def request(number: int, memory: Any) -> None:
+            moved = move(descriptor, [memory[:stride]], number * stride)
+            assert moved == stride, "direct I/O fell short"
+
+        yield request
     finally:
         os.close(descriptor)
         path.unlink()
-
-
-def _whole(moved: int, expected: int) -> None:
-    assert moved == expected, "direct I/O fell short"
 
 
 def measure_links() -> list[Row]:
