@@ -1,6 +1,9 @@
 """Shared by all tests: a GPU where one is needed, one thread for torch, no clock in properties."""
 
-from collections.abc import Iterator
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,3 +43,16 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_direct_io(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system as it is on a file system that refuses direct I/O."""
+    open_file: Callable[..., int] = os.open
+
+    def refuse(path: Path | str, flags: int, *args: int, **options: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+        return open_file(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def _memory(nbytes: int) -> HostBytes:
 
 def _reads(path: Path, mode: Mode) -> bool:
     """Whether a block of `path` can be read into memory that is aligned no better than the mode asks for."""
-    memory = _memory(2 * BLOCK_NBYTES)[mode.memory_alignment % BLOCK_NBYTES :][:BLOCK_NBYTES]
+    memory: Any = _memory(2 * BLOCK_NBYTES)[mode.memory_alignment % BLOCK_NBYTES :][:BLOCK_NBYTES]
     with reporting(path):
         try:
             descriptor = os.open(path, os.O_RDONLY | mode.flags)

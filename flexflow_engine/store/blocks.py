@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.store.access import OpenFile
@@ -42,14 +43,15 @@ def fetch_nbytes(file: OpenFile) -> int:
 
 def write_from(shard: ShardFile, descriptor: int, offset: int, buffers: list[HostBytes]) -> None:
     """Write all bytes of `buffers` to `offset`. Raises StorageError when the disk is full or fails."""
-    while buffers:
+    left = _behind(buffers, 0)
+    while left:
         with reporting(shard.path):
-            moved = os.pwritev(descriptor, buffers, offset)
+            moved = os.pwritev(descriptor, left, offset)
         offset += moved
-        buffers = _behind(buffers, moved)
+        left = _behind(left, moved)
 
 
-def _behind(buffers: list[HostBytes], moved: int) -> list[HostBytes]:
+def _behind(buffers: list[HostBytes], moved: int) -> list[Any]:  # numpy's types call no array a buffer before 3.12
     """What is left of `buffers` after their first `moved` bytes."""
     for position, buffer in enumerate(buffers):
         if moved < len(buffer):

@@ -44,7 +44,7 @@ def write_units(shard: ShardFile, file: OpenFile, first: int, count: int, data: 
     """
     assert shard.begin_at_blocks(first, count) or file.mode.memory_alignment == 1, "direct I/O writes whole blocks"
     units = shard.as_units(first, count, data)
-    values = np.fromiter((google_crc32c.value(unit) for unit in units), "<u4", count)
+    values = np.fromiter(map(google_crc32c.value, units), "<u4", count)
     checksums = values.view(np.uint8).reshape(count, CHECKSUM_NBYTES)
     if _is_aligned(units, file):
         _write_in_place(shard, file, first, units, checksums)
@@ -100,10 +100,11 @@ def _read_in_pieces(shard: ShardFile, file: OpenFile, unit: int, out: HostBytes)
 
 def _verify(shard: ShardFile, first: int, units: HostBytes, checksums: HostBytes) -> None:
     """units [count, unit_nbytes], checksums [count, 4]: as they were stored."""
-    stored = np.ascontiguousarray(checksums).view("<u4").reshape(len(units))
-    for position, unit in enumerate(units):
-        if google_crc32c.value(unit) != stored[position]:
-            raise shard.corrupt(f"unit {first + position} of {shard.name} does not match its checksum")
+    stored = np.ascontiguousarray(checksums).view("<u4").reshape(len(units)).tolist()
+    found = list(map(google_crc32c.value, units))
+    if found != stored:
+        position = next(i for i, pair in enumerate(zip(found, stored, strict=True)) if pair[0] != pair[1])
+        raise shard.corrupt(f"unit {first + position} of {shard.name} does not match its checksum")
 
 
 def _write_in_place(shard: ShardFile, file: OpenFile, first: int, units: HostBytes, checksums: HostBytes) -> None:

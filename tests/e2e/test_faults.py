@@ -227,6 +227,19 @@ def test_a_file_system_mounted_read_only(recipe: Path, command: CommandLine, sma
         assert str(small_disk) in outcome.stderr
 
 
+def test_a_file_system_without_direct_io_is_used_all_the_same_and_told_once(
+    recipe: Path, command: CommandLine, request: pytest.FixtureRequest
+) -> None:
+    assert "direct I/O" not in command("run", recipe, *ON_DISK).stderr
+    expected = token_ids(Path("job.completions.jsonl"))
+    request.getfixturevalue("no_direct_io")
+    outcome = command("run", recipe, *ON_DISK)
+    assert outcome.status == 0
+    (told,) = [line for line in outcome.stderr.splitlines() if "direct I/O" in line]
+    assert told.startswith(f"{recipe.parent / 'disk'}: the file system refuses direct I/O")
+    assert token_ids(Path("job.completions.jsonl")) == expected
+
+
 PLUGIN = """
 from flexflow_engine import hookimpl
 from flexflow_engine.errors import FlexFlowError
