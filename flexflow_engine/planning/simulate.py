@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.prediction import LanePrediction
-from flexflow_engine.abc.step import Step
+from flexflow_engine.abc.step import NextTokens, Step
 from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.graph.lanes import read_lane, write_lane
@@ -78,7 +78,7 @@ def compose(workload: WorkloadShape, policy: Policy) -> list[Step]:
     """The steps of a job whose sequences all run to their last token."""
     batcher = Batcher(
         workload.prompt_tokens,
-        max_new_tokens=workload.max_new_tokens,
+        max_new_tokens=[workload.max_new_tokens] * len(workload.prompt_tokens),
         eos_token_ids=(),
         gpu_batch_size=policy.gpu_batch_size,
         num_gpu_batches=policy.num_gpu_batches,
@@ -86,7 +86,7 @@ def compose(workload: WorkloadShape, policy: Policy) -> list[Step]:
     steps: list[Step] = []
     while (step := batcher.next_step()) is not None:
         steps.append(step)
-        batcher.accept(step.index, {batch.gpu_batch: [0] * len(batch.rows) for batch in step.batches})
+        batcher.accept(step.index, {batch.gpu_batch: NextTokens([0] * len(batch.rows)) for batch in step.batches})
     return steps
 
 
