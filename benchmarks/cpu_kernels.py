@@ -44,6 +44,7 @@ from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.memory import Memory
+from flexflow_engine.runtime.next_tokens import Greedy
 from flexflow_engine.runtime.tiles import TileRunner
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
@@ -54,7 +55,12 @@ ROWS, HEADS, HEAD_DIM, PAGE_TOKENS, PAGES = 64, 32, 64, 16, 16
 PAGE = HEADS, PAGE_TOKENS, HEAD_DIM
 SCALE = HEAD_DIM**-0.5
 LAYER_ROWS, LAYER_CONTEXT = 128, 159
-OPT_LAYER = {"hidden_size": 2048, "word_embed_proj_dim": 2048, "ffn_dim": 8192, "num_attention_heads": 32}
+OPT_LAYER: dict[str, Any] = {
+    "hidden_size": 2048,
+    "word_embed_proj_dim": 2048,
+    "ffn_dim": 8192,
+    "num_attention_heads": 32,
+}
 INT4, INT8 = GroupInt4Codec(GroupInt4Options(encoder="minmax")), GroupInt8Codec()
 Found = dict[str, dict[str, float]]
 
@@ -221,6 +227,7 @@ def _one_layer(
             device="cpu",
             prompts=[],
             workers=workers,
+            source=Greedy(),
         )
         rows = tuple(RowStep(row=r, sequence=r, new_tokens=1, context=LAYER_CONTEXT - 1) for r in range(LAYER_ROWS))
         decode = [] if weights.keeps_bytes else [DecodeWeights(1, None)]

@@ -51,7 +51,7 @@ SMOKE = replace(
 )  # fmt: skip
 CONFIGURATIONS = (
     OPT_1_3B,
-    replace(OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, weights_percent=55),
+    replace(OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, weights_percent=74),
     OPT_6_7B,
     replace(
         OPT_6_7B,

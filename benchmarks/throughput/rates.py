@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -56,14 +57,17 @@ def _read_rate(files: list[Path]) -> float:
     blocks = [(path, at) for path in files for at in range(0, sizes[path] - BLOCK_NBYTES, BLOCK_NBYTES)]
     chosen = blocks[:: max(1, len(blocks) * BLOCK_NBYTES // DISK_NBYTES)]
     descriptors = {path: os.open(path, os.O_RDONLY | os.O_DIRECT) for path in files}
+    buffers = threading.local()  # one a thread: fresh memory would be timed with every block
+
+    def make_buffer() -> None:
+        buffers.own = mmap.mmap(-1, BLOCK_NBYTES)
 
     def read(block: tuple[Path, int]) -> int:
-        with mmap.mmap(-1, BLOCK_NBYTES) as buffer:
-            return os.preadv(descriptors[block[0]], [buffer], block[1])
+        return os.preadv(descriptors[block[0]], [buffers.own], block[1])
 
     try:
         started = time.perf_counter()
-        with ThreadPoolExecutor(ZarrTier.read_concurrency) as threads:
+        with ThreadPoolExecutor(ZarrTier.read_concurrency, initializer=make_buffer) as threads:
             nbytes = sum(threads.map(read, chosen))
         return nbytes / (time.perf_counter() - started)
     finally:

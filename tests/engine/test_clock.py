@@ -51,7 +51,7 @@ def clock(
     return kind(WIDTHS, lambda task: seconds[task.key.rpartition("/")[2]], left)
 
 
-def intervals(executor: VirtualExecutor) -> dict[str, tuple[float, float]]:
+def intervals(executor: VirtualExecutor) -> dict[str, tuple[float, object]]:
     return {e.task.key.rpartition("/")[2]: (e.start, pytest.approx(e.end)) for e in executor.events}
 
 

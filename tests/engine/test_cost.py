@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def cost_model(layout: Layout, machine: HardwareProfile, model: OPTModel | None 
     return CostModel(layout, model or opt(), NoneCodec(), NoneCodec(), machine)
 
 
-def far_policy(**shares: dict[str, float]) -> Policy:
+def far_policy(**shares: Any) -> Policy:
     return policy(setups(DEVICE_FAR_DISK), gpu_batch_size=2, num_gpu_batches=2, **shares)
 
 

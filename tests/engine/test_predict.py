@@ -50,8 +50,8 @@ def predictor(
     )
 
 
-def spread(classes: Mapping[str, type[Tier]], **sizes: int) -> Policy:
-    placed = {name: dict(zip(classes, shares, strict=True)) for name, shares in SPREAD.items()}
+def spread(classes: Mapping[str, type[Tier]], **sizes: Any) -> Policy:
+    placed: dict[str, Any] = {n: dict(zip(classes, shares, strict=True)) for n, shares in SPREAD.items()}
     return policy(setups(classes), **placed, **({"gpu_batch_size": 2, "num_gpu_batches": 2} | sizes))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NoReturn
 
 import pytest
 
@@ -54,8 +55,20 @@ def request(largest_page: int = 64) -> PlanRequest:
         for name in TIERS
     )
     return PlanRequest(
-        config=CONFIG, dtype="float32", workload=WorkloadShape((5, 7), 4), tiers=tiers, memory_table=memory_table
+        config=CONFIG,
+        dtype="float32",
+        workload=WorkloadShape((5, 7), 4),
+        tiers=tiers,
+        attention_places=("device",),
+        memory_table=memory_table,
+        hardware=not_asked,
+        step_costs=not_asked,
+        predict=not_asked,
     )
+
+
+def not_asked(*args: object) -> NoReturn:
+    raise AssertionError("a fixed policy needs no hardware profile")
 
 
 def test_the_policy_says_what_the_options_say_in_the_recipes_order_of_tiers() -> None:
