@@ -11,7 +11,7 @@ from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import MemoryTable, Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.prediction import Prediction
-from flexflow_engine.abc.scheduler import PlanRequest, Scheduler
+from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import PolicyError
 from flexflow_engine.jobs.sizes import format_size
@@ -83,6 +83,10 @@ class Planner:
         tensors = self._tensors()
         layout = self._lay_out(scheduler.choose(self._request(tensors)), tensors)
         return Plan(layout.policy, layout, memory_table(layout))
+
+    def candidates(self, scheduler: Scheduler) -> tuple[Candidate, ...]:
+        """The policies that the scheduler weighed, the chosen one first."""
+        return scheduler.candidates(self._request(self._tensors()))
 
     def predict(self, layout: Layout, executor: type[VirtualExecutor] = VirtualDataflow) -> Prediction:
         """What the job takes with this layout."""

@@ -31,15 +31,20 @@ def solve(problem: pulp.LpProblem, solver: str) -> bool:
 
 def find_solver() -> str:
     """The name under which PuLP knows the solver. Raises PluginError when there is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the same
-        available = pulp.listSolvers(onlyAvailable=True)
-    found = next((name for name in SOLVERS if name in available), None)
+    installed = available()
+    found = next((name for name in SOLVERS if name in installed), None)
     if found is None:
         raise PluginError(
             "PuLP finds no solver", where="scheduler.plugin: lp", fix="`pip install highspy`, or put `cbc` on the PATH"
         )
     return found
+
+
+def available() -> frozenset[str]:
+    """Names of the solvers that PuLP finds on this machine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the same
+        return frozenset(pulp.listSolvers(onlyAvailable=True))
 
 
 @contextmanager

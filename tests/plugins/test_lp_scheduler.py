@@ -1,0 +1,163 @@
+"""The `lp` scheduler: what it chooses on machines of round numbers, and that the runtime never refuses it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pulp
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.policy import Policy, WorkloadShape
+from flexflow_engine.abc.prediction import StepCosts
+from flexflow_engine.abc.tier import Tier
+from flexflow_engine.errors import PluginError, PolicyError
+from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers
+from flexflow_plugins.codecs.none import NoneCodec
+from flexflow_plugins.schedulers.lp import LPOptions, LPScheduler
+from flexflow_plugins.schedulers.lp import solver as lp_solver
+from flexflow_plugins.schedulers.lp.memory import MemoryNeeds
+from flexflow_plugins.schedulers.lp.program import PricedPart, Program
+from harness import MIB
+from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, ISLAND_HOST_DISK, opt
+from profiles import link, processor, profile
+
+FAST = processor()
+SOLVERS = [name for name in lp_solver.SOLVERS if name in lp_solver.available()]
+
+
+def planner(
+    classes: Mapping[str, type[Tier]],
+    budgets: Mapping[str, int],
+    *,
+    machine: HardwareProfile | None = None,
+    prompt_tokens: tuple[int, ...] = (8,) * 12,
+    max_new_tokens: int = 5,
+) -> Planner:
+    codec = NoneCodec()
+    return Planner(
+        model=opt(),
+        codecs=Codecs(codec, codec, codec),
+        workload=WorkloadShape(prompt_tokens, max_new_tokens),
+        tiers=describe_tiers(classes, budgets),
+        hardware=lambda: machine or profile(),
+    )
+
+
+def choose(of: Planner, **options: object) -> Plan:
+    return of.plan(LPScheduler(LPOptions(**options)))  # type: ignore[arg-type]  # as a recipe would
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("category", ["Continuous", "Integer"])
+def test_two_links_end_together_and_the_budget_is_used_up(solver: str, category: str) -> None:
+    """Weights take 10 s on each link alone, 30 % fit beside the processor: 35 % on either link, 3.5 s."""
+    costs = StepCosts(
+        always={"compute": 1.0},
+        placed={("weights", "host"): {"host.read": 10.0}, ("weights", "disk"): {"disk.read": 10.0}},
+    )
+    program = Program(
+        tiers=("gpu", "host", "disk"),
+        needs=MemoryNeeds({"gpu": 2.0**30}, {("weights", "gpu"): {"gpu": 10 * 2.0**30}}),
+        budgets={"gpu": 4 * 2.0**30},
+        forbidden=frozenset(),
+        solver=solver,
+    )
+    part = PricedPart(2.0, costs)
+    found = program.fastest([part], category=category)
+    assert found is not None
+    weights = {tier: share for (tensor_class, tier), share in found.items() if tensor_class == "weights"}
+    assert weights == pytest.approx({"gpu": 30, "host": 35, "disk": 35})
+    assert part.seconds(found) == pytest.approx(2 * 3.5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_program_without_room_has_no_solution_and_prints_nothing(
+    solver: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = Program(
+        tiers=("gpu",),
+        needs=MemoryNeeds({"gpu": 2.0 * MIB}, {}),
+        budgets={"gpu": 1.0 * MIB},
+        forbidden=frozenset(),
+        solver=solver,
+    )
+    assert program.fastest([PricedPart(1.0, StepCosts(always={"compute": 1.0}, placed={}))], category="Integer") is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_solver_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulp, "listSolvers", lambda **_: ["GLPK_CMD"])
+    with pytest.raises(PluginError, match="pip install highspy"):
+        choose(planner(DEVICE_FAR, {"device": 64 * MIB, "far": 64 * MIB}))
+
+
+def test_with_room_for_everything_nothing_moves() -> None:
+    plan = choose(planner(DEVICE_FAR_DISK, dict.fromkeys(DEVICE_FAR_DISK, 64 * MIB)))
+    for tensor_class in ("weights", "kv_cache", "activations"):
+        assert plan.policy.placement(tensor_class).fraction("device") == 1, plan.policy
+
+
+def test_what_does_not_fit_goes_to_the_faster_link() -> None:
+    machine = profile(links={"throttled": link(100e6), "zarr": link(1e6)})
+    tight = planner(DEVICE_FAR_DISK, {"device": 600_000, "far": 64 * MIB, "disk": 64 * MIB}, machine=machine)
+    weights = choose(tight).policy.weights
+    assert weights.fraction("far") > 0
+    assert weights.fraction("disk") == 0
+
+
+def test_options_are_held_fast() -> None:
+    everything = planner(DEVICE_FAR_DISK, dict.fromkeys(DEVICE_FAR_DISK, 64 * MIB))
+    policy = choose(everything, gpu_batch_size=3, num_gpu_batches=2, attention="device").policy
+    assert (policy.gpu_batch_size, policy.num_gpu_batches, policy.attention) == (3, 2, "device")
+
+
+def test_sizes_must_be_more_than_0() -> None:
+    (problem,) = LPScheduler(LPOptions(gpu_batch_size=0)).problems(("device",))
+    assert problem == "`gpu_batch_size` must be more than 0, not 0"
+
+
+def test_the_same_request_gets_the_same_candidates_whatever_order_mappings_have() -> None:
+    machine = profile(links={"throttled": link(20e6, 1e-4), "zarr": link(5e6, 1e-3)})
+    backwards = replace(machine, links=dict(reversed(machine.links.items())))
+    budgets = {"device": 1 * MIB, "far": 1 * MIB, "disk": 64 * MIB}
+    one, two, other = (
+        candidates(planner(DEVICE_FAR_DISK, budgets, machine=each)) for each in (machine, machine, backwards)
+    )
+    assert one == two == other
+    assert len(one) > 1
+
+
+def candidates(of: Planner) -> list[Policy]:
+    return [candidate.policy for candidate in of.candidates(LPScheduler(LPOptions()))]
+
+
+def test_the_chosen_policy_comes_first_and_the_runners_up_lose() -> None:
+    of = planner(DEVICE_FAR_DISK, {"device": 1 * MIB, "far": 1 * MIB, "disk": 64 * MIB})
+    seconds = [candidate.prediction.seconds for candidate in of.candidates(LPScheduler(LPOptions()))]
+    assert seconds == sorted(seconds)
+    assert choose(of).policy == candidates(of)[0]
+
+
+@pytest.mark.parametrize("classes", [DEVICE_FAR, DEVICE_HOST_DISK, ISLAND_HOST_DISK], ids=lambda c: "-".join(c))
+@given(data=st.data())
+@settings(max_examples=12, phases=[Phase.generate])
+def test_a_policy_fits_or_the_smallest_budget_that_is_named_would_do(
+    classes: Mapping[str, type[Tier]], data: st.DataObject
+) -> None:
+    budgets = {name: data.draw(st.integers(100_000, 3 * MIB), name) for name in classes}
+    lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=6), "prompt_tokens")
+    new_tokens = data.draw(st.integers(1, 6), "max_new_tokens")
+    job = {"prompt_tokens": tuple(lengths), "max_new_tokens": new_tokens}
+    try:
+        plan = choose(planner(classes, budgets, **job))
+    except PolicyError as error:
+        smallest = re.findall(r"(\w+) (\d+) bytes", error.fix.split(" or ")[0])
+        assert smallest, error
+        budgets |= {tier: int(nbytes) for tier, nbytes in smallest}
+        plan = choose(planner(classes, budgets, **job))
+    assert not plan.memory.exceeded
