@@ -9,7 +9,6 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
-from numba.core import cgutils
 
 from flexflow_engine.cpu.jit import intrinsic
 
@@ -43,7 +42,7 @@ def prefetch(_: Any, address: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _WORD, _WORD, _WORD])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        function = builder.module.declare_intrinsic("llvm.prefetch", [ir.IntType(8).as_pointer()], kind)
         place = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
         builder.call(function, [place, _WORD(0), _WORD(3), _WORD(1)])  # to read, into the nearest cache, data
         return context.get_dummy_value()
