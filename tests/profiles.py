@@ -1,4 +1,4 @@
-"""Hardware profiles of round numbers."""
+"""Hardware profiles of round numbers, and sizes to measure this machine with in no time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,24 @@ from flexflow_engine.abc.hardware import (
     HostCosts,
     Link,
     Processor,
+)
+from flexflow_engine.planning.profile.sizes import Sizes
+
+TINY = Sizes(
+    seconds=1e-3,
+    link_seconds=2e-3,
+    tokens=(1, 4),
+    features=32,
+    cold_nbytes=2**14,
+    prompts=(4, 8),
+    contexts=(4, 8),
+    heads=2,
+    head_dim=8,
+    attention_rows=2,
+    page_tokens=4,
+    page_nbytes=8192,
+    pages=4,
+    small_nbytes=512,
 )
 
 

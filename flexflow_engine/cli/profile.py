@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def profile(
     recipe: Annotated[
         Path | None,
-        typer.Argument(metavar="[RECIPE]", help="Measure what this recipe needs; else whatever is installed."),
+        typer.Argument(metavar="RECIPE", help="Measure what this recipe needs; else whatever is installed."),
     ] = None,
     *,
     overrides: Overrides = None,

@@ -42,7 +42,14 @@ def metrics(steps: list[StepTime], **tokens: int) -> dict[str, Any]:
     }
     tiers["host"].reserve(700, what="test")
     counts = {"prompt_tokens": 30, "first_tokens": 2, "generated_tokens": 12} | tokens
-    return collect(layout=lay_out(opt(), DEVICE_HOST, chosen), tiers=tiers, lanes=LANES, times=steps, **counts)
+    return collect(
+        layout=lay_out(opt(), DEVICE_HOST, chosen),
+        tiers=tiers,
+        lanes=LANES,
+        times=steps,
+        predicted_tokens_per_s=None,
+        **counts,
+    )
 
 
 def test_each_phase_has_the_time_of_its_own_steps() -> None:

@@ -16,7 +16,6 @@ from flexflow_engine.planning.profile.cache import profile_path, this_machine
 from flexflow_engine.planning.profile.load import Load, rates
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
-from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.testing.tiers import IslandTier, LinkOptions, ThrottledTier
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
@@ -24,23 +23,8 @@ from flexflow_plugins.models.opt import OPTModel
 from flexflow_tiers.cpu import CpuTier
 from flexflow_tiers.pinned import PinnedTier
 from flexflow_tiers.zarr import ZarrOptions, ZarrTier
+from profiles import TINY
 
-TINY = Sizes(
-    seconds=1e-3,
-    link_seconds=2e-3,
-    tokens=(1, 4),
-    features=32,
-    cold_nbytes=2**14,
-    prompts=(4, 8),
-    contexts=(4, 8),
-    heads=2,
-    head_dim=8,
-    attention_rows=2,
-    page_tokens=4,
-    page_nbytes=8192,
-    pages=4,
-    small_nbytes=512,
-)
 SLOW = LinkOptions(bytes_per_second=20e6)
 
 
