@@ -80,11 +80,20 @@ def main() -> None:
 
 def predict(row: Row, registry: Registry) -> Forecast:
     """Raises PolicyError where the engine has no such policy."""
+    return _forecast(_recipe(row), registry, row.executor)
+
+
+def predict_chosen(row: Row, registry: Registry) -> Forecast:
+    """The policy that `lp` chooses for the same prompts on the same machine."""
+    return _forecast(_recipe(row) | {"scheduler": {"plugin": "lp"}}, registry, VirtualDataflow)
+
+
+def _forecast(document: Mapping[str, object], registry: Registry, executor: type[VirtualExecutor]) -> Forecast:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "row.yaml"
-        path.write_text(json.dumps(_recipe(row)))
+        path.write_text(json.dumps(document))
         recipe = load_recipe(path, (), registry)
-    return predict_recipe(recipe, registry, hardware=partial(read_profile, HARDWARE), executor=row.executor, trace=None)
+    return predict_recipe(recipe, registry, hardware=partial(read_profile, HARDWARE), executor=executor, trace=None)
 
 
 def _lines(registry: Registry) -> Iterator[tuple[str, ...]]:

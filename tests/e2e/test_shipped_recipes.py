@@ -17,19 +17,34 @@ from flexflow_engine.plugins import Registry
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
+SCHEDULED = [path for path in RECIPES if "scheduler: {plugin: lp}" in path.read_text()]
+
+
+def hardware(recipe: Path) -> Path:
+    """The machine that the recipe's comment plans for; any with a processor and a disk where it says this one."""
+    named = re.search(r"--hardware recipes/(\S+)", recipe.read_text())
+    return FOLDER / (named[1] if named else "hardware/rtx4090_24gb.yaml")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_planned_and_fits(path: Path) -> None:
     registry = Registry.load()
     recipe = load_recipe(path, [], registry)
-    plan_recipe(recipe, registry, lambda needs: read_profile(FOLDER / "hardware" / "t4_gcp.yaml")).require_fit()
+    plan_recipe(recipe, registry, lambda needs: read_profile(hardware(path))).require_fit()
     assert recipe.name == path.stem
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_begins_with_the_command_that_runs_it(path: Path) -> None:
     assert path.read_text().splitlines()[0] == f"# python -m flexflow_engine.run recipes/{path.name}"
+
+
+@pytest.mark.parametrize("path", SCHEDULED, ids=lambda path: path.stem)
+def test_a_scheduled_recipe_says_how_to_plan_it(path: Path) -> None:
+    command = path.read_text().splitlines()[1]
+    assert re.fullmatch(
+        rf"# python -m flexflow_engine plan recipes/{path.name}( --hardware recipes/hardware/\w+\.yaml)?", command
+    )
 
 
 def test_the_quickstart_does_its_job_on_all_three_tiers(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ percentages in what is handed out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pulp
 
-from flexflow_engine.abc.policy import TENSOR_CLASSES, TensorClass
+from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, TensorClass
 from flexflow_engine.abc.prediction import StepCosts
 from flexflow_plugins.schedulers.lp.memory import MemoryNeeds, Share
 from flexflow_plugins.schedulers.lp.solver import solve
@@ -25,6 +25,8 @@ from flexflow_plugins.schedulers.lp.solver import solve
 TRAFFIC = 0.01
 """What a second of work on any lane counts beside one of the slowest: of placements that are equally fast, the one that
 leaves the others more room."""
+CORRECTIONS = 4
+"""Times that a program is solved again with budgets corrected by what the linear memory formula was off by."""
 _GIB = 2.0**30
 
 
@@ -72,14 +74,21 @@ class Program:
         problem += pulp.lpSum(work)
         return self._solved(problem, shares)
 
-    def smallest(self, tier: str) -> list[dict[Share, float]]:
-        """The shares in whole percent that need least of a tier, which `budgets` leaves out; empty where the others'
+    def smallest(self, tier: str) -> dict[Share, float] | None:
+        """The shares in whole percent that need least of a tier, which `budgets` leaves out; None where the others'
         budgets are too small whatever this tier has.
         """
         problem, shares = self._problem("Integer")
         problem += self._peak(tier, shares)
-        found = self._solved(problem, shares)
-        return [] if found is None else [found]
+        return self._solved(problem, shares)
+
+    def corrected(self, percent: Mapping[Share, float], table: MemoryTable, budgets: Mapping[str, float]) -> Program:
+        """With limits under which these shares would have met the budgets: larger ones where the linear formula said
+        more than the table does.
+        """
+        fractions = {share: value / 100 for share, value in percent.items()}
+        off = {tier: self.needs.peak_bytes(tier, fractions) - table.peak_bytes(tier) for tier in self.budgets}
+        return replace(self, budgets={tier: budgets[tier] + off[tier] for tier in self.budgets})
 
     def _problem(self, category: str) -> tuple[pulp.LpProblem, dict[Share, pulp.LpVariable]]:
         problem = pulp.LpProblem("policy", pulp.LpMinimize)

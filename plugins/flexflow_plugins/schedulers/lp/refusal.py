@@ -1,19 +1,20 @@
 """The policies that need least, and what is said when not even they fit.
 
 One tier at a time is taken as unlimited: the least that it must have then, the other budgets being what they are, is
-the smallest budget that would do.
+the smallest budget that would do. It must be found again once the user has given that budget; so a policy counts for
+a tier only if it was found without looking at that tier's budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Policy
 from flexflow_engine.abc.scheduler import PlanRequest
 from flexflow_engine.errors import PolicyError
-from flexflow_plugins.schedulers.lp.memory import make_policy
-from flexflow_plugins.schedulers.lp.program import Program
+from flexflow_plugins.schedulers.lp.memory import Share, make_policy
+from flexflow_plugins.schedulers.lp.program import CORRECTIONS, Program
 from flexflow_plugins.schedulers.lp.shapes import BatchShape
 
 
@@ -23,6 +24,8 @@ class SmallPolicy:
 
     policy: Policy
     memory: MemoryTable
+    unlimited: frozenset[str]
+    """Tiers whose budgets had no part in it."""
 
     @property
     def lacking(self) -> dict[str, int]:
@@ -35,21 +38,34 @@ class SmallPolicy:
 
 
 def small_policies(request: PlanRequest, program: Program, shape: BatchShape) -> Iterator[SmallPolicy]:
-    """Of one shape: all on the slowest tier, and as little as possible on each tier, the others' budgets given."""
-    placements = [{(tensor_class, program.tiers[-1]): 100.0 for tensor_class in TENSOR_CLASSES}]
-    for tier in program.budgets:
-        others = {name: budget for name, budget in program.budgets.items() if name != tier}
-        placements += replace(program, budgets=others).smallest(tier)
-    for percent in placements:
+    """Of one shape: everything on one tier, for each tier; and as little as possible on each tier."""
+
+    def small(percent: Mapping[Share, float], unlimited: Iterable[str]) -> SmallPolicy:
         policy = make_policy(shape, percent, program.tiers)
-        yield SmallPolicy(policy, request.memory_table(policy))
+        return SmallPolicy(policy, request.memory_table(policy), frozenset(unlimited))
+
+    for tier in program.tiers:
+        everything = {(tensor_class, tier): 100.0 for tensor_class in TENSOR_CLASSES}
+        if not program.forbidden & everything.keys():
+            yield small(everything, program.tiers)
+    for tier in program.tiers:
+        budgets = {name: budget for name, budget in program.budgets.items() if name != tier}
+        tried = replace(program, budgets=budgets)
+        for _ in range(1 + CORRECTIONS):
+            percent = tried.smallest(tier)
+            if percent is None:
+                break
+            found = small(percent, [tier])
+            yield found
+            tried = tried.corrected(percent, found.memory, budgets)
 
 
-def refusal(policies: Sequence[SmallPolicy]) -> PolicyError:
+def refusal(policies: Iterable[SmallPolicy]) -> PolicyError:
     """Which constraint fails, and the smallest budgets that would do, for each tier that could mend it alone."""
-    best = min(policies, key=lambda small: (len(small.lacking), small.lacking_bytes))
+    sound = [small for small in policies if small.lacking.keys() <= small.unlimited]
+    best = min(sound, key=lambda small: (len(small.lacking), small.lacking_bytes))
     alone: dict[str, int] = {}
-    for small in policies:
+    for small in sound:
         if len(small.lacking) == 1:
             ((tier, needed),) = small.lacking.items()
             alone[tier] = min(needed, alone.get(tier, needed))

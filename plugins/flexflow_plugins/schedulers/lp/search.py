@@ -9,15 +9,14 @@ Nothing depends on the clock or on the order of mappings: shapes are compared by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from flexflow_engine.abc.policy import MemoryTable, Policy
+from flexflow_engine.abc.policy import Policy
 from flexflow_engine.abc.scheduler import PlanRequest
 from flexflow_plugins.schedulers.lp.bound import least_seconds
 from flexflow_plugins.schedulers.lp.job import job_parts
-from flexflow_plugins.schedulers.lp.memory import MemoryModel, Share, forbidden, make_policy, placeable
-from flexflow_plugins.schedulers.lp.program import PricedPart, Program
+from flexflow_plugins.schedulers.lp.memory import MemoryModel, forbidden, make_policy, placeable
+from flexflow_plugins.schedulers.lp.program import CORRECTIONS, PricedPart, Program
 from flexflow_plugins.schedulers.lp.refusal import SmallPolicy, small_policies
 from flexflow_plugins.schedulers.lp.shapes import BatchShape, Choices
 
@@ -25,8 +24,6 @@ FINALISTS = 4
 """Shapes that become policies, no two alike but for their pages: so many simulations are a matter of seconds."""
 MARGIN = 1.1
 """Shapes whose bound is worse than so many times the last finalist's seconds are not solved."""
-CORRECTIONS = 5
-"""Times that a policy is solved again with budgets corrected by what the linear memory formula was off by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ class Search:
         """The best policy of a shape in whole percent; None where there is none that fits."""
         program, parts = self.program(shape), self._priced(shape)
         best: tuple[float, Policy] | None = None
-        for _ in range(CORRECTIONS):
+        for _ in range(1 + CORRECTIONS):
             percent = program.fastest(parts, category="Integer")
             if percent is None:
                 break
@@ -68,7 +65,7 @@ class Search:
             seconds = sum(part.seconds(percent) for part in parts)
             if not table.exceeded and (best is None or seconds < best[0]):
                 best = seconds, policy
-            corrected = self._corrected(program, percent, table)
+            corrected = program.corrected(percent, table, self._budgets)
             if corrected == program:
                 break
             program = corrected
@@ -110,15 +107,6 @@ class Search:
                 for part in job_parts(shape, self._request.workload)
             )
         return self._parts[shape]
-
-    def _corrected(self, program: Program, percent: Mapping[Share, float], table: MemoryTable) -> Program:
-        """With the budgets that would have given what was asked for: more where the linear formula said too much."""
-        fractions = {share: value / 100 for share, value in percent.items()}
-        budgets = {
-            tier: budget + program.needs.peak_bytes(tier, fractions) - table.peak_bytes(tier)
-            for tier, budget in self._budgets.items()
-        }
-        return replace(program, budgets=budgets)
 
 
 def _leaders(solved: list[_Solved]) -> list[_Solved]:
