@@ -93,7 +93,9 @@ def _forecast(document: Mapping[str, object], registry: Registry, executor: type
         path = Path(folder) / "row.yaml"
         path.write_text(json.dumps(document))
         recipe = load_recipe(path, (), registry)
-    return predict_recipe(recipe, registry, hardware=partial(read_profile, HARDWARE), executor=executor, trace=None)
+    return predict_recipe(
+        recipe, registry, hardware=lambda needs: read_profile(HARDWARE), executor=executor, trace=None
+    )
 
 
 def _lines(registry: Registry) -> Iterator[tuple[str, ...]]:

@@ -20,5 +20,7 @@ def widened_rows(columns: int) -> int:
 
 def widened_nbytes(tokens: int, columns: int) -> int:
     """Bytes of float32 numbers in the product of `tokens` tokens and a matrix of so many columns, at most."""
+    if tokens < WIDENED_FROM:
+        return 0
     count, rows = min(tokens, WIDENED_TOKENS), widened_rows(columns)
     return _WIDE_NBYTES * (count * columns + rows * columns + count * rows)

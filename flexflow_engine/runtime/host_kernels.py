@@ -19,10 +19,8 @@ import numpy as np
 
 from flexflow_engine.cpu.jit import finite_kernel, kernel, summing_kernel
 from flexflow_engine.cpu.numbers import narrow, widen
-from flexflow_engine.cpu.pointers import call_decoder, offset, pointer, prefetch
+from flexflow_engine.cpu.pointers import call_decoder, offset, pointer
 
-_LINE_NBYTES = 64
-_AHEAD = 1
 _FLOATS = np.empty(0, np.float32)
 _LOG2_E, _LN_2_HIGH, _LN_2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 
@@ -134,14 +132,8 @@ def _attend_row(
 
 @kernel
 def _plain(page: Any, head: Any, shape: Any, numbers: Any) -> Any:
-    """One head's tokens [page_tokens, head_dim] of the page at an address. The next one's are on their way from now on:
-    one core alone does not fetch ahead far enough to read as fast as memory allows.
-    """
-    nbytes = shape[2] * shape[3] * numbers.itemsize
-    start = page + head * nbytes
-    for line in range(0, nbytes, _LINE_NBYTES):
-        prefetch(start + _AHEAD * nbytes + line)
-    return pointer(start, numbers)
+    """One head's tokens [page_tokens, head_dim] of the page at an address."""
+    return pointer(page + head * shape[2] * shape[3] * numbers.itemsize, numbers)
 
 
 @kernel

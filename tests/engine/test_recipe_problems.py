@@ -65,7 +65,7 @@ def problems_of(path: Path, registry: Registry, *overrides: str) -> list[str]:
         ("model.dtype=int8", "model.dtype: should be 'float32', 'float16' or 'bfloat16', not \"int8\""),
         ("model.plugin=otp", "model.plugin: unknown model plugin 'otp'; did you mean `opt`?"),
         ("tiers.device.plugin=cpus", "tiers.device.plugin: unknown tier plugin 'cpus'; did you mean `cpu`?"),
-        ("scheduler.plugin=lp", "scheduler.plugin: unknown scheduler plugin 'lp'; known: "),
+        ("scheduler.plugin=best", "scheduler.plugin: unknown scheduler plugin 'best'; known: "),
         ("codecs.kv_cache=group-int3", "codecs.kv_cache: unknown codec plugin 'group-int3'; "),
         ("tiers.device.plugin=zarr", "the first tier is where the model computes, and the zarr tier can't; begin with"),
         ("scheduler.weights={device: 90}", "scheduler: the shares of `weights` add up to 90 and not to 100"),
