@@ -9,8 +9,6 @@ weights and what float32 decoding gives back; rates are the best of several runs
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
+from timing import best_seconds
 
 SHIPPED = Path(__file__).parents[1] / "recipes/data/quickstart-opt/model.safetensors"
 ROWS, COLUMNS = 1024, 2048
@@ -100,22 +99,12 @@ def _rates(codec: Codec) -> Rates:
     values = torch.randn(PAGE_NBYTES // 2 // COLUMNS, COLUMNS).bfloat16()[None]
     data = torch.empty((1, codec.encoded_nbytes(tuple(values.shape[1:]), "bfloat16")), dtype=torch.uint8)
     out, threads = torch.empty_like(values), torch.get_num_threads()
-    encode_s = _best_seconds(lambda: codec.encode(values, data), 5)
-    decode_s = _best_seconds(lambda: codec.decode(data, out), 30)
+    encode_s = best_seconds(lambda: codec.encode(values, data), 5)
+    decode_s = best_seconds(lambda: codec.decode(data, out), 30)
     torch.set_num_threads(1)
-    one_thread_s = _best_seconds(lambda: codec.decode(data, out), 30)
+    one_thread_s = best_seconds(lambda: codec.decode(data, out), 30)
     torch.set_num_threads(threads)
     return Rates(values.nbytes / encode_s / 1e6, values.numel() / decode_s / 1e9, values.numel() / one_thread_s / 1e9)
-
-
-def _best_seconds(run: Callable[[], None], count: int) -> float:
-    run()  # compiles
-    seconds = []
-    for _ in range(count):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from math import prod
@@ -50,11 +49,14 @@ from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options
 from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.models.opt import OPTModel
 from flexflow_tiers.cpu import CpuTier
+from timing import best_seconds
 
 ROWS, HEADS, HEAD_DIM, PAGE_TOKENS, PAGES = 64, 32, 64, 16, 16
 PAGE = HEADS, PAGE_TOKENS, HEAD_DIM
 SCALE = HEAD_DIM**-0.5
 LAYER_ROWS, LAYER_CONTEXT = 128, 159
+CALLS = 7
+"""Of which the fastest counts."""
 OPT_LAYER: dict[str, Any] = {
     "hidden_size": 2048,
     "word_embed_proj_dim": 2048,
@@ -88,7 +90,7 @@ def _table(found: Found) -> Table:
 def _reads(workers: Workers) -> dict[str, float]:
     numbers, threads = np.ones(2**26, np.uint64), torch.get_num_threads()
     parts = np.array_split(numbers, threads)
-    return {"GB/s": numbers.nbytes / _best_seconds(lambda: workers.share(lambda p: _sum(parts[p]), threads)) / 1e9}
+    return {"GB/s": numbers.nbytes / _best(lambda: workers.share(lambda p: _sum(parts[p]), threads)) / 1e9}
 
 
 @finite_kernel
@@ -120,7 +122,7 @@ def _plain_attention(dtype: torch.dtype, workers: Workers) -> dict[str, float]:
 
     kernel = _kernel_run(pages, q, None, workers)
     return {
-        name: nbytes / _best_seconds(run) / 1e9
+        name: nbytes / _best(run) / 1e9
         for name, run in {"kernel, GB/s": kernel, "torch bmm, GB/s": bmm, "torch SDPA, GB/s": sdpa}.items()
     }
 
@@ -132,7 +134,7 @@ def _encoded_attention(codec: Codec, workers: Workers) -> float:
         codec.encode(torch.randn(PAGES * ROWS, *PAGE).bfloat16(), encoded)
     q = torch.randn(ROWS, HEADS, HEAD_DIM).bfloat16()
     run = _kernel_run([x.view(PAGES, ROWS, -1) for x in pages], q, codec, workers)
-    return 2 * numbers * 2 / _best_seconds(run) / 1e9
+    return 2 * numbers * 2 / _best(run) / 1e9
 
 
 def _kernel_run(
@@ -160,7 +162,7 @@ def _decode() -> dict[str, float]:
         codec.encode(values, encoded)
         for count in sorted({threads, 1}):
             torch.set_num_threads(count)
-            seconds = _best_seconds(lambda codec=codec, encoded=encoded, values=values: codec.decode(encoded, values))  # type: ignore[misc]  # defaults bind the loop's values
+            seconds = _best(lambda codec=codec, encoded=encoded, values=values: codec.decode(encoded, values))  # type: ignore[misc]  # defaults bind the loop's values
             found[f"{codec.name}, {count} threads, G/s"] = values.numel() / seconds / 1e9
     torch.set_num_threads(threads)
     return found
@@ -176,11 +178,11 @@ def _layer(workers: Workers) -> dict[str, float]:
         OPTForCausalLM(config).save_pretrained(path / "checkpoint")
         for name, codecs in cases.items():
             with _one_layer(path, *codecs, workers) as (runner, operations):
-                seconds = _best_seconds(lambda runner=runner, operations=operations: _run(runner, operations))  # type: ignore[misc]  # as above
+                seconds = _best(lambda runner=runner, operations=operations: _run(runner, operations))  # type: ignore[misc]  # as above
                 found[f"{name}, ms"] = 1000 * seconds
                 for operation in operations:
                     kind = type(operation).__name__
-                    part = _best_seconds(lambda runner=runner, one=operation: _run(runner, [one]))  # type: ignore[misc]  # as above
+                    part = _best(lambda runner=runner, one=operation: _run(runner, [one]))  # type: ignore[misc]  # as above
                     found[f"{name}, {kind}, ms"] = 1000 * part
     rates = {f"{name}, share of bfloat16's rate": found["bfloat16, ms"] / found[f"{name}, ms"] for name in cases}
     return found | rates
@@ -240,14 +242,8 @@ def _run(runner: TileRunner, operations: list[Operation]) -> None:
         runner(Task(key="layer", kind="compute", tile=tile, lane="compute", operation=operation, reads=(), writes=()))
 
 
-def _best_seconds(run: Callable[[], object], count: int = 7) -> float:
-    run()  # compiles
-    seconds = []
-    for _ in range(count):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+def _best(run: Callable[[], object]) -> float:
+    return best_seconds(run, CALLS)
 
 
 if __name__ == "__main__":

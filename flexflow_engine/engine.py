@@ -154,7 +154,7 @@ def predict_recipe(
         events = Trace()
         events.events += predictor.first_events(job.plan.layout, job.planner.workload)
         events.write(trace, {lane: _process(lane, job.plan) for lane in lane_widths(job.plan.layout)})
-    return Forecast(job.plan, predictor.predict(job.plan.layout, job.planner.workload), predictor.profile)
+    return Forecast(job.plan, job.planner.predict(job.plan.layout, executor), predictor.profile)
 
 
 def import_recipe(recipe: Recipe, registry: Registry, progress: Progress) -> WeightStore:
@@ -202,8 +202,7 @@ def _tier_classes(recipe: Recipe, registry: Registry) -> dict[str, type[Tier]]:
 
 
 def _needs(recipe: Recipe, model: Model, codecs: Codecs, classes: Mapping[str, type[Tier]]) -> Needs:
-    options = {name: tier.Options() for name, tier in classes.items() if name not in {t.name for t in recipe.tiers}}
-    options |= {tier.name: tier.options for tier in recipe.tiers}
+    options = _tier_options(recipe, classes)
     encoding = {codec.name: codec for codec in (codecs.weights, codecs.kv_cache) if not codec.keeps_bytes}
     return Needs(
         model=model,
@@ -211,6 +210,12 @@ def _needs(recipe: Recipe, model: Model, codecs: Codecs, classes: Mapping[str, t
         plain=codecs.small,
         codecs=tuple(encoding.values()),
     )
+
+
+def _tier_options(recipe: Recipe, classes: Mapping[str, type[Tier]]) -> dict[str, Any]:
+    """Of all tiers; those that the recipe doesn't name have their defaults."""
+    named = {tier.name: tier.options for tier in recipe.tiers}
+    return {name: named[name] if name in named else tier.Options() for name, tier in classes.items()}
 
 
 def _predicted_tokens_per_s(job: _Job, progress: Progress) -> float | None:
@@ -267,16 +272,12 @@ def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progre
 @contextmanager
 def _open_tiers(recipe: Recipe, job: _Job) -> Iterator[dict[str, Tier]]:
     """The job's tiers, fastest first; closed on the way out, whatever happened."""
-    options = {tier.name: tier.options for tier in recipe.tiers}
+    options = _tier_options(recipe, job.tier_classes)
     with ExitStack() as stack:
         tiers = {}
         for description in job.plan.layout.tiers:
             tier_class, name = job.tier_classes[description.name], description.name
-            tier = tier_class(
-                label=name,
-                budget_bytes=description.budget_bytes,
-                options=options[name] if name in options else tier_class.Options(),
-            )
+            tier = tier_class(label=name, budget_bytes=description.budget_bytes, options=options[name])
             tiers[name] = stack.enter_context(closing(tier))
         yield tiers
 

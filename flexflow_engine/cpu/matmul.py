@@ -7,18 +7,29 @@ its cache; sums are float32, and the result is rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, widened_rows
 
 _INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
+
+
+Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""As `torch.nn.functional.linear`."""
+
+
+def multiplication(memory: str | None, dtype: torch.dtype) -> Multiply:
+    """How numbers of this dtype are multiplied that lie in this kind of memory, here."""
+    emulated = memory == HOST and is_emulated(dtype, torch.cpu.get_capabilities())
+    return widened_linear if emulated else F.linear
 
 
 def is_emulated(dtype: torch.dtype, capabilities: Mapping[str, Any]) -> bool:

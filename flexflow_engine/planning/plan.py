@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from flexflow_engine.abc.codec import Codec
@@ -77,6 +77,10 @@ class Planner:
     hardware: Callable[[], HardwareProfile]
     """Asked by schedulers that plan by it, and for predictions. Raises HardwareError where nothing is known of the
     machine."""
+    _predictions: dict[tuple[Policy, type[VirtualExecutor]], Prediction] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Of policies already asked about: a scheduler's choice is shown and compared with the run."""
 
     def plan(self, scheduler: Scheduler) -> Plan:
         """Ask the scheduler, and lay its policy out. Raises PolicyError when it finds none."""
@@ -89,8 +93,11 @@ class Planner:
         return scheduler.candidates(self._request(self._tensors()))
 
     def predict(self, layout: Layout, executor: type[VirtualExecutor] = VirtualDataflow) -> Prediction:
-        """What the job takes with this layout."""
-        return self.predictor(executor).predict(layout, self.workload)
+        """What the job takes with this layout, one of its own."""
+        key = layout.policy, executor
+        if key not in self._predictions:
+            self._predictions[key] = self.predictor(executor).predict(layout, self.workload)
+        return self._predictions[key]
 
     def predictor(self, executor: type[VirtualExecutor] = VirtualDataflow) -> Predictor:
         return Predictor(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from flexflow_engine.abc.hardware import HardwareProfile, Link
+from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.prediction import LanePrediction
 from flexflow_engine.abc.step import NextTokens, Step
@@ -62,7 +62,7 @@ class Simulator:
     def events(self, steps: Sequence[Step]) -> list[TaskEvent]:
         """Every task of these adjoining steps, in the order in which they ended."""
         compiler, frontier = StepCompiler(self.layout), Frontier()
-        executor = self.executor(compiler.widths, self.costs.work, rate_beside(self.layout, self.profile))
+        executor = self.executor(compiler.widths, self.costs.work, rate_beside(self.layout, self.costs))
         flying, handed_over = deque[int](), 0.0
         for step in steps:
             if len(flying) == LAG:
@@ -107,22 +107,19 @@ def lane_use(events: Sequence[TaskEvent]) -> dict[str, LanePrediction]:
     }
 
 
-def rate_beside(layout: Layout, profile: HardwareProfile) -> RateBeside:
+def rate_beside(layout: Layout, costs: CostModel) -> RateBeside:
     """What the profile says is left of a lane's rate beside others; sampled tokens are too few to count. The host's
     processor, where it computes and attends at once, is half each one's.
     """
     links = {lane: tier for tier in layout.tiers[1:] for lane in (read_lane(tier.name), write_lane(tier.name))}
 
-    def link(lane: str) -> Link:
-        return profile.link(links[lane], "read" if lane == read_lane(links[lane].name) else "write")
-
     def fraction(lane: str, working: frozenset[str]) -> float:
         others = working - {TOKENS_LANE}
         if lane not in links:
             shared = layout.device.memory == HOST and others - links.keys()
-            left = prod(link(other).leaves_processors for other in sorted(others & links.keys()))
+            left = prod(costs.link(other).leaves_processors for other in sorted(others & links.keys()))
             return left / 2 if shared else left
-        tier, beside = links[lane], link(lane).beside
+        tier, beside = links[lane], costs.link(lane).beside
         left = 1.0
         if any(links.get(other) is tier for other in others):
             left *= beside.reverse

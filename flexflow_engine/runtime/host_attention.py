@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import KernelDecoder
 from flexflow_engine.abc.step import RowStep
+from flexflow_engine.cpu.arrays import ARRAY_TYPES
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import Rectangle
 
 _BYTES_A_THREAD = 2**21
 """Of keys and values. Below that, waking a thread takes longer than it saves."""
-_ARRAY_TYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class HostTile:
         self._decoder = decoders[0].addresses["float32"] if decoders else 0, self._settings.ctypes.data
         self._memory = tuple(pages), tails
         self._page, self._dtype, self._workers = page, dtype, workers
-        self._numbers: NDArray[np.generic] = np.empty(0, _ARRAY_TYPES[dtype])
+        self._numbers: NDArray[np.generic] = np.empty(0, ARRAY_TYPES[dtype])
 
     def attend(self, rows: Sequence[RowStep], q: torch.Tensor, scale: float) -> torch.Tensor:
         """q [len(rows), num_heads, head_dim] -> [len(rows), num_heads * head_dim]."""

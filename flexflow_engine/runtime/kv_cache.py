@@ -170,7 +170,9 @@ class KVCache:
         ]
         region = f"kv.{self._layout.decoder(layer)}.{gpu_batch}.tail"
         cache = self._tile_cache(tile, parts, Span(self._near, region, 0, 2 * len(tile.tail_rows)))
-        return replace(cache, host=self._host(cache)) if self._layout.attends_in_kernel else cache
+        if not self._layout.attends_in_kernel:
+            return cache
+        return attending_in_kernel(cache, self._codec, page=self._page, dtype=self._dtype, workers=self._workers)
 
     def _resident(self, r: Rectangle) -> KVPart:
         return self._part(r, *(self._memory.region_tensor(r.tier, f"{r.name}.{part}") for part in "kv"))
@@ -193,18 +195,22 @@ class KVCache:
             keys, values = self._memory.tensor(tails).view(self._dtype).view(2, len(tile.tail_rows), *self._page)
         return TileCache(self._layout.kv.page_tokens, self._page[0], tuple(parts), tile.tail_rows, keys, values, None)
 
-    def _host(self, cache: TileCache) -> HostTile:
-        """The same tile for the host's kernel."""
-        decoder = None if self._codec.keeps_bytes else self._codec.kernel_decoder(self._page)
-        keys, values = cache.tail_keys, cache.tail_values
-        return HostTile(
-            [HostPages(p.rectangle, p.keys.stored, p.values.stored, p.takes_tokens, decoder) for p in cache.parts],
-            tail_rows=cache.tail_rows,
-            tails=None if keys is None or values is None else (keys, values),
-            page=self._page,
-            dtype=self._dtype,
-            workers=self._workers,
-        )
+
+def attending_in_kernel(
+    cache: TileCache, codec: Codec, *, page: tuple[int, int, int], dtype: torch.dtype, workers: Workers
+) -> TileCache:
+    """The same tile, to be attended to by the host's kernel. page: num_kv_heads, page_tokens, head_dim."""
+    decoder = None if codec.keeps_bytes else codec.kernel_decoder(page)
+    keys, values = cache.tail_keys, cache.tail_values
+    host = HostTile(
+        [HostPages(p.rectangle, p.keys.stored, p.values.stored, p.takes_tokens, decoder) for p in cache.parts],
+        tail_rows=cache.tail_rows,
+        tails=None if keys is None or values is None else (keys, values),
+        page=page,
+        dtype=dtype,
+        workers=workers,
+    )
+    return replace(cache, host=host)
 
 
 def _scatter(

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 
 import numpy as np
 import torch
 
 from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.workers import Workers
 
 _NUMBERS_A_THREAD = 2**20
 """Below that, waking a thread takes longer than it saves."""
+
+
+def decoding(
+    codec: Codec, tensors: Sequence[tuple[torch.Tensor, torch.Tensor]], *, memory: str | None, workers: Workers
+) -> Callable[[], None]:
+    """What decodes all of them, where they lie: on the host's threads at once if the codec offers it, else one after
+    another. tensors: uint8 [units, unit_nbytes] and [units, rows, columns].
+    """
+    if codec.decodes_in_kernels and memory == HOST:
+        return partial(SharedDecoding(codec, tensors).run, workers)
+
+    def decode() -> None:
+        for encoded, out in tensors:
+            codec.decode(encoded, out)
+
+    return decode
 
 
 class SharedDecoding:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
-from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.matmul import is_emulated, widened_linear
+from flexflow_engine.cpu.matmul import Multiply, multiplication
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
@@ -22,9 +19,7 @@ from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import PlacedLayer, Run
 from flexflow_engine.placement.workspace import LOOK_UP_ROWS
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.shared_decoding import SharedDecoding
-
-Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+from flexflow_engine.runtime.shared_decoding import decoding
 
 
 class PagedMatrix:
@@ -65,9 +60,7 @@ class Weights:
 
     def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:
         self._layout, self._memory, self._codec, self._dtype, self._workers = layout, memory, codec, dtype, workers
-        on_host = layout.device.memory == HOST
-        emulated = on_host and is_emulated(dtype, torch.cpu.get_capabilities())
-        self._multiply: Multiply = widened_linear if emulated else F.linear
+        self._multiply = multiplication(layout.device.memory, dtype)
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
         self._decodes: dict[tuple[int, int | None], Callable[[], None]] = {}
 
@@ -89,7 +82,12 @@ class Weights:
         if key not in self._decodes:
             layer = self._layout.weights.layers[index]
             parts = [part for parts in self._parts(layer, slot).values() for part in parts]
-            self._decodes[key] = self._decode_of([(part.encoded, self._target(layer, part)) for part in parts])
+            self._decodes[key] = decoding(
+                self._codec,
+                [(part.encoded, self._target(layer, part)) for part in parts],
+                memory=self._layout.device.memory,
+                workers=self._workers,
+            )
         self._decodes[key]()
 
     def look_up(self, ids: NDArray[np.int64], target: torch.Tensor) -> None:
@@ -114,17 +112,6 @@ class Weights:
         rows = torch.empty((len(encoded), tensor.unit_rows, tensor.columns), dtype=self._dtype, device=encoded.device)
         self._codec.decode(encoded, rows)
         return rows
-
-    def _decode_of(self, tensors: list[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
-        """What decodes all of them: on the host's threads at once if the codec offers it, else one after another."""
-        if self._codec.decodes_in_kernels and self._layout.device.memory == HOST:
-            return partial(SharedDecoding(self._codec, tensors).run, self._workers)
-
-        def decode() -> None:
-            for encoded, out in tensors:
-                self._codec.decode(encoded, out)
-
-        return decode
 
     def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[torch.Tensor]]:
         return {

@@ -121,15 +121,11 @@ def _reads(path: Path, mode: Mode) -> bool:
     with reporting(path):
         try:
             descriptor = os.open(path, os.O_RDONLY | mode.flags)
+            try:
+                return os.preadv(descriptor, [memory], 0) > 0
+            finally:
+                os.close(descriptor)
         except OSError as error:
             if error.errno in _REFUSALS:
                 return False
             raise
-        try:
-            return os.preadv(descriptor, [memory], 0) > 0
-        except OSError as error:
-            if error.errno in _REFUSALS:
-                return False
-            raise
-        finally:
-            os.close(descriptor)

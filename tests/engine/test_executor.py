@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import networkx as nx
 import pytest
 
-from flexflow_engine.abc.step import BatchStep
 from flexflow_engine.abc.tier import HostContext, LaneContext
 from flexflow_engine.cli.exits import USER_ERROR, with_exit_status
 from flexflow_engine.errors import CorruptDataError, StalledError, StorageError, TaskError
 from flexflow_engine.graph.builder import TaskGraph
-from flexflow_engine.graph.task import FetchTokens, Task, Tile
+from flexflow_engine.graph.task import Task
 from flexflow_engine.runtime.executor import DataflowExecutor, Executor, RunTask, SequentialExecutor
 from flexflow_engine.runtime.trace import Trace
 from harness import policy, random_prompts, run_job, save_opt
 from layouts import DEVICE_FAR_DISK, disk_setups
+from small_graphs import graph, task
 from watched import Regions, no_thread_left, with_run
 
 WIDTHS = {"one": 1, "two": 1, "wide": 2}
@@ -29,26 +28,6 @@ LONG = 60.0
 
 Names = list[str]
 Make = Callable[[RunTask], Executor]
-
-
-def task(name: str, lane: str, step: int = 0) -> Task:
-    return Task(
-        key=f"{step}/0/0/{name}",
-        kind="load",
-        tile=Tile(step, 0, 0),
-        lane=lane,
-        operation=FetchTokens(BatchStep(0, ())),
-        reads=(),
-        writes=(),
-    )
-
-
-def graph(tasks: Iterable[Task], edges: Iterable[tuple[Task, Task]] = ()) -> TaskGraph:
-    tasks = tuple(tasks)
-    digraph: nx.DiGraph[str] = nx.DiGraph()
-    digraph.add_nodes_from((t.key, {"task": t}) for t in tasks)
-    digraph.add_edges_from((a.key, b.key) for a, b in edges)
-    return TaskGraph(tasks[0].tile.step, tasks, digraph)
 
 
 def dataflow(run: RunTask, *, stall_seconds: float = LONG) -> DataflowExecutor:

@@ -11,12 +11,12 @@ import torch
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import Curve
 from flexflow_engine.abc.step import RowStep
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
-from flexflow_engine.runtime.host_attention import HostPages, HostTile
-from flexflow_engine.runtime.kv_cache import KVPart, TileCache
+from flexflow_engine.runtime.kv_cache import KVPart, TileCache, attending_in_kernel
 from flexflow_engine.runtime.kv_pages import Pages
 
 _TIER = "device"
@@ -76,19 +76,11 @@ def _cache(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> T
     part = KVPart(rectangle, codec.keeps_bytes, keys, values)
     tail_rows = range(0 if codec.keeps_bytes else count)
     tails = None if codec.keeps_bytes else (bench.numbers(count, *page), bench.numbers(count, *page))
-    host = None
-    if bench.on_host and (codec.keeps_bytes or codec.decodes_in_kernels):
-        decoder = None if codec.keeps_bytes else codec.kernel_decoder(page)
-        host = HostTile(
-            [HostPages(rectangle, keys.stored, values.stored, codec.keeps_bytes, decoder)],
-            tail_rows=tail_rows,
-            tails=tails,
-            page=page,
-            dtype=bench.torch_dtype,
-            workers=bench.workers,
-        )
     tail_keys, tail_values = tails or (None, None)
-    return TileCache(sizes.page_tokens, sizes.heads, (part,), tail_rows, tail_keys, tail_values, host)
+    cache = TileCache(sizes.page_tokens, sizes.heads, (part,), tail_rows, tail_keys, tail_values, None)
+    if bench.memory != HOST or not (codec.keeps_bytes or codec.decodes_in_kernels):
+        return cache
+    return attending_in_kernel(cache, codec, page=page, dtype=bench.torch_dtype, workers=bench.workers)
 
 
 def _pages(bench: Bench, codec: Codec, rectangle: Rectangle, page: tuple[int, int, int]) -> Pages:

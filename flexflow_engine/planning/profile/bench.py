@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.abc.tier import Tier
 from flexflow_engine.cpu.workers import Workers
 
 BATCHES = 5
@@ -25,7 +25,7 @@ class Bench:
         self.dtype = dtype
         self.torch_dtype: torch.dtype = getattr(torch, dtype)
         self.seconds = seconds
-        self.on_host = tier.memory == HOST
+        self.memory = tier.memory
         self.workers = Workers()
         self._context = tier.lane_context()
 

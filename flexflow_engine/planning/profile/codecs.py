@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from itertools import cycle
 
 import torch
@@ -12,7 +10,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import CodecRates
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
-from flexflow_engine.runtime.shared_decoding import SharedDecoding
+from flexflow_engine.runtime.shared_decoding import decoding
 
 UNITS = 4
 """Encoded and decoded in one call."""
@@ -26,7 +24,8 @@ def codec_rates(bench: Bench, sizes: Sizes, codec: Codec) -> CodecRates:
     encoded = torch.empty((UNITS, nbytes), dtype=torch.uint8, device=bench.device)
     encoding = codec.for_cache()
     encode_s = bench.time(lambda: encoding.encode(values, encoded))
-    turn = cycle([_decoding(bench, codec, encoded.clone(), values) for _ in range(_copies(sizes, encoded))])
+    copies = [encoded.clone() for _ in range(_copies(sizes, encoded))]
+    turn = cycle([decoding(codec, [(x, values)], memory=bench.memory, workers=bench.workers) for x in copies])
 
     def decode() -> None:
         next(turn)()
@@ -37,10 +36,3 @@ def codec_rates(bench: Bench, sizes: Sizes, codec: Codec) -> CodecRates:
 
 def _copies(sizes: Sizes, encoded: torch.Tensor) -> int:
     return max(1, sizes.cold_nbytes // encoded.nbytes)
-
-
-def _decoding(bench: Bench, codec: Codec, encoded: torch.Tensor, out: torch.Tensor) -> Callable[[], object]:
-    """As `runtime.weights` decodes a layer."""
-    if bench.on_host and codec.decodes_in_kernels:
-        return partial(SharedDecoding(codec, [(encoded, out)]).run, bench.workers)
-    return partial(codec.decode, encoded, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,7 @@ class Needs:
     def choose(self, known: HardwareProfile) -> HardwareProfile:
         """The same profile, its links under the names of these tiers."""
         links: Mapping[str, Any] = {part.tier.name: known.links[part.name] for part in self.links}
-        return HardwareProfile(
-            name=known.name,
-            links=links,
-            processors=known.processors,
-            host=known.host,
-            capacity_bytes=known.capacity_bytes,
-        )
+        return replace(known, links=links)
 
     def _missing(self, known: HardwareProfile | None) -> Iterator[Part]:
         for memory in self.memories:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from math import ceil, prod
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import KernelDecoder
+from flexflow_engine.cpu.arrays import ARRAY_TYPES
+from flexflow_engine.cpu.workers import Workers
 
 _NUMBERS_PER_THREAD = {"decode": 2**19, "minmax": 2**18, "fit": 2**17, "search": 2**14}
 """Below that, starting a thread (50 us) takes longer than it saves."""
@@ -24,7 +26,6 @@ _GROUPS_AT_ONCE = 64
 """That one call of the compiled decoder decodes."""
 _CUTS = {"minmax": 0, "fit": 1, "search": 4}
 """Of either end of a group's numbers, from which an encoder looks for a grid."""
-_ARRAY_TYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16, torch.float16: np.int16}
 
 
 class Format(Protocol):
@@ -53,7 +54,7 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     """encoded uint8 [n, nbytes] into out [n, *shape], any float dtype, on the CPU."""
     from flexflow_engine.cpu.decoding import Decoding  # noqa: PLC0415  # Numba takes half a second to import
 
-    target = out if _is_dense(out) and out.dtype in _ARRAY_TYPES else torch.empty(out.shape, dtype=torch.float32)
+    target = out if _is_dense(out) and out.dtype in ARRAY_TYPES else torch.empty(out.shape, dtype=torch.float32)
     source = encoded if _is_dense(encoded) else encoded.contiguous()
     decoding = Decoding(decoder(form, prod(out.shape[1:])), source, target, block=form.group_size * _GROUPS_AT_ONCE)
     parts = min(torch.get_num_threads(), out.numel() // _NUMBERS_PER_THREAD["decode"])
@@ -66,7 +67,7 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
     """values [n, *shape], any float dtype, into out, uint8 [n, nbytes], on the CPU."""
     from flexflow_plugins.codecs import kernels  # noqa: PLC0415  # Numba takes half a second to import
 
-    known = values if values.dtype in _ARRAY_TYPES else values.float()
+    known = values if values.dtype in ARRAY_TYPES else values.float()
     target = out if _is_dense(out) else torch.empty(out.shape, dtype=torch.uint8)
     numbers, encoded = _memory(known if _is_dense(known) else known.contiguous()), _memory(target)
     shape = prod(values.shape[1:]), form.group_size, form.bits
@@ -97,11 +98,8 @@ def _share(work: Callable[[int, int], None], count: int, parts: int) -> None:
         work(0, count)
         return
     bounds = [count * part // parts for part in range(parts + 1)]
-    with ThreadPoolExecutor(parts - 1, thread_name_prefix="codec") as pool:
-        others = [pool.submit(work, bounds[part], bounds[part + 1]) for part in range(1, parts)]
-        work(0, bounds[1])
-        for other in others:
-            other.result()
+    with closing(Workers()) as workers:
+        workers.share(lambda part: work(bounds[part], bounds[part + 1]), parts)
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -111,7 +109,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 def _memory(tensor: torch.Tensor) -> tuple[NDArray[Any], int]:
     """A dense [n, *shape] as one array over all its memory, and the elements from one tensor to the next."""
-    array_type = np.uint8 if tensor.dtype == torch.uint8 else _ARRAY_TYPES[tensor.dtype]
+    array_type = np.uint8 if tensor.dtype == torch.uint8 else ARRAY_TYPES[tensor.dtype]
     if tensor.numel() == 0:
         return np.empty(0, array_type), 0
     stride, size = tensor.stride(0), prod(tensor.shape[1:])
