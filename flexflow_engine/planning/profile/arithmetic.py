@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.hardware import Curve
+from flexflow_engine.cpu.matmul import multiplication
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.load import Load
 from flexflow_engine.planning.profile.sizes import Sizes
@@ -37,9 +38,10 @@ def memory_bytes_per_s(bench: Bench, sizes: Sizes) -> float:
 def matmul_load(bench: Bench, sizes: Sizes) -> Load:
     """Matmuls without end, in operations, to see what they and the links leave each other."""
     turn, x = cycle(_matrices(bench, sizes)), bench.numbers(LOAD_TOKENS, sizes.features)
+    multiply = multiplication(bench.memory, bench.torch_dtype)
 
     def work(worker: int) -> None:
-        bench.finish(lambda: F.linear(x, next(turn)))
+        bench.finish(lambda: multiply(x, next(turn), None))
 
     return Load(work, 2.0 * LOAD_TOKENS * sizes.features**2)
 
@@ -51,4 +53,5 @@ def _matrices(bench: Bench, sizes: Sizes) -> list[torch.Tensor]:
 
 def _matmul_rate(bench: Bench, sizes: Sizes, matrices: list[torch.Tensor], tokens: int) -> float:
     turn, x = cycle(matrices), bench.numbers(tokens, sizes.features)
-    return 2.0 * tokens * sizes.features**2 / bench.time(lambda: F.linear(x, next(turn)))
+    multiply = multiplication(bench.memory, bench.torch_dtype)
+    return 2.0 * tokens * sizes.features**2 / bench.time(lambda: multiply(x, next(turn), None))
