@@ -20,7 +20,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.matmul import Multiply, multiplication
 from flexflow_tiers.zarr import ZarrTier
 from throughput.published import published_shape
 from throughput.roofline import Rates, Shape
@@ -90,25 +93,33 @@ def _write_rate(path: Path) -> float:
 
 
 def _matmul_rate(hidden: int, rows: int) -> float:
+    """The best that the processor does with `rows` tokens: bfloat16 as torch multiplies it and as the engine does, and
+    float32, which is the faster format where a processor has no instructions for bfloat16.
+    """
+    widened = multiplication(HOST, torch.bfloat16)
+    kinds = ((torch.bfloat16, F.linear), (torch.bfloat16, widened), (torch.float32, F.linear))
+    return max(_feed_forward_rate(hidden, rows, dtype, multiply) for dtype, multiply in kinds)
+
+
+def _feed_forward_rate(hidden: int, rows: int, dtype: torch.dtype, multiply: Multiply) -> float:
     """Of the two feed-forward products of `rows` tokens: two thirds of a decoder layer's work. Its weights alternate
     with others, as a layer's do.
     """
-    x = torch.randn(rows, hidden, dtype=torch.bfloat16)
-    layers = [(torch.randn(4 * hidden, hidden, dtype=torch.bfloat16) * 0.02) for _ in range(4)]
-    for up in layers:
-        _feed_forward(x, up)
+    x = torch.randn(rows, hidden, dtype=dtype)
+    layers = [(torch.randn(4 * hidden, hidden, dtype=dtype) * 0.02) for _ in range(4)]
+
+    def feed_forward(up: torch.Tensor) -> torch.Tensor:
+        """x [rows, hidden] -> [rows, hidden]"""
+        return multiply(multiply(x, up, None), up.view(up.shape[1], up.shape[0]), None)
+
+    feed_forward(layers[0])
     seconds, runs = 0.0, 0
     while seconds < MATMUL_SECONDS:
         started = time.perf_counter()
         for up in layers:
-            _feed_forward(x, up)
+            feed_forward(up)
         seconds, runs = seconds + time.perf_counter() - started, runs + len(layers)
     return runs * 16 * rows * hidden**2 / seconds
-
-
-def _feed_forward(x: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """x [rows, hidden] -> [rows, hidden]"""
-    return torch.nn.functional.linear(torch.nn.functional.linear(x, up), up.view(up.shape[1], up.shape[0]))
 
 
 def _memory_rate() -> float:

@@ -25,9 +25,9 @@ class Rates:
     """Bytes a second, direct I/O, as many reads at once as the disk tier has; so are writes."""
     disk_write: float
     prefill_matmul: float
-    """Flop a second, bfloat16, many rows."""
+    """Flop a second, many rows, in the processor's fastest way: see `throughput.rates`."""
     decode_matmul: float
-    """Flop a second, bfloat16, as many rows as a GPU batch has."""
+    """The same with as many rows as a GPU batch has."""
     memory_read: float
     """Bytes a second, all cores."""
 
