@@ -37,6 +37,20 @@ def offset(_: Any, start: Any, count: Any) -> Any:
 
 
 @intrinsic
+def prefetch(_: Any, address: Any) -> Any:
+    """In a kernel: ask for the cache line at `address`, an integer; any number may be asked for."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _WORD, _WORD, _WORD])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [ir.IntType(8).as_pointer()], kind)
+        place = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        builder.call(function, [place, _WORD(0), _WORD(3), _WORD(1)])  # to read, into the nearest cache, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def store_pair(_: Any, target: Any, index: Any, pair: Any) -> Any:
     """In a kernel: write uint32 `pair`, low half first, to elements 2 index and 2 index + 1 of 16 bits.
 

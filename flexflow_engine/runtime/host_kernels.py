@@ -19,9 +19,11 @@ import numpy as np
 
 from flexflow_engine.cpu.jit import finite_kernel, kernel, summing_kernel
 from flexflow_engine.cpu.numbers import narrow, widen
-from flexflow_engine.cpu.pointers import call_decoder, offset, pointer
+from flexflow_engine.cpu.pointers import call_decoder, offset, pointer, prefetch
 
 _FLOATS = np.empty(0, np.float32)
+_LINE_NBYTES = 64
+"""Of a cache line. Where lines are longer, some are asked for twice."""
 _LOG2_E, _LN_2_HIGH, _LN_2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 
 
@@ -100,6 +102,7 @@ def _attend_row(
     """
     (pages, count, cached), (num_heads, num_kv_heads, _, head_dim) = listed, shape
     group, width = num_heads // num_kv_heads, num_heads * head_dim
+    head_nbytes = shape[2] * head_dim * numbers.itemsize
     query, output = pointer(vectors[0], numbers), pointer(vectors[1], numbers)
     floats = pointer(room[0], _FLOATS)  # the query, scaled
     sums, scores = offset(floats, width), offset(floats, 2 * width)
@@ -114,6 +117,7 @@ def _attend_row(
             if pages[p, 3]:
                 _score(_decoded(pages[p, 0], head, pages[p, 2], shape, decoder, room[1]), chosen, sizes)
             else:
+                _ask_for_next(pages, count, (p, head, 0), heads, head_nbytes)
                 _score(_plain(pages[p, 0], head, shape, numbers), chosen, sizes)
     for h in range(heads[0] * group, heads[1] * group):
         _softmax(offset(scores, h * cached), cached)
@@ -125,9 +129,24 @@ def _attend_row(
             if pages[p, 3]:
                 _accumulate(_decoded(pages[p, 1], head, pages[p, 2], shape, decoder, room[1]), chosen, sizes)
             else:
+                _ask_for_next(pages, count, (p, head, 1), heads, head_nbytes)
                 _accumulate(_plain(pages[p, 1], head, shape, numbers), chosen, sizes)
     for i in range(heads[0] * group * head_dim, heads[1] * group * head_dim):
         output[i] = narrow(sums[i], output)
+
+
+@kernel
+def _ask_for_next(pages: Any, count: Any, place: Any, heads: Any, head_nbytes: Any) -> None:
+    """Have the head's tokens fetched that are read after those at `place`: page, head, and 0 for keys or 1 for values.
+
+    The processor's own prefetcher starts anew at every page, and the arithmetic is too long for loads to run far ahead.
+    """
+    p, head, column = place
+    p, head = (p, head + 1) if head + 1 < heads[1] else (p + 1, heads[0])
+    if p < count and pages[p, 3] == 0:
+        start = pages[p, column] + head * head_nbytes
+        for line in range(0, head_nbytes, _LINE_NBYTES):
+            prefetch(start + line)
 
 
 @kernel
