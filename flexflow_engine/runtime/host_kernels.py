@@ -102,7 +102,6 @@ def _attend_row(
     """
     (pages, count, cached), (num_heads, num_kv_heads, _, head_dim) = listed, shape
     group, width = num_heads // num_kv_heads, num_heads * head_dim
-    head_nbytes = shape[2] * head_dim * numbers.itemsize
     query, output = pointer(vectors[0], numbers), pointer(vectors[1], numbers)
     floats = pointer(room[0], _FLOATS)  # the query, scaled
     sums, scores = offset(floats, width), offset(floats, 2 * width)
@@ -115,10 +114,11 @@ def _attend_row(
             chosen = offset(floats, head * group * head_dim), offset(place, head * group * cached)
             sizes = group, head_dim, cached, pages[p, 2]
             if pages[p, 3]:
-                _score(_decoded(pages[p, 0], head, pages[p, 2], shape, decoder, room[1]), chosen, sizes)
+                decoded = _decoded(pages[p, 0], head, pages[p, 2], shape, decoder, room[1])
+                _score(decoded, chosen, sizes, (pages[p, 0], 0))
             else:
-                _ask_for_next(pages, count, (p, head, 0), heads, head_nbytes)
-                _score(_plain(pages[p, 0], head, shape, numbers), chosen, sizes)
+                following = _following(pages, count, (p, head, 0), heads, shape, numbers)
+                _score(_plain(pages[p, 0], head, shape, numbers), chosen, sizes, following)
     for h in range(heads[0] * group, heads[1] * group):
         _softmax(offset(scores, h * cached), cached)
     for p in range(count):
@@ -127,26 +127,38 @@ def _attend_row(
             chosen = offset(sums, head * group * head_dim), offset(place, head * group * cached)
             sizes = group, head_dim, cached, pages[p, 2]
             if pages[p, 3]:
-                _accumulate(_decoded(pages[p, 1], head, pages[p, 2], shape, decoder, room[1]), chosen, sizes)
+                decoded = _decoded(pages[p, 1], head, pages[p, 2], shape, decoder, room[1])
+                _accumulate(decoded, chosen, sizes, (pages[p, 1], 0))
             else:
-                _ask_for_next(pages, count, (p, head, 1), heads, head_nbytes)
-                _accumulate(_plain(pages[p, 1], head, shape, numbers), chosen, sizes)
+                following = _following(pages, count, (p, head, 1), heads, shape, numbers)
+                _accumulate(_plain(pages[p, 1], head, shape, numbers), chosen, sizes, following)
     for i in range(heads[0] * group * head_dim, heads[1] * group * head_dim):
         output[i] = narrow(sums[i], output)
 
 
 @kernel
-def _ask_for_next(pages: Any, count: Any, place: Any, heads: Any, head_nbytes: Any) -> None:
-    """Have the head's tokens fetched that are read after those at `place`: page, head, and 0 for keys or 1 for values.
-
-    Over pages the kernel is slower than on one stream of memory, though its arithmetic is the same (decision 0012).
+def _following(pages: Any, count: Any, place: Any, heads: Any, shape: Any, numbers: Any) -> Any:
+    """What is read after the tokens at `place` (page, head, and 0 for keys or 1 for values): the address of its tokens,
+    and the cache lines of four of them, 0 where nothing follows that kernels read in place.
     """
     p, head, column = place
     p, head = (p, head + 1) if head + 1 < heads[1] else (p + 1, heads[0])
-    if p < count and pages[p, 3] == 0:
-        start = pages[p, column] + head * head_nbytes
-        for line in range(0, head_nbytes, _LINE_NBYTES):
-            prefetch(start + line)
+    if p == count or pages[p, 3]:
+        return pages[place[0], column], 0
+    token_nbytes = shape[3] * numbers.itemsize
+    return pages[p, column] + head * shape[2] * token_nbytes, 4 * token_nbytes // _LINE_NBYTES
+
+
+@kernel
+def _ask_for(following: Any, four: Any) -> None:
+    """Have four tokens of what follows fetched while the four of this number are computed with.
+
+    The processor's own prefetcher starts anew at every page, and asking for all tokens at once holds up the loads of
+    those that are computed with.
+    """
+    address, lines = following
+    for line in range(four * lines, (four + 1) * lines):
+        prefetch(address + _LINE_NBYTES * line)
 
 
 @kernel
@@ -163,7 +175,7 @@ def _decoded(page: Any, head: Any, tokens: Any, shape: Any, decoder: Any, chunk:
 
 
 @summing_kernel
-def _score(keys: Any, chosen: Any, sizes: Any) -> None:
+def _score(keys: Any, chosen: Any, sizes: Any, following: Any) -> None:
     """chosen: the queries [group, head_dim] that share the keys, and where their scores go, a row of `cached` each.
 
     Four tokens at a time: their sums over head_dim are independent, and the query is loaded once.
@@ -172,6 +184,7 @@ def _score(keys: Any, chosen: Any, sizes: Any) -> None:
     for g in range(group):
         query, place = offset(queries, g * head_dim), offset(scores, g * cached)
         for t in range(tokens // 4):
+            _ask_for(following, t)
             a, b = offset(keys, 4 * t * head_dim), offset(keys, (4 * t + 1) * head_dim)
             c, d = offset(keys, (4 * t + 2) * head_dim), offset(keys, (4 * t + 3) * head_dim)
             x, y, z, w = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -189,12 +202,13 @@ def _score(keys: Any, chosen: Any, sizes: Any) -> None:
 
 
 @summing_kernel
-def _accumulate(values: Any, chosen: Any, sizes: Any) -> None:
+def _accumulate(values: Any, chosen: Any, sizes: Any, following: Any) -> None:
     """Add the values, times their tokens' weights, to the sums. chosen: sums [group, head_dim], and weights."""
     (sums, weights), (group, head_dim, cached, tokens) = chosen, sizes
     for g in range(group):
         total, weight = offset(sums, g * head_dim), offset(weights, g * cached)
         for t in range(tokens // 4):
+            _ask_for(following, t)
             a, b = offset(values, 4 * t * head_dim), offset(values, (4 * t + 1) * head_dim)
             c, d = offset(values, (4 * t + 2) * head_dim), offset(values, (4 * t + 3) * head_dim)
             x, y, z, w = weight[4 * t], weight[4 * t + 1], weight[4 * t + 2], weight[4 * t + 3]
