@@ -12,7 +12,6 @@ from flexflow_engine.placement.layout import WEIGHT_SLOTS, Layout
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import Page, PlacedLayer, Run
 
-
 PageNbytes = Callable[[str, int], int]
 """What reading a page of a tensor from a tier that reads the store costs, by the tensor's name and the page's index."""
 

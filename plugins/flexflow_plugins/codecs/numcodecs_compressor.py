@@ -39,10 +39,10 @@ class NumcodecsCompressor(Compressor):
         codec: NumcodecsCodec,
         *,
         bound: Callable[[int], int],
-        size: Callable[[bytes], int | None],
+        size: Callable[[bytes, int], int | None],
     ) -> None:
         """zarr_name, configuration: Zarr's words for `codec`. bound: the most that so many bytes take. size: of what
-        was compressed, from the first bytes of the result; None if they don't tell it.
+        was compressed, from the first bytes of the result and its length; None if they don't tell it.
         """
         self._zarr = {"name": zarr_name, "configuration": dict(configuration)}
         self._codec, self._bound, self._size = codec, bound, size
@@ -57,9 +57,10 @@ class NumcodecsCompressor(Compressor):
         return np.frombuffer(self._codec.encode(data), np.uint8)
 
     def decompress(self, data: HostBytes, out: HostBytes) -> None:
-        declared = self._size(data[:_HEADER_NBYTES].tobytes())
+        declared = self._size(data[:_HEADER_NBYTES].tobytes(), len(data))
         if declared != len(out):
-            raise CorruptDataError(f"they declare {declared} bytes, and {len(out)} are expected")
+            what = "what they make is not declared" if declared is None else f"they declare {declared} bytes"
+            raise CorruptDataError(f"{what}, and {len(out)} are expected")
         try:
             self._codec.decode(data, out)
         except (RuntimeError, ValueError) as error:
@@ -71,7 +72,7 @@ def zstd_bound(nbytes: int) -> int:
     return nbytes + (nbytes >> 8) + (max(0, _ZSTD_SMALL - nbytes) >> 11)
 
 
-def zstd_size(header: bytes) -> int | None:
+def zstd_size(header: bytes, length: int) -> int | None:
     """Frame_Content_Size of RFC 8878, section 3.1.1.1."""
     if len(header) < 5 or not header.startswith(_ZSTD_MAGIC):
         return None
@@ -89,9 +90,10 @@ def blosc_bound(nbytes: int) -> int:
     return nbytes + 16
 
 
-def blosc_size(header: bytes) -> int | None:
-    """`nbytes` of Blosc's header: versions, flags and type size come before it."""
-    return int.from_bytes(header[4:8], "little") if len(header) >= 16 else None
+def blosc_size(header: bytes, length: int) -> int | None:
+    """`nbytes` of Blosc's header, behind versions, flags and type size; `cbytes` is the length that Blosc reads."""
+    cbytes = int.from_bytes(header[12:16], "little")
+    return int.from_bytes(header[4:8], "little") if len(header) >= 16 and cbytes == length else None
 
 
 def lz4_bound(nbytes: int) -> int:
@@ -99,6 +101,6 @@ def lz4_bound(nbytes: int) -> int:
     return nbytes + nbytes // 255 + 16 + 4
 
 
-def lz4_size(header: bytes) -> int | None:
+def lz4_size(header: bytes, length: int) -> int | None:
     """What numcodecs puts in front."""
     return int.from_bytes(header[:4], "little") if len(header) >= 4 else None
