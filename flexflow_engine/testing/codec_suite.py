@@ -83,6 +83,7 @@ class CodecTests:
     @settings(
         max_examples=60,
         deadline=None,  # the first example may compile
+        report_multiple_bugs=False,  # one AssertionError, not a group of them
         suppress_health_check=[HealthCheck.differing_executors],  # the test is inherited on purpose
     )
     @given(data=st.data())
