@@ -72,8 +72,8 @@ def problems_of(path: Path, registry: Registry, *overrides: str) -> list[str]:
         ),
         (
             "codecs.kv_cache=numcodecs:zstd",
-            "codecs.kv_cache: numcodecs:zstd compresses the files of a weight store, and pages of a cache are rewritten "
-            "while the job runs; choose one of group-int4, group-int8, none",
+            "codecs.kv_cache: numcodecs:zstd compresses the files of a weight store, and pages of a cache are "
+            "rewritten while the job runs; choose one of group-int4, group-int8, none",
         ),
         ("scheduler.weight={}", "scheduler.weight: unknown key `weight`; did you mean `weights`?"),
         ("tiers.device.budget=15G", "tiers.device.budget: '15G' is not a size; did you mean 15GiB?"),
