@@ -317,10 +317,12 @@ def write_golden(path: Path, codec: Codec, dtype: DType) -> None:
     decoded = torch.empty(values.shape, dtype=getattr(torch, dtype))
     codec.decode(data, decoded)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"encoded": data.numpy(), "decoded": _bits(decoded)}
+    configuration = np.array(json.dumps(dict(codec.configuration())))
     if codec.compresses:
-        content["compressed"] = codec.compressor(dtype).compress(data.view(-1).numpy())
-    np.savez(path, configuration=np.array(json.dumps(dict(codec.configuration()))), **content)
+        compressed = codec.compressor(dtype).compress(data.view(-1).numpy())
+        np.savez(path, encoded=data.numpy(), decoded=_bits(decoded), configuration=configuration, compressed=compressed)
+    else:
+        np.savez(path, encoded=data.numpy(), decoded=_bits(decoded), configuration=configuration)
 
 
 def _bits(values: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

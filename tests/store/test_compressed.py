@@ -188,7 +188,7 @@ def test_a_page_of_other_numbers_is_told(path: Path, tmp_path: Path) -> None:
         shards=(12, 200),
         chunks=(3, 200),
         dtype="float32",
-        compressors=zarr.open_array(path / "fc", mode="r").metadata.codecs[0].codecs[1:],  # type: ignore[union-attr,attr-defined,index]  # a sharded array of version 3
+        compressors=zarr.open_array(path / "fc", mode="r").metadata.codecs[0].codecs[1:],  # type: ignore[union-attr]  # a sharded array of version 3
         filters=None,
     )
     other[:] = np.ones((12, 200), np.float32)
