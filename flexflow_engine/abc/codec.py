@@ -2,7 +2,8 @@
 
 The engine encodes tensors of one shape, many at a time: units of weights (rows of a matrix) at import, pages of the
 KV cache ([num_kv_heads, page_tokens, head_dim]) while it runs. Encoded bytes are what lies on tiers and in the store,
-and what moves over links.
+and what moves over links. Their size follows from the shape; a codec may have them compressed, to sizes that follow
+from the data, in the store's files.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.dtypes import DType
 
 if TYPE_CHECKING:
@@ -56,6 +58,9 @@ class Codec(ABC):
 
     decodes_in_kernels: ClassVar[bool] = False
     """Whether there is a `kernel_decoder`. Without one, pages of a cache are decoded before they are attended to."""
+
+    compresses: ClassVar[bool] = False
+    """Whether there is a `compressor`: the store's files hold encoded units compressed. Such a codec is for weights."""
 
     def __init__(self, options: Any) -> None:
         """options: an instance of `Options`."""
@@ -102,3 +107,9 @@ class Codec(ABC):
         once for each shape; only where `decodes_in_kernels`.
         """
         raise AssertionError(f"{type(self).__name__} does not decode in kernels")
+
+    def compressor(self, dtype: DType) -> Compressor:
+        """What compresses encoded units of weights of this dtype in the store. Called once an import and once a run;
+        only where `compresses`.
+        """
+        raise AssertionError(f"{type(self).__name__} does not compress")

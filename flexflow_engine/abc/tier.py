@@ -23,6 +23,8 @@ from flexflow_engine.errors import TierError
 if TYPE_CHECKING:
     import torch
 
+    from flexflow_engine.abc.compressor import Compressor
+
 API_VERSION = 1
 HOST = "cpu"
 """The `memory` label of tiers whose bytes the host can address."""
@@ -57,6 +59,9 @@ class StoredTensor:
     """One unit is one inner chunk, some rows of the array; the last is stored whole, padded with zeros."""
     units_per_page: int
     """One page is one shard file."""
+    compressor: Compressor | None = None
+    """Of the units in the files, where they are compressed: sizes then differ from unit to unit, and the shard's index
+    tells where each lies. A tier delivers decompressed units of `unit_nbytes`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,7 @@ def import_checkpoint(  # noqa: PLR0917  # in the order the data pass; every one
         store = _finished(folder, plan)
         if store is None:
             _import(folder, checkpoint, plan, names, progress)
-    return store or WeightStore.open(folder)
+    return store or WeightStore.open(folder, plan.compressor)
 
 
 def store_folder(root: Path, checkpoint: Checkpoint, plan: ImportPlan) -> Path:
@@ -100,7 +100,7 @@ def _finished(folder: Path, plan: ImportPlan) -> WeightStore | None:
         fits = header.complete and all(_is_stored(folder, header, entry) for entry in plan.tensors)
     except CorruptDataError:
         return None
-    return WeightStore(folder, header) if fits else None
+    return WeightStore(folder, header, plan.compressor) if fits else None
 
 
 def _is_stored(folder: Path, header: StoreHeader, entry: TensorPlan) -> bool:
@@ -113,7 +113,7 @@ def _import(
 ) -> None:
     layouts = {names[entry.name]: entry.layout for entry in plan.tensors}
     _check_space(folder, missing_nbytes(folder, layouts))
-    writer = StoreWriter(folder, _header(checkpoint, plan, names), layouts)
+    writer = StoreWriter(folder, _header(checkpoint, plan, names), layouts, plan.compressor)
     others = _others(folder, checkpoint)
     done, total = 0, plan.nbytes
     for entry in plan.tensors:
@@ -142,7 +142,8 @@ def _share_page(
     writer: StoreWriter, names: Mapping[str, str], entry: TensorPlan, page: int, others: Mapping[Path, StoreHeader]
 ) -> bool:
     """Take a page of plain numbers from a store that has it; encoders of one format write different bytes."""
-    return entry.codec.keeps_bytes and any(
+    plain = entry.codec.keeps_bytes and not entry.codec.compresses
+    return plain and any(
         _is_stored(path, header, entry) and writer.share_page(names[entry.name], page, path)
         for path, header in others.items()
     )

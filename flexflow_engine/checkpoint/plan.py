@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
@@ -13,7 +14,7 @@ from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.errors import CheckpointError, FlexFlowError
 from flexflow_engine.placement.pages import PagedTensor, paged_tensors
 from flexflow_engine.store.array import ArrayLayout
-from flexflow_engine.store.encoding import Encoding
+from flexflow_engine.store.encoding import Compression, Encoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,13 @@ class ImportPlan:
         )
 
     @property
+    def compressor(self) -> Compressor | None:
+        """Of the large tensors."""
+        return self.codec.compressor(self.dtype) if self.codec.compresses else None
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all units."""
+        """Bytes of all units, before they are compressed."""
         return sum(entry.layout.nbytes for entry in self.tensors)
 
 
@@ -79,6 +85,7 @@ def find_names(checkpoint: Checkpoint, model: Model) -> Mapping[str, str]:
 
 def _plan_tensor(tensor: PagedTensor, codec: Codec, dtype: DType) -> TensorPlan:
     """An array of the tensor's own shape, of the numbers as they are or as the codec serialises them."""
+    compression = Compression.parse(codec.compressor(dtype).zarr_codec()) if codec.compresses else None
     if codec.keeps_bytes:
         layout = ArrayLayout.plain(tensor.shape, dtype, page_rows=tensor.page_rows, unit_rows=tensor.unit_rows)
     else:
@@ -89,5 +96,6 @@ def _plan_tensor(tensor: PagedTensor, codec: Codec, dtype: DType) -> TensorPlan:
             unit_rows=tensor.unit_rows,
             encoding=Encoding.of(codec.configuration(), tensor.unit_nbytes),
         )
+    layout = replace(layout, compression=compression)
     assert (layout.num_units, layout.unit_nbytes) == (tensor.num_units, tensor.unit_nbytes), tensor
     return TensorPlan(tensor=tensor, codec=codec, layout=layout)

@@ -27,7 +27,7 @@ from flexflow_engine.graph.task import COMPUTE_LANE, TOKENS_LANE, Compute, Fetch
 from flexflow_engine.graph.tile_io import TileIO
 from flexflow_engine.graph.tile_work import TileWork
 from flexflow_engine.graph.transfers import Transfers
-from flexflow_engine.graph.weight_loads import WeightLoads, WeightOrder
+from flexflow_engine.graph.weight_loads import PageNbytes, WeightLoads, WeightOrder
 from flexflow_engine.graph.work import attention_flops, matmul_flops
 from flexflow_engine.placement.layout import Layout
 
@@ -35,10 +35,11 @@ from flexflow_engine.placement.layout import Layout
 class StepCompiler:
     """Holds what is the same for every step of a run: the layout, the lanes and each layer's load list."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, stored_nbytes: PageNbytes | None = None) -> None:
+        """stored_nbytes: of pages in the weight store, for the bytes that loads count; None where there is no store."""
         self.layout = layout
         self.widths = lane_widths(layout)
-        self.weight_order = WeightOrder(layout)
+        self.weight_order = WeightOrder(layout, stored_nbytes)
 
     def compile(self, step: Step, frontier: Frontier) -> tuple[TaskGraph, Frontier]:
         """The step's graph, joined to the steps before it by `frontier`, and the frontier for the next one."""

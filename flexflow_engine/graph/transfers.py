@@ -20,6 +20,18 @@ class Transfer:
     target: Span
     unit_nbytes: int
     """Size of the far tier's units."""
+    read_nbytes: int | None = None
+    """Bytes that the far tier reads for it, where files hold fewer than they deliver."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of either span."""
+        return min(self.source.count, self.target.count) * self.unit_nbytes
+
+    @property
+    def moved_nbytes(self) -> int:
+        """Bytes that go over the far tier's link."""
+        return self.nbytes if self.read_nbytes is None else self.read_nbytes
 
     def split(self, max_nbytes: int) -> Iterator[Transfer]:
         """The same in parts of whole units of at most `max_nbytes`; both ends must have the same units then."""
@@ -27,6 +39,7 @@ class Transfer:
         if far_units * self.unit_nbytes <= max_nbytes:
             yield self
             return
+        assert self.read_nbytes is None, "a page of weights fits a staging slot"
         step = max_nbytes // self.unit_nbytes
         assert self.source.count == self.target.count, "only spans of equal units are split"
         for first in range(0, far_units, step):
@@ -67,7 +80,7 @@ class Transfers:
                 operation=Copy(far, (Move(part.source, slot),)),
                 reads=reads,
                 writes=[staging],
-                nbytes=slot.count,
+                nbytes=part.moved_nbytes,
             )
             self._builder.add(
                 name=f"load {name}.{index}",
@@ -127,7 +140,7 @@ class Transfers:
 
     def _staging_span(self, location: str, part: Transfer) -> Span:
         assert self._layout.staging is not None
-        return Span(self._layout.staging, location, 0, min(part.source.count, part.target.count) * part.unit_nbytes)
+        return Span(self._layout.staging, location, 0, part.nbytes)
 
 
 def _part(span: Span, first: int, count: int) -> Span:
@@ -135,4 +148,4 @@ def _part(span: Span, first: int, count: int) -> Span:
 
 
 def _nbytes(transfers: Sequence[Transfer]) -> int:
-    return sum(min(t.source.count, t.target.count) * t.unit_nbytes for t in transfers)
+    return sum(transfer.moved_nbytes for transfer in transfers)

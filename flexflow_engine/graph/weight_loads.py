@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flexflow_engine.abc.step import BatchStep, Step
 from flexflow_engine.graph.builder import GraphBuilder
 from flexflow_engine.graph.task import COMPUTE_LANE, DecodeWeights, Tile
@@ -10,13 +12,28 @@ from flexflow_engine.placement.layout import WEIGHT_SLOTS, Layout
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import Page, PlacedLayer, Run
 
+PageNbytes = Callable[[str, int], int]
+"""What reading a page of a tensor from a tier that reads the store costs, by the tensor's name and the page's index."""
+
 
 class WeightOrder:
     """What is the same for every step of a run: each layer's load list, and which layers have one."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, stored_nbytes: PageNbytes | None = None) -> None:
+        """stored_nbytes: None where there is no store yet; pages then count as if nothing was compressed."""
+        self._stored_nbytes = stored_nbytes
+        self._reads_store = {tier.name for tier in layout.tiers if tier.reads_store}
+        self._read_nbytes: dict[Page, int] = {}
         self.pages = [layout.weights.page_order(layer, layout.direct) for layer in layout.weights.layers]
         self._loading = [index for index, pages in enumerate(self.pages) if pages]
+
+    def read_nbytes(self, run: Run, page: Page) -> int | None:
+        """Bytes that loading a page reads, where its tier reads them from a store; asked of the store once."""
+        if self._stored_nbytes is None or run.tier not in self._reads_store:
+            return None
+        if page not in self._read_nbytes:
+            self._read_nbytes[page] = self._stored_nbytes(page.tensor.name, page.index)
+        return self._read_nbytes[page]
 
     def window(self, layer: int) -> list[int]:
         """The layers whose weights may be in slots while `layer` runs: as many as there are slots, itself included."""
@@ -86,5 +103,6 @@ class WeightLoads:
     def _load_page(self, tile: Tile, run: Run, page: Page, offset: int) -> None:
         location = f"weights.slot.{self._slots[tile.layer]}"
         target = Span(self._layout.device.name, location, offset, page.nbytes)
-        move = Transfer(self._layout.page_span(run, page), target, page.tensor.unit_nbytes)
+        source, read_nbytes = self._layout.page_span(run, page), self._order.read_nbytes(run, page)
+        move = Transfer(source, target, page.tensor.unit_nbytes, read_nbytes)
         self._transfers.load(f"{page.tensor.name}[{page.index}]", tile, [move], reads=[], adds=location)

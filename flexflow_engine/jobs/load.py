@@ -102,10 +102,21 @@ def _read_codecs(document: Document, registry: Registry, problems: Problems) -> 
         except PluginError as error:
             problems.take(error, key)
             continue
+        if tensor_class == "kv_cache" and codec.compresses:
+            _refuse_compression(plugin, key, registry, problems)
         rest = {option: value for option, value in section.items() if option != "plugin"}
         options = problems.options(codec.Options, rest, key, ("plugin",))
         codecs[tensor_class] = CodecRecipe(plugin=plugin, options=options)
     return codecs
+
+
+def _refuse_compression(plugin: str, key: str, registry: Registry, problems: Problems) -> None:
+    able = [name for name in registry.names("codec") if not registry.codec(name).compresses]
+    problems.add(
+        f"{plugin} compresses the files of a weight store, and pages of a cache are rewritten while the job runs",
+        key,
+        f"choose one of {', '.join(able)}",
+    )
 
 
 def _read_tiers(document: Document, registry: Registry, problems: Problems) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Session:
         nobody reads single events.
         """
         self._layout = layout
-        self._compiler = StepCompiler(layout)
+        self._compiler = StepCompiler(layout, store.page_nbytes)
         self.trace = trace()
         self._memory = Memory(layout, tiers, store)
         self._workers = Workers()

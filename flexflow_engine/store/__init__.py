@@ -4,10 +4,11 @@
     access.py       open files and buffers of one owner; past the page cache where the file system allows it
     blocks.py       bytes between a shard file and memory
     units.py        units between a shard file and memory, with their checksums
+    compressed.py   units between a shard file and memory, where they are compressed
     index.py        the index of a shard file on the disk
     settling.py     what was written to the disk, and out of the page cache
     array.py        one Zarr array: how it is cut into shard files, and its zarr.json
-    encoding.py     how zarr.json names the codec that made an array's bytes
+    encoding.py     how zarr.json names the codecs that made an array's bytes
     header.py       what the group of a weight store says about itself
     weights.py      WeightStore: the imported weights of one model, read by tensor name
     writing.py      StoreWriter: makes a weight store page by page, and goes on with an unfinished one
@@ -19,5 +20,6 @@ Stock zarr-python reads every array; this package moves the bytes itself, becaus
 buffer that they are wanted in. A *unit* is an inner chunk of Zarr's `sharding_indexed` codec, a *page* is a shard.
 bfloat16, which Zarr lacks, is stored as its bits in uint16 with the attribute `{"dtype": "bfloat16"}`. What a
 codec made of numbers is an array of float32 in their own shape whose units are serialised by `flexflow_engine.<codec>`
-instead of `bytes`; with the package installed, stock zarr-python decodes them.
+instead of `bytes`; with the package installed, stock zarr-python decodes them. Units may be compressed by one of Zarr's
+bytes-to-bytes codecs; then they have any size, and the index is needed to find them.
 """

@@ -1,8 +1,8 @@
 """How an owner of files reads and writes them: past the system's page cache where the file system allows it.
 
 Direct I/O moves whole blocks of a file from and to aligned memory. What does not begin or end at a block, in the file
-or in memory, goes through a buffer: one for each thread at work, of one size, made once. Where direct I/O is refused
-the same code moves the same blocks through the page cache.
+or in memory, and what is compressed, goes through a buffer: one for each thread at work, of one size, made once. Where
+direct I/O is refused the same code moves the same blocks through the page cache.
 
 Changing state of `Access`: `_idle`, the buffers that nobody has borrowed.
 """
@@ -72,6 +72,12 @@ class Access:
     def tried_on(cls, sample: Path) -> Access:
         """The best that works with `sample`, a file that is not empty. Raises StorageError when it can't be read."""
         return cls(next(mode for mode in MODES if _reads(sample, mode)))
+
+    def widen(self, buffer_nbytes: int) -> None:
+        """Have buffers of at least `buffer_nbytes`, whole blocks, from now on; nobody may be borrowing one."""
+        if buffer_nbytes > self._buffer_nbytes:
+            self._buffer_nbytes = buffer_nbytes
+            self._idle.clear()
 
     def notices(self, folder: Path) -> tuple[str, ...]:
         """What the user should know about the file system of `folder`, where the files lie; a line each."""

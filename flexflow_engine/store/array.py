@@ -12,7 +12,7 @@ from typing import Any
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError
-from flexflow_engine.store.encoding import PREFIX, UNIT_NBYTES, Encoding
+from flexflow_engine.store.encoding import PREFIX, UNIT_NBYTES, Compression, Encoding
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import CHECKSUM_NBYTES, ShardFile, round_up
 
@@ -34,6 +34,8 @@ class ArrayLayout:
     unit_shape: tuple[int, ...]
     attributes: tuple[tuple[str, str | int], ...] = ()
     encoding: Encoding | None = None
+    compression: Compression | None = None
+    """Where there is one, sizes of units and of page files below are those before it."""
 
     @classmethod
     def plain(cls, shape: tuple[int, ...], dtype: DType, *, page_rows: int, unit_rows: int) -> ArrayLayout:
@@ -174,6 +176,7 @@ def _parse(metadata: dict[str, Any]) -> ArrayLayout | None:
     """The layout that `metadata` describes; None, or an error of the lookup, when it is not one of ours."""
     (sharding,) = metadata["codecs"]
     inner = sharding["configuration"]
+    serializer, *compressions, checksum = inner["codecs"]
     attributes = metadata.get("attributes", {})
     layout = ArrayLayout(
         shape=tuple(metadata["shape"]),
@@ -181,13 +184,15 @@ def _parse(metadata: dict[str, Any]) -> ArrayLayout | None:
         page_shape=tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"]),
         unit_shape=tuple(inner["chunk_shape"]),
         attributes=tuple(attributes.items()),
-        encoding=Encoding.parse(inner["codecs"][0], attributes),
+        encoding=Encoding.parse(serializer, attributes),
+        compression=Compression.parse(compressions[0]) if compressions else None,
     )
     ours = (
         metadata["zarr_format"] == 3
         and sharding["name"] == "sharding_indexed"
         and inner.get("index_location", "end") == "end"
-        and _is_checksummed(inner["codecs"])
+        and len(compressions) <= 1
+        and _is_checksummed([serializer, checksum])
         and _is_checksummed(inner["index_codecs"])
         and metadata["chunk_key_encoding"]["name"] == "default"
         and layout.data_type in _ITEM_NBYTES
@@ -218,7 +223,8 @@ def _foreign(folder: Path) -> CorruptDataError:
 def _array_metadata(layout: ArrayLayout) -> bytes:
     """zarr.json as zarr-python writes it.
 
-    An encoding's entry is put in afterwards: making the array then needs no codec registered with Zarr.
+    Entries of an encoding and a compression are put in afterwards: making the array then needs no codec that is
+    registered with Zarr.
     """
     import zarr  # noqa: PLC0415  # 0.6 s, and plugins are listed without it
     from zarr.codecs import BytesCodec, Crc32cCodec  # noqa: PLC0415
@@ -238,11 +244,15 @@ def _array_metadata(layout: ArrayLayout) -> bytes:
         fill_value=0,
         attributes=dict(layout.attributes),
     )
-    content = files[METADATA].to_bytes()
-    return content if layout.encoding is None else _with_encoding(content, layout.encoding)
+    return _with_codecs(files[METADATA].to_bytes(), layout)
 
 
-def _with_encoding(content: bytes, encoding: Encoding) -> bytes:
+def _with_codecs(content: bytes, layout: ArrayLayout) -> bytes:
+    """zarr.json of an array of plain numbers with the codecs of `layout` put in."""
     metadata = json.loads(content)
-    metadata["codecs"][0]["configuration"]["codecs"][0] = encoding.metadata
+    codecs: list[dict[str, Any]] = metadata["codecs"][0]["configuration"]["codecs"]
+    if layout.encoding is not None:
+        codecs[0] = layout.encoding.metadata
+    if layout.compression is not None:
+        codecs.insert(1, layout.compression.metadata)
     return json.dumps(metadata, indent=2).encode()

@@ -1,4 +1,4 @@
-"""How zarr.json names the codec that made an array's bytes."""
+"""How zarr.json names the codecs that made an array's bytes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,26 @@ PREFIX = "flexflow_engine."
 """Zarr knows codec `group-int4` as `flexflow_engine.group-int4`, if somebody registered it there."""
 UNIT_NBYTES = "unit_nbytes"
 """The array's attribute that tells a unit's encoded size, so that bytes are moved without knowing the codec."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """What makes a unit's bytes fewer, between the serializer and the checksum."""
+
+    name: str
+    """Zarr's."""
+    configuration: str
+    """As JSON with sorted keys."""
+
+    @classmethod
+    def parse(cls, codec: Mapping[str, Any]) -> Compression:
+        """From the bytes-to-bytes codec's entry in zarr.json."""
+        return cls(name=codec["name"], configuration=json.dumps(codec.get("configuration", {}), sort_keys=True))
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The codec's entry in zarr.json."""
+        return {"name": self.name, "configuration": json.loads(self.configuration)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.store.access import Access, OpenFile
 from flexflow_engine.store.blocks import fetch, fetch_nbytes, write_from
 from flexflow_engine.store.failures import reporting
@@ -36,11 +37,16 @@ def open_to_read(shard: ShardFile, access: Access) -> int:
 
 def read_index(shard: ShardFile, file: OpenFile) -> NDArray[np.bool_]:
     """Which units hold data, bool [num_slots]. Raises CorruptDataError when the index is not one of ours."""
+    return shard.parse_index(fetch_index(shard, file, shard.index_offset))
+
+
+def fetch_index(shard: ShardFile, file: OpenFile, offset: int) -> HostBytes:
+    """The bytes of the index that begins at `offset`, unverified. Raises CorruptDataError when the file ends before."""
     found = np.empty(shard.index_nbytes, np.uint8)
     for start in range(0, len(found), fetch_nbytes(file)):
         part = found[start : start + fetch_nbytes(file)]
-        part[:] = fetch(shard, file, shard.index_offset + start, len(part))
-    return shard.parse_index(found)
+        part[:] = fetch(shard, file, offset + start, len(part))
+    return found
 
 
 def write_index(shard: ShardFile, descriptor: int, written: NDArray[np.bool_]) -> None:

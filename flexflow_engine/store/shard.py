@@ -67,13 +67,11 @@ class ShardFile:
         places = np.flatnonzero(written)
         entries[places, 0] = places * self.stride
         entries[places, 1] = self.unit_nbytes + CHECKSUM_NBYTES
-        checksum = np.array([google_crc32c.value(entries.view(np.uint8).reshape(-1))], "<u4")
-        return np.concatenate([entries.view(np.uint8).reshape(-1), checksum.view(np.uint8)])
+        return _checksummed(entries)
 
     def parse_index(self, found: HostBytes) -> NDArray[np.bool_]:
         """Which units hold data, bool [num_slots]. Raises CorruptDataError when the index is not one of ours."""
-        entries = found[:-CHECKSUM_NBYTES].view("<u8").reshape(self.num_units, 2)
-        written: NDArray[np.bool_] = entries[: self.num_slots, 0] != _MISSING
+        written: NDArray[np.bool_] = index_entries(found)[: self.num_slots, 0] != _MISSING
         if not np.array_equal(found, self.index(written)):
             raise self.corrupt(f"the index of {self.name} is damaged, or of another layout")
         return written
@@ -89,6 +87,23 @@ class ShardFile:
         return CorruptDataError(what, where=str(self.path), fix=self.fix)
 
 
+def pack_index(offsets: NDArray[np.int64], nbytes: NDArray[np.int64], *, num_units: int) -> HostBytes:
+    """The index of a file whose first units lie at these offsets, with these lengths, and that has no others."""
+    entries = np.full((num_units, 2), _MISSING, "<u8")
+    entries[: len(offsets)] = np.stack([offsets, nbytes], axis=1).astype("<u8")
+    return _checksummed(entries)
+
+
+def index_entries(index: HostBytes) -> NDArray[np.uint64]:
+    """(offset, nbytes) of each unit, uint64 [num_units, 2], as an index says it; its checksum is not looked at."""
+    return index[:-CHECKSUM_NBYTES].view("<u8").reshape(-1, 2)
+
+
 def round_up(nbytes: int) -> int:
     """The next multiple of a block."""
     return nbytes + -nbytes % BLOCK_NBYTES
+
+
+def _checksummed(entries: NDArray[np.uint64]) -> HostBytes:
+    data = entries.view(np.uint8).reshape(-1)
+    return np.concatenate([data, np.array([google_crc32c.value(data)], "<u4").view(np.uint8)])

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.store.access import BUFFERED, Access
 from flexflow_engine.store.array import METADATA, ArrayLayout, create_array, read_layout, sync_file
+from flexflow_engine.store.compressed import read_bounds, units_nbytes, write_compressed
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.header import StoreHeader, write_header
-from flexflow_engine.store.index import open_complete, write_index
+from flexflow_engine.store.index import open_complete, open_to_read, write_index
 from flexflow_engine.store.settling import Unsettled, begin_writing, settle
 from flexflow_engine.store.shard import ShardFile
 from flexflow_engine.store.units import write_units
@@ -31,11 +33,17 @@ class StoreWriter:
     state: `_unsettled`, the pages that the disk may still be taking; all others are on the disk and not in the cache.
     """
 
-    def __init__(self, path: Path, header: StoreHeader, layouts: dict[str, ArrayLayout]) -> None:
-        """layouts: by array name. Raises StorageError when `path` can't be written."""
+    def __init__(
+        self, path: Path, header: StoreHeader, layouts: dict[str, ArrayLayout], compressor: Compressor | None = None
+    ) -> None:
+        """layouts: by array name. compressor: of those that have a compression.
+
+        Raises StorageError when `path` can't be written.
+        """
         self.path = path
         self._header = replace(header, complete=False)
         self._layouts = layouts
+        self._compressor = compressor
         self._access = Access(BUFFERED)
         self._unsettled = Unsettled()
         with reporting(path):
@@ -58,18 +66,19 @@ class StoreWriter:
         if not file.path.exists():
             return False
         try:
-            os.close(open_complete(file, self._access))
+            self._check_page(file, self._compressor_of(name))
         except CorruptDataError:
             return False
         return True
 
     def write_page(self, name: str, page: int, data: HostBytes) -> None:
         """Write a page's units, uint8 [num_slots * unit_nbytes]. Raises StorageError, and then leaves no file."""
-        file = self.page_file(name, page)
+        file, compressor = self.page_file(name, page), self._compressor_of(name)
         with _unfinished(file.path) as descriptor:
-            with self._access.using(descriptor) as opened:
-                write_units(file, opened, 0, file.num_slots, data)
-            write_index(file, descriptor, np.ones(file.num_slots, np.bool_))
+            if compressor is None:
+                self._write_plain(file, descriptor, data)
+            else:
+                write_compressed(file, descriptor, data, compressor)
             begin_writing(descriptor)
         self._unsettled.add(file.path, file.nbytes)
 
@@ -91,12 +100,35 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Declare the store complete, once every page is on the disk and out of the system's cache."""
+        nbytes = 0
         for name, layout in self._layouts.items():
             for page in range(layout.num_pages):
-                settle(self.page_file(name, page).path)
-        write_header(self.path, replace(self._header, complete=True))
+                file = self.page_file(name, page)
+                settle(file.path)
+                nbytes += units_nbytes(file)
+        write_header(self.path, replace(self._header, complete=True, nbytes=nbytes))
         sync_file(self.path / METADATA)
         sync_file(self.path)
+
+    def _compressor_of(self, name: str) -> Compressor | None:
+        return None if self._layouts[name].compression is None else self._compressor
+
+    def _write_plain(self, file: ShardFile, descriptor: int, data: HostBytes) -> None:
+        with self._access.using(descriptor) as opened:
+            write_units(file, opened, 0, file.num_slots, data)
+        write_index(file, descriptor, np.ones(file.num_slots, np.bool_))
+
+    def _check_page(self, file: ShardFile, compressor: Compressor | None) -> None:
+        """Raise CorruptDataError when size or index are wrong."""
+        if compressor is None:
+            os.close(open_complete(file, self._access))
+            return
+        descriptor = open_to_read(file, self._access)
+        try:
+            with self._access.using(descriptor) as opened:
+                read_bounds(file, opened, compressor)
+        finally:
+            os.close(descriptor)
 
     def _prepare(self, name: str, layout: ArrayLayout) -> None:
         """Make the array, unless it is there in this very layout."""
@@ -110,18 +142,18 @@ class StoreWriter:
 
 
 def missing_nbytes(path: Path, layouts: dict[str, ArrayLayout]) -> int:
-    """Bytes that writing the store at `path` will still take, checksums and indices included."""
-    files = (
-        layout.page_file(path / name, page, name=name, fix=FIX)
+    """Bytes that writing the store at `path` will still take, checksums and indices included; before compression."""
+    return sum(
+        file.nbytes
         for name, layout in layouts.items()
-        for page in range(layout.num_pages)
+        for file in (layout.page_file(path / name, page, name=name, fix=FIX) for page in range(layout.num_pages))
+        if not _is_there(file, compressed=layout.compression is not None)
     )
-    return sum(file.nbytes for file in files if not _has_size(file.path, file.nbytes))
 
 
-def _has_size(path: Path, nbytes: int) -> bool:
-    with reporting(path):
-        return path.exists() and path.stat().st_size == nbytes
+def _is_there(file: ShardFile, *, compressed: bool) -> bool:
+    with reporting(file.path):
+        return file.path.exists() and (compressed or file.path.stat().st_size == file.nbytes)
 
 
 def _layout_or_none(folder: Path) -> ArrayLayout | None:

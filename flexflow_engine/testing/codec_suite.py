@@ -11,7 +11,11 @@
 
 pytest collects the inherited tests under the subclass's name. `golden` is a folder with a file of encoded bytes for
 each codec, in version control: it pins the format that earlier versions wrote. A file that is missing fails the test
-and is written, so that it can be looked at and kept.
+and is written, so that it can be looked at and kept. What compressed it may make other bytes of the same numbers in its
+next release, so golden files pin what is read, never what is written.
+
+Of a codec that compresses, sizes of encoded units are as exact as of any; what its compressor makes of them is held to
+`max_nbytes`. These tests skip where a codec does not compress.
 """
 
 from __future__ import annotations
@@ -31,7 +35,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flexflow_engine.abc.codec import Codec, KernelDecoder
+from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.dtypes import DTYPES, DType
+from flexflow_engine.abc.tier import HostBytes
+from flexflow_engine.errors import CorruptDataError
 
 NUM_THREADS = 4
 GOLDEN_SHAPE = (3, 5, 16)
@@ -76,6 +83,7 @@ class CodecTests:
     @settings(
         max_examples=60,
         deadline=None,  # the first example may compile
+        report_multiple_bugs=False,  # one AssertionError, not a group of them
         suppress_health_check=[HealthCheck.differing_executors],  # the test is inherited on purpose
     )
     @given(data=st.data())
@@ -162,6 +170,69 @@ class CodecTests:
             assert torch.equal(room[1:-1], part)
             assert room[0] == room[-1] == 9
 
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.differing_executors],  # the test is inherited on purpose
+    )
+    @given(data=st.data())
+    def test_compressed_units_are_bounded_and_come_back_bit_for_bit(self, data: st.DataObject) -> None:
+        codec, dtype = self._compressing(), data.draw(st.sampled_from(DTYPES))
+        compressor = codec.compressor(dtype)
+        for unit in encoded(codec, data.draw(_tensors()).to(getattr(torch, dtype)), dtype).numpy():
+            before = unit.copy()
+            compressed = compressor.compress(unit)
+            assert len(compressed) <= compressor.max_nbytes(len(unit))
+            assert np.array_equal(unit, before)
+            assert np.array_equal(_decompressed(compressor, compressed, len(unit)), unit)
+
+    @pytest.mark.parametrize("nbytes", [4, 400, 2**16 + 4, 2**20])
+    def test_compressed_noise_is_within_the_bound(self, nbytes: int) -> None:
+        noise = np.random.default_rng(nbytes).integers(0, 256, nbytes, np.uint8)
+        compressor = self._compressing().compressor("float32")
+        compressed = compressor.compress(noise)
+        assert len(compressed) <= compressor.max_nbytes(nbytes)
+        assert np.array_equal(_decompressed(compressor, compressed, nbytes), noise)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_compressors_of_one_configuration_are_equal(self, dtype: DType) -> None:
+        compressor, again = (self._compressing().compressor(dtype) for _ in range(2))
+        assert compressor == again
+        assert hash(compressor) == hash(again)
+        entry = dict(compressor.zarr_codec())
+        assert entry.keys() == {"name", "configuration"}
+        assert json.loads(json.dumps(entry)) == entry
+
+    def test_compressed_data_of_another_size_are_refused(self) -> None:
+        codec = self._compressing()
+        unit, compressor = (
+            encoded(codec, normal(1, (33, 64), "float16"), "float16")[0].numpy(),
+            codec.compressor("float16"),
+        )
+        compressed = compressor.compress(unit)
+        for size in (len(unit) - 1, len(unit) + 1):
+            with pytest.raises(CorruptDataError):
+                compressor.decompress(compressed, np.empty(size, np.uint8))
+        for foreign in (compressed[:0], compressed[:3], compressed[: len(compressed) // 2], np.zeros(64, np.uint8)):
+            with pytest.raises(CorruptDataError):
+                compressor.decompress(foreign, np.empty(len(unit), np.uint8))
+
+    def test_threads_share_one_compressor(self) -> None:
+        codec = self._compressing()
+        compressor = codec.compressor("bfloat16")
+        units = [encoded(codec, normal(1, (64, 80), "bfloat16", seed=s), "bfloat16")[0].numpy() for s in range(4)]
+        barrier = threading.Barrier(NUM_THREADS, timeout=60)
+
+        def work(thread: int) -> bool:
+            barrier.wait()
+            unit = units[thread]
+            return all(
+                np.array_equal(_decompressed(compressor, compressor.compress(unit), len(unit)), unit) for _ in range(20)
+            )
+
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            assert all(pool.map(work, range(NUM_THREADS)))
+
     def test_no_tensor_at_all_is_fine(self) -> None:
         codec, values = self.make_codec(), torch.empty(0, 4, 16)
         assert round_trip(codec, values, "float32").shape == (0, 4, 16)
@@ -198,10 +269,19 @@ class CodecTests:
         with np.load(path) as content:
             data, bits = torch.from_numpy(content["encoded"]), content["decoded"]
             assert json.loads(str(content["configuration"])) == codec.configuration()
+            if codec.compresses:
+                found = _decompressed(codec.compressor(dtype), content["compressed"], data.numel())
+                assert np.array_equal(found, data.view(-1).numpy())
         decoded = torch.empty((2, *GOLDEN_SHAPE), dtype=getattr(torch, dtype))
         assert data.shape == (2, codec.encoded_nbytes(GOLDEN_SHAPE, dtype))
         codec.decode(data, decoded)
         assert np.array_equal(_bits(decoded), bits)
+
+    def _compressing(self) -> Codec:
+        codec = self.make_codec()
+        if not codec.compresses:
+            pytest.skip("this codec does not compress")
+        return codec
 
 
 def normal(count: int, shape: Shape, dtype: DType, seed: int = 0) -> torch.Tensor:
@@ -237,12 +317,24 @@ def write_golden(path: Path, codec: Codec, dtype: DType) -> None:
     decoded = torch.empty(values.shape, dtype=getattr(torch, dtype))
     codec.decode(data, decoded)
     path.parent.mkdir(parents=True, exist_ok=True)
-    configuration = json.dumps(dict(codec.configuration()))
-    np.savez(path, encoded=data.numpy(), decoded=_bits(decoded), configuration=np.array(configuration))
+    configuration = np.array(json.dumps(dict(codec.configuration())))
+    if codec.compresses:
+        compressed = codec.compressor(dtype).compress(data.view(-1).numpy())
+        np.savez(path, encoded=data.numpy(), decoded=_bits(decoded), configuration=configuration, compressed=compressed)
+    else:
+        np.savez(path, encoded=data.numpy(), decoded=_bits(decoded), configuration=configuration)
 
 
 def _bits(values: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return values.contiguous().view(torch.uint8).numpy()
+
+
+def _decompressed(compressor: Compressor, compressed: HostBytes, nbytes: int) -> HostBytes:
+    """As it is put into a slot, with others around it."""
+    room = np.full(nbytes + 2, 0xA5, np.uint8)
+    compressor.decompress(compressed, room[1:-1])
+    assert room[0] == room[-1] == 0xA5
+    return room[1:-1]
 
 
 @st.composite

@@ -39,6 +39,7 @@ from flexflow_engine.errors import CheckpointError, CorruptDataError, ProblemsEr
 from flexflow_engine.store.header import FORMAT_VERSION
 from flexflow_engine.store.weights import WeightStore
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupQuantCodec
+from flexflow_plugins.codecs.lossless import BloscCodec, ZstdCodec
 from flexflow_plugins.codecs.none import NoneCodec
 from store.stores import flip_byte
 
@@ -322,6 +323,32 @@ def test_stores_of_two_codecs_share_what_is_equal(tmp_path: Path, folder: Path) 
     assert (stores[1].path / FC1 / "c/0/0").read_bytes() != (stores[2].path / FC1 / "c/0/0").read_bytes()
     remove_store(root, stores[0].path.name)
     assert torch.equal(stock(stores[1], bias.removesuffix("/c/0")), tensors()[bias.removesuffix("/c/0")])
+
+
+@pytest.mark.parametrize("codec", [ZstdCodec(), BloscCodec()], ids=lambda codec: codec.key)
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+def test_stock_zarr_reads_compressed_weights_bit_for_bit(
+    tmp_path: Path, folder: Path, dtype: DType, codec: Codec
+) -> None:
+    with imported_with(codec, opened(folder, dtype), tmp_path / "root") as store:
+        for name, values in tensors().items():
+            bits = values.to(TORCH_DTYPES[dtype])
+            assert torch.equal(stock(store, name), bits.view(torch.int16) if dtype == "bfloat16" else bits)
+
+
+def test_compressed_and_plain_weights_share_what_is_equal(tmp_path: Path, folder: Path) -> None:
+    stores = [imported_with(codec, opened(folder), tmp_path / "root") for codec in (NoneCodec(), ZstdCodec())]
+    bias = f"{FC1.removesuffix('weight')}bias/c/0"
+    for name, copies in ((bias, 1), (f"{FC1}/c/0/0", 2)):
+        assert len({(store.path / name).stat().st_ino for store in stores}) == copies
+
+
+def test_a_compressed_store_is_found_again(tmp_path: Path, folder: Path) -> None:
+    with imported_with(ZstdCodec(), opened(folder), tmp_path / "root") as store:
+        before = pages(tmp_path / "root")
+        assert store.nbytes < sum(tensor.nbytes for tensor in tensors().values())
+    imported_with(ZstdCodec(), opened(folder), tmp_path / "root").close()
+    assert pages(tmp_path / "root") == before
 
 
 def test_a_page_that_cannot_be_linked_is_written(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,14 @@ from flexflow_engine.abc.codec import Codec, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.testing.codec_suite import CodecTests
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupInt8Options
+from flexflow_plugins.codecs.lossless import (
+    BloscCodec,
+    BloscOptions,
+    Lz4Codec,
+    Lz4Options,
+    ZstdCodec,
+    ZstdOptions,
+)
 from flexflow_plugins.codecs.none import NoneCodec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -74,6 +82,36 @@ class TestSmallOddGroups(CodecTests):
 
     def make_others(self) -> list[Codec]:
         return [GroupInt4Codec(), GroupInt8Codec(GroupInt8Options(group_size=6))]
+
+
+class TestZstd(CodecTests):
+    golden = GOLDEN
+
+    def make_codec(self) -> Codec:
+        return ZstdCodec()
+
+    def make_others(self) -> list[Codec]:
+        return [NoneCodec(), ZstdCodec(ZstdOptions(level=4)), BloscCodec()]
+
+
+class TestBlosc(CodecTests):
+    golden = GOLDEN
+
+    def make_codec(self) -> Codec:
+        return BloscCodec()
+
+    def make_others(self) -> list[Codec]:
+        return [NoneCodec(), Lz4Codec(), BloscCodec(BloscOptions(shuffle="byte")), BloscCodec(BloscOptions(clevel=4))]
+
+
+class TestLz4(CodecTests):
+    golden = GOLDEN
+
+    def make_codec(self) -> Codec:
+        return Lz4Codec()
+
+    def make_others(self) -> list[Codec]:
+        return [NoneCodec(), ZstdCodec(), Lz4Codec(Lz4Options(acceleration=2))]
 
 
 class TooSure(GroupInt8Codec):

@@ -57,6 +57,24 @@ def problems_of(path: Path, registry: Registry, *overrides: str) -> list[str]:
         ("workload.synthetic.counts=3", "workload.synthetic.counts: unknown key `counts`; did you mean `count`?"),
         ("tiers.disk.paht=x", "tiers.disk.paht: unknown key `paht`; did you mean `path`?"),
         ("tiers.disk.buget=1", "tiers.disk.buget: unknown key `buget`; did you mean `budget`?"),
+        (
+            "codecs.weights=numcodecs:zst",
+            "codecs.weights: unknown codec plugin 'numcodecs:zst'; did you mean `numcodecs:zstd`?; known: group-int4, "
+            "group-int8, none, numcodecs:blosc, numcodecs:lz4, numcodecs:zstd",
+        ),
+        (
+            "codecs.weights={plugin: numcodecs:blosc, levle: 3, clevel: 3}",
+            "codecs.weights.levle: unknown key `levle`; did you mean `clevel`?",
+        ),
+        (
+            "codecs.weights={plugin: numcodecs:blosc, clevel: 10}",
+            "codecs.weights: clevel is 10; choose one from 1 to 9",
+        ),
+        (
+            "codecs.kv_cache=numcodecs:zstd",
+            "codecs.kv_cache: numcodecs:zstd compresses the files of a weight store, and pages of a cache are "
+            "rewritten while the job runs; choose one of group-int4, group-int8, none",
+        ),
         ("scheduler.weight={}", "scheduler.weight: unknown key `weight`; did you mean `weights`?"),
         ("tiers.device.budget=15G", "tiers.device.budget: '15G' is not a size; did you mean 15GiB?"),
         ("tiers.device.budget=0", "tiers.device.budget: a size must be more than 0, not 0"),

@@ -18,7 +18,7 @@ class NoneCodec(Codec):
     name = "none"
     keeps_bytes = True
 
-    def __init__(self, options: NoCodecOptions = NoCodecOptions()) -> None:  # noqa: B008  # frozen
+    def __init__(self, options: Any = NoCodecOptions()) -> None:  # noqa: B008  # frozen
         super().__init__(options)
 
     def configuration(self) -> Mapping[str, Any]:
