@@ -15,6 +15,7 @@ by more than `Beside` says, clocks that fall when a processor gets hot.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from flexflow_engine.abc.codec import Codec
@@ -67,8 +68,7 @@ class CostModel:
         self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec)
         attending = profile.processor(HOST) if layout.attention.on_host else processor
         self._attention = Arithmetic(attending, model.config, model.dtype, kv_codec)
-        self._decoded_numbers = [_numbers(layer) for layer in layout.weights.layers]
-        self._out_features = [_out_features(layer) for layer in layout.weights.layers]
+        self._matrices = [_matrices(layer) for layer in layout.weights.layers]
 
     def seconds(self, task: Task) -> float:
         """What the task takes when it runs alone."""
@@ -110,7 +110,8 @@ class CostModel:
     def _computed(self, operation: _Computation) -> float:
         """What the compute tier's processor is given."""
         if isinstance(operation, DecodeWeights):
-            return self._arithmetic.decoded(self._decoded_numbers[operation.layer], self._weight_codec)
+            numbers = sum(rows * columns for rows, columns in self._matrices[operation.layer])
+            return self._arithmetic.decoded(numbers, self._weight_codec)
         if isinstance(operation, FetchTokens):
             return 0.0
         if isinstance(operation, AttentionInputs):
@@ -142,14 +143,16 @@ class CostModel:
         """The part of a decoder layer that makes queries, keys and values."""
         width, hidden_size = self._layout.inputs_width, self._layout.hidden_size
         vectors = self._arithmetic.memory(batch.new_tokens * 2 * width)
-        return self._arithmetic.matmul(hidden_size * width, batch.new_tokens) + vectors
+        return self._arithmetic.matmul(hidden_size * width, batch.new_tokens, hidden_size) + vectors
 
     def _last_tokens(self, layer: PlacedLayer, batch: BatchStep) -> float:
         return self._layer(layer, len(batch.rows))
 
     def _layer(self, layer: PlacedLayer, tokens: int) -> float:
-        vectors = self._arithmetic.vectors(self._out_features[layer.index], tokens)
-        return self._arithmetic.matmul(self._decoded_numbers[layer.index], tokens) + vectors
+        """Matrix by matrix: a wide one may be multiplied slower."""
+        matrices = self._matrices[layer.index]
+        vectors = self._arithmetic.vectors(sum(rows for rows, _ in matrices), tokens)
+        return vectors + sum(self._arithmetic.matmul(rows * columns, tokens, rows) for rows, columns in matrices)
 
 
 def distinct(units: int, draws: float) -> float:
@@ -157,9 +160,10 @@ def distinct(units: int, draws: float) -> float:
     return units * (1 - (1 - 1 / units) ** draws) if units else 0.0
 
 
-def _numbers(layer: PlacedLayer) -> int:
-    return sum((run.stop_row - run.first_row) * run.tensor.columns for run in layer.runs)
-
-
-def _out_features(layer: PlacedLayer) -> int:
-    return sum(run.stop_row - run.first_row for run in layer.runs)
+def _matrices(layer: PlacedLayer) -> list[tuple[int, int]]:
+    """(out_features, in_features) of each of the layer's matrices, however many runs it lies in."""
+    columns = {run.tensor.name: run.tensor.columns for run in layer.runs}
+    rows = Counter[str]()
+    for run in layer.runs:
+        rows[run.tensor.name] += run.stop_row - run.first_row
+    return [(rows[name], columns[name]) for name in columns]
