@@ -68,10 +68,9 @@ def _decode_rate(bench: Bench, sizes: Sizes, codec: Codec, context: int, call_s:
 
 def _call_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
     """What a call takes whatever it reads: where the line through the shortest and the longest cache begins."""
-    ends = sizes.contexts[0], sizes.contexts[-1]
-    (short_s, long_s), (few, many) = zip(
-        *((_decode_s(bench, sizes, codec, x), _cached_nbytes(bench, sizes, codec, x)) for x in ends), strict=True
-    )
+    shortest, longest = sizes.contexts[0], sizes.contexts[-1]
+    short_s, long_s = _decode_s(bench, sizes, codec, shortest), _decode_s(bench, sizes, codec, longest)
+    few, many = (_cached_nbytes(bench, sizes, codec, context) for context in (shortest, longest))
     return max(0.0, short_s - few * (long_s - short_s) / (many - few))
 
 
