@@ -4,7 +4,7 @@ A task's time has two parts. `fixed_s` passes whatever else goes on: latencies, 
 takes of its link or processor while it has that for itself; tasks that run at once in a lane share it.
 
     transfer      fixed = contiguous moves * latency     shared = bytes / rate of the link
-    gather rows   fixed = looked-up units * (latency + host's time for a row)     shared = bytes / rate
+    gather rows   fixed = looked-up units * host's time for a row     shared = units * latency + bytes / rate
     decode        fixed = task_s    shared = numbers / decode rate
     compute       fixed = task_s    shared = matmuls + vectors + attention (planning.arithmetic)
     attend        the same of attention on the host's processor; inputs and output of it: their part of the layer
@@ -98,14 +98,18 @@ class CostModel:
         return Work(len(copy.moves) * link.latency_s, task.nbytes / link.bytes_per_s)
 
     def _gather(self, gather: GatherRows, task: Task) -> Work:
-        """The units of the far part of the table that hold the batch's tokens, each read once, one after another."""
+        """The units of the far part of the table that hold the batch's tokens, each read once, one after another.
+
+        Beside pages their latency grows as bytes do: these small reads queue behind what the pages asked for.
+        """
         link = self.link(task.lane)
         units = sum(
             distinct(run.num_units, gather.batch.new_tokens * (run.stop_row - run.first_row) / run.tensor.rows)
             for run in self._layout.weights.table
             if run.tier == gather.far
         )
-        return Work(units * (link.latency_s + self._profile.host.gather_row_s), task.nbytes / link.bytes_per_s)
+        shared_s = units * link.latency_s + task.nbytes / link.bytes_per_s
+        return Work(units * self._profile.host.gather_row_s, shared_s)
 
     def _computed(self, operation: _Computation) -> float:
         """What the compute tier's processor is given."""
