@@ -28,6 +28,7 @@ from transformers import OPTConfig, OPTForCausalLM
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.engine import plan_recipe, run_recipe
 from flexflow_engine.jobs.load import load_recipe
+from flexflow_engine.planning.plan import Plan
 from flexflow_engine.planning.profile.cache import this_machine
 from flexflow_engine.planning.profile.needs import Needs
 from flexflow_engine.planning.profile.sizes import Sizes
@@ -164,6 +165,8 @@ class Measurement:
 
     def __init__(self, configuration: Configuration, work: Path, registry: Registry, results: Results) -> None:
         self._configuration, self._work, self._registry, self._results = configuration, work, registry, results
+        self._chosen: Policy | None = None
+        """What lp chose; it is asked once."""
 
     def repeat(self, policy: Policy, times: int) -> None:
         """Until the policy was measured so many times."""
@@ -174,12 +177,12 @@ class Measurement:
             say(f"{name}, {_short(policy)}: {tokens_per_s:.1f} tokens/s ({done + 1} of {times})")
 
     def fits(self, policy: Policy) -> bool:
-        plan = plan_recipe(load_recipe(self._recipe(policy), [], self._registry), self._registry, self._hardware)
-        return not plan.memory.exceeded
+        return not self._plan(policy).memory.exceeded
 
     def _run(self, policy: Policy) -> float:
+        fixed = self._choice() if policy == LP else policy
         report = run_recipe(
-            load_recipe(self._recipe(policy), [], self._registry),
+            load_recipe(self._recipe(fixed), [], self._registry),
             self._registry,
             output=self._work / "out.jsonl",
             trace=None,
@@ -187,6 +190,16 @@ class Measurement:
             hardware=self._hardware,
         )
         return float(report.metrics["tokens_per_s"])
+
+    def _choice(self) -> Policy:
+        """As `fixed` takes it."""
+        if self._chosen is None:
+            self._chosen = {"plugin": "fixed", **self._plan(LP).policy.as_fixed()}
+            say(f"{self._configuration.name}, lp chose {_short(self._chosen)}")
+        return self._chosen
+
+    def _plan(self, policy: Policy) -> Plan:
+        return plan_recipe(load_recipe(self._recipe(policy), [], self._registry), self._registry, self._hardware)
 
     def _recipe(self, policy: Policy) -> Path:
         path = self._work / "recipe.yaml"
