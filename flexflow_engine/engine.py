@@ -42,7 +42,7 @@ from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.plugins import Registry
 from flexflow_engine.runtime.metrics import collect
 from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenIds, TokenSource
-from flexflow_engine.runtime.session import OnStep, Session
+from flexflow_engine.runtime.session import OnStep, Session, StepTime
 from flexflow_engine.runtime.trace import FoldedTrace, Trace
 from flexflow_engine.store.weights import WeightStore
 
@@ -318,7 +318,19 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
             first_tokens=run.first_tokens,
             generated_tokens=batcher.generated_tokens,
             predicted_tokens_per_s=run.predicted_tokens_per_s,
+            predicted_tokens_per_s_as_ended=_predicted_as_ended(job, run, times, batcher.generated_tokens),
         )
+
+
+def _predicted_as_ended(job: _Job, run: _Run, times: Sequence[StepTime], generated_tokens: int) -> float | None:
+    """The prediction made again for the steps that the run came to: no plan knows which sequences end early. None
+    where there is no prediction, or the job is too long to be simulated step by step.
+    """
+    workload = job.planner.workload
+    if run.predicted_tokens_per_s is None or generated_tokens == len(job.prompts) * workload.max_new_tokens:
+        return run.predicted_tokens_per_s
+    seconds = job.planner.predictor().seconds(job.plan.layout, [time.step for time in times])
+    return generated_tokens / seconds if seconds else None
 
 
 def _batcher(recipe: Recipe, job: _Job) -> Batcher:

@@ -21,6 +21,7 @@ TINY = Sizes(
     link_seconds=2e-3,
     tokens=(1, 4),
     features=32,
+    out_features=(64,),
     cold_nbytes=2**14,
     prompts=(4, 8),
     contexts=(4, 8),

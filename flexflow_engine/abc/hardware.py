@@ -98,6 +98,9 @@ class Processor:
     """Reads and writes together: norms, additions, copies."""
     task_s: float
     """What a task takes beside its arithmetic: calls, kernel launches, threads to wake."""
+    matmul_left_by_out_features: Curve = Curve(((1.0, 1.0),))
+    """What is left of `matmul_flops_per_s` by the out_features of one matrix, as a fraction: libraries pack a matrix
+    before they multiply it, and a packed wide one falls out of the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,8 +48,11 @@ def _throughput(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield f"{metrics['tokens_per_s']:.1f} tokens/s"
     if metrics.get("decode_tokens_per_s") is not None:
         yield f"{metrics['decode_tokens_per_s']:.1f} while decoding"
-    if metrics.get("predicted_tokens_per_s") is not None:
-        yield f"{metrics['predicted_tokens_per_s']:.1f} predicted"
+    before, as_ended = metrics.get("predicted_tokens_per_s"), metrics.get("predicted_tokens_per_s_as_ended")
+    if before is not None:
+        yield f"{before:.1f} predicted" if before == as_ended else f"{before:.1f} predicted if no sequence ends early"
+    if as_ended is not None and as_ended != before:
+        yield f"{as_ended:.1f} predicted for the ends that were met"
 
 
 def _bound(metrics: Mapping[str, Any], seconds: float) -> str:

@@ -4,7 +4,7 @@ A task's time has two parts. `fixed_s` passes whatever else goes on: latencies, 
 takes of its link or processor while it has that for itself; tasks that run at once in a lane share it.
 
     transfer      fixed = contiguous moves * latency     shared = bytes / rate of the link
-    gather rows   fixed = looked-up units * (latency + host's time for a row)     shared = bytes / rate
+    gather rows   fixed = looked-up units * host's time for a row     shared = units * latency + bytes / rate
     decode        fixed = task_s    shared = numbers / decode rate
     compute       fixed = task_s    shared = matmuls + vectors + attention (planning.arithmetic)
     attend        the same of attention on the host's processor; inputs and output of it: their part of the layer
@@ -15,6 +15,7 @@ by more than `Beside` says, clocks that fall when a processor gets hot.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from flexflow_engine.abc.codec import Codec
@@ -67,8 +68,7 @@ class CostModel:
         self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec)
         attending = profile.processor(HOST) if layout.attention.on_host else processor
         self._attention = Arithmetic(attending, model.config, model.dtype, kv_codec)
-        self._decoded_numbers = [_numbers(layer) for layer in layout.weights.layers]
-        self._out_features = [_out_features(layer) for layer in layout.weights.layers]
+        self._matrices = [_matrices(layer) for layer in layout.weights.layers]
 
     def seconds(self, task: Task) -> float:
         """What the task takes when it runs alone."""
@@ -98,19 +98,24 @@ class CostModel:
         return Work(len(copy.moves) * link.latency_s, task.nbytes / link.bytes_per_s)
 
     def _gather(self, gather: GatherRows, task: Task) -> Work:
-        """The units of the far part of the table that hold the batch's tokens, each read once, one after another."""
+        """The units of the far part of the table that hold the batch's tokens, each read once, one after another.
+
+        Beside pages their latency grows as bytes do: these small reads queue behind what the pages asked for.
+        """
         link = self.link(task.lane)
         units = sum(
             distinct(run.num_units, gather.batch.new_tokens * (run.stop_row - run.first_row) / run.tensor.rows)
             for run in self._layout.weights.table
             if run.tier == gather.far
         )
-        return Work(units * (link.latency_s + self._profile.host.gather_row_s), task.nbytes / link.bytes_per_s)
+        shared_s = units * link.latency_s + task.nbytes / link.bytes_per_s
+        return Work(units * self._profile.host.gather_row_s, shared_s)
 
     def _computed(self, operation: _Computation) -> float:
         """What the compute tier's processor is given."""
         if isinstance(operation, DecodeWeights):
-            return self._arithmetic.decoded(self._decoded_numbers[operation.layer], self._weight_codec)
+            numbers = sum(rows * columns for rows, columns in self._matrices[operation.layer])
+            return self._arithmetic.decoded(numbers, self._weight_codec)
         if isinstance(operation, FetchTokens):
             return 0.0
         if isinstance(operation, AttentionInputs):
@@ -142,14 +147,16 @@ class CostModel:
         """The part of a decoder layer that makes queries, keys and values."""
         width, hidden_size = self._layout.inputs_width, self._layout.hidden_size
         vectors = self._arithmetic.memory(batch.new_tokens * 2 * width)
-        return self._arithmetic.matmul(hidden_size * width, batch.new_tokens) + vectors
+        return self._arithmetic.matmul(hidden_size * width, batch.new_tokens, hidden_size) + vectors
 
     def _last_tokens(self, layer: PlacedLayer, batch: BatchStep) -> float:
         return self._layer(layer, len(batch.rows))
 
     def _layer(self, layer: PlacedLayer, tokens: int) -> float:
-        vectors = self._arithmetic.vectors(self._out_features[layer.index], tokens)
-        return self._arithmetic.matmul(self._decoded_numbers[layer.index], tokens) + vectors
+        """Matrix by matrix: a wide one may be multiplied slower."""
+        matrices = self._matrices[layer.index]
+        vectors = self._arithmetic.vectors(sum(rows for rows, _ in matrices), tokens)
+        return vectors + sum(self._arithmetic.matmul(rows * columns, tokens, rows) for rows, columns in matrices)
 
 
 def distinct(units: int, draws: float) -> float:
@@ -157,9 +164,10 @@ def distinct(units: int, draws: float) -> float:
     return units * (1 - (1 - 1 / units) ** draws) if units else 0.0
 
 
-def _numbers(layer: PlacedLayer) -> int:
-    return sum((run.stop_row - run.first_row) * run.tensor.columns for run in layer.runs)
-
-
-def _out_features(layer: PlacedLayer) -> int:
-    return sum(run.stop_row - run.first_row for run in layer.runs)
+def _matrices(layer: PlacedLayer) -> list[tuple[int, int]]:
+    """(out_features, in_features) of each of the layer's matrices, however many runs it lies in."""
+    columns = {run.tensor.name: run.tensor.columns for run in layer.runs}
+    rows = Counter[str]()
+    for run in layer.runs:
+        rows[run.tensor.name] += run.stop_row - run.first_row
+    return [(rows[name], columns[name]) for name in columns]

@@ -70,6 +70,15 @@ class Predictor:
             error_s += curvature(sample, chosen)
         return _prediction(layout, workload, steps, [runs[n] for n in range(len(steps))], error_s=error_s)
 
+    def seconds(self, layout: Layout, steps: Sequence[Step]) -> float | None:
+        """What just these steps of a job take; None where they have too many tasks to be simulated one by one.
+
+        Raises HardwareError where the profile lacks what the layout needs.
+        """
+        if _tasks_per_step(layout) * len(steps) > self.max_tasks:
+            return None
+        return sum(run.seconds for run in self._simulator(layout).run(steps))
+
     def first_events(self, layout: Layout, workload: WorkloadShape) -> list[TaskEvent]:
         """Every task of the job's first steps, as many whole ones as are a matter of seconds, at least two."""
         steps = compose(workload, layout.policy)

@@ -22,9 +22,11 @@ def collect(
     first_tokens: int,
     generated_tokens: int,
     predicted_tokens_per_s: float | None,
+    predicted_tokens_per_s_as_ended: float | None,
 ) -> dict[str, Any]:
     """The metrics of a run, ready for JSON. first_tokens: how many generated tokens were sampled from prompts.
-    predicted_tokens_per_s: None where nothing is known of the machine.
+    predicted_tokens_per_s: as if no sequence ended early, and ..._as_ended: with the ends that were met; None where
+    nothing is known of the machine.
     """
     prefill_s, decode_s = phase_seconds(times)
     total_s = prefill_s + decode_s
@@ -42,6 +44,7 @@ def collect(
         "lanes": {name: _lane(use) for name, use in lanes.items()},
         "bound_by": max(lanes, key=lambda name: lanes[name].busy_s),
         "predicted_tokens_per_s": predicted_tokens_per_s,
+        "predicted_tokens_per_s_as_ended": predicted_tokens_per_s_as_ended,
     }
 
 

@@ -25,6 +25,7 @@ from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.next_tokens import TokenIds, TokenSource
 from flexflow_engine.runtime.tiles import TileRunner
 from flexflow_engine.runtime.trace import Trace
+from flexflow_engine.runtime.warm_up import load_kernels
 from flexflow_engine.store.weights import WeightStore
 
 CHECKED_STEPS = 3
@@ -78,6 +79,7 @@ class Session:
             workers=self._workers,
             source=source,
         )
+        load_kernels(layout, model, weight_codec=weight_codec, kv_codec=kv_codec, workers=self._workers)
         self._executor = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
 
     @property

@@ -90,6 +90,7 @@ def test_the_metrics_have_the_promised_keys_and_agree_with_each_other(run: Run) 
         "lanes",
         "bound_by",
         "predicted_tokens_per_s",
+        "predicted_tokens_per_s_as_ended",
     }
     assert (metrics["prompt_tokens"], metrics["generated_tokens"]) == (sum(map(len, PROMPTS)), 6 * len(PROMPTS))
     seconds = metrics["prefill_s"] + metrics["decode_s"]

@@ -133,3 +133,12 @@ def test_a_late_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_told_before_the_run(tmp_path: Path, place: str) -> None:
     with pytest.raises(StorageError):
         check_writable(tmp_path / place)
+
+
+def test_a_prediction_that_ends_have_spoilt_is_told_as_such() -> None:
+    kept = {**METRICS, "predicted_tokens_per_s": 90.0, "predicted_tokens_per_s_as_ended": 90.0}
+    assert "90.0 predicted" in render_run(kept)
+    assert "early" not in render_run(kept)
+    spoilt = render_run({**kept, "predicted_tokens_per_s_as_ended": 55.0})
+    assert "90.0 predicted if no sequence ends early" in spoilt
+    assert "55.0 predicted for the ends that were met" in spoilt

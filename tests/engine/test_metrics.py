@@ -48,6 +48,7 @@ def metrics(steps: list[StepTime], **tokens: int) -> dict[str, Any]:
         lanes=LANES,
         times=steps,
         predicted_tokens_per_s=None,
+        predicted_tokens_per_s_as_ended=None,
         **counts,
     )
 

@@ -159,3 +159,10 @@ def test_steps_in_which_pages_fill_and_those_after_prompts_are_kinds_of_their_ow
     samples = sample_steps(steps, page_tokens=4)
     assert [sorted(n for _, n in sample.steps) for sample in samples] == [[0], [1], [2, 3, 5, 6, 7], [4, 8]]
     assert [sorted(n for _, n in sample.chosen) for sample in samples] == [[0], [1], [2, 5, 7], [4, 8]]
+
+
+def test_the_steps_of_a_job_are_predicted_as_the_job_is() -> None:
+    layout, workload = laid_out(opt(), DEVICE_FAR_DISK, spread(DEVICE_FAR_DISK))
+    steps = compose(workload, layout.policy)
+    assert predictor(opt()).seconds(layout, steps) == pytest.approx(predictor(opt()).predict(layout, workload).seconds)
+    assert predictor(opt(), max_tasks=10).seconds(layout, steps) is None

@@ -16,11 +16,20 @@ from flexflow_engine.planning.profile.sizes import Sizes
 LOAD_TOKENS = 16
 """Rows of the matmuls that run beside links: enough to keep a processor and its memory busy."""
 
+WIDE_TOKENS = 32
+
 
 def matmul_flops_per_s(bench: Bench, sizes: Sizes) -> Curve:
     """By rows of one call; the matrices come from memory, as a layer's do, not from a cache."""
     matrices = _matrices(bench, sizes)
     return Curve(tuple((float(tokens), _matmul_rate(bench, sizes, matrices, tokens)) for tokens in sizes.tokens))
+
+
+def matmul_left_by_out_features(bench: Bench, sizes: Sizes) -> Curve:
+    """What wide matrices leave of the rate of square ones; they come from memory as well."""
+    square = _wide_rate(bench, sizes, sizes.features)
+    wide = [(float(rows), min(1.0, _wide_rate(bench, sizes, rows) / square)) for rows in sizes.out_features]
+    return Curve(((float(sizes.features), 1.0), *wide))
 
 
 def memory_bytes_per_s(bench: Bench, sizes: Sizes) -> float:
@@ -46,12 +55,20 @@ def matmul_load(bench: Bench, sizes: Sizes) -> Load:
     return Load(work, 2.0 * LOAD_TOKENS * sizes.features**2)
 
 
-def _matrices(bench: Bench, sizes: Sizes) -> list[torch.Tensor]:
-    nbytes = sizes.features**2 * bench.torch_dtype.itemsize
-    return [bench.numbers(sizes.features, sizes.features) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
+def _matrices(bench: Bench, sizes: Sizes, rows: int | None = None) -> list[torch.Tensor]:
+    """[rows, features] each, square ones where no rows are given."""
+    shape = rows or sizes.features, sizes.features
+    nbytes = shape[0] * shape[1] * bench.torch_dtype.itemsize
+    return [bench.numbers(*shape) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
+
+
+def _wide_rate(bench: Bench, sizes: Sizes, rows: int) -> float:
+    """Operations a second over matrices of so many rows, by as many tokens as a GPU batch may have."""
+    matrices = _matrices(bench, sizes, rows)
+    return _matmul_rate(bench, sizes, matrices, min(WIDE_TOKENS, sizes.tokens[-1]))
 
 
 def _matmul_rate(bench: Bench, sizes: Sizes, matrices: list[torch.Tensor], tokens: int) -> float:
     turn, x = cycle(matrices), bench.numbers(tokens, sizes.features)
     multiply = multiplication(bench.memory, bench.torch_dtype)
-    return 2.0 * tokens * sizes.features**2 / bench.time(lambda: multiply(x, next(turn), None))
+    return 2.0 * tokens * matrices[0].numel() / bench.time(lambda: multiply(x, next(turn), None))

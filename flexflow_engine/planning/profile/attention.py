@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import cycle
 
 import torch
@@ -30,15 +29,27 @@ def prefill_flops_per_s(bench: Bench, sizes: Sizes) -> Curve:
 
 def decode_bytes_per_s(bench: Bench, sizes: Sizes, codec: Codec) -> Curve:
     """By cached tokens; bytes of keys and values as the codec leaves them."""
-    call_s = bench.time(one_token(bench, sizes, codec))
+    call_s = _call_s(bench, sizes, codec)
     points = ((float(context), _decode_rate(bench, sizes, codec, context, call_s)) for context in sizes.contexts)
     return Curve(tuple(points))
 
 
-def one_token(bench: Bench, sizes: Sizes, codec: Codec) -> Callable[[], object]:
-    """The smallest call of all: one sequence with one cached token, one head of one number."""
-    tiny = replace(sizes, heads=1, head_dim=2, page_tokens=1, cold_nbytes=0)
-    return _decode_call(bench, tiny, codec, (1, 1))
+def one_more_token(bench: Bench, sizes: Sizes, codec: Codec) -> tuple[Callable[[torch.Tensor], object], float]:
+    """What a decode step does beside a layer's matrices: a token of each row put into the cache, and attended to.
+
+    Of x [attention_rows, heads * head_dim], which is query, key and value; and the seconds that the cached bytes take.
+    """
+    count, context = sizes.attention_rows, sizes.contexts[0]
+    rows = _rows(count, context)
+    caches = cycle(_caches(bench, sizes, codec, (count, context)))
+
+    def call(x: torch.Tensor) -> object:
+        cache, numbers = next(caches), x.view(count, sizes.heads, sizes.head_dim)
+        cache.append(rows, numbers, numbers)
+        return attend_tokens(rows, numbers, cache, count, sizes.head_dim**-0.5)
+
+    seconds, call_s = _decode_s(bench, sizes, codec, context), _call_s(bench, sizes, codec)
+    return call, max(0.0, seconds - call_s)
 
 
 def _prefill_rate(bench: Bench, sizes: Sizes, tokens: int) -> float:
@@ -51,20 +62,40 @@ def _prefill_rate(bench: Bench, sizes: Sizes, tokens: int) -> float:
 
 def _decode_rate(bench: Bench, sizes: Sizes, codec: Codec, context: int, call_s: float) -> float:
     """Without `call_s`, what a call takes whatever it reads; at least a tenth of the time is left to the bytes."""
-    rows = sizes.attention_rows
-    seconds = bench.time(_decode_call(bench, sizes, codec, (rows, context)))
-    nbytes = 2 * codec.encoded_nbytes((sizes.heads, context + 1, sizes.head_dim), bench.dtype)
-    return rows * nbytes / max(seconds - call_s, seconds / 10)
+    seconds = _decode_s(bench, sizes, codec, context)
+    return _cached_nbytes(bench, sizes, codec, context) / max(seconds - call_s, seconds / 10)
 
 
-def _decode_call(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> Callable[[], object]:
-    """Attention of one new token a row, each call over another cache. tile: rows and cached tokens."""
-    count, context = tile
-    rows = [RowStep(row=row, sequence=row, new_tokens=1, context=context) for row in range(count)]
-    q = bench.numbers(count, sizes.heads, sizes.head_dim)
-    nbytes = 2 * count * context * sizes.heads * sizes.head_dim * bench.torch_dtype.itemsize
-    caches = cycle([_cache(bench, sizes, codec, tile) for _ in range(max(1, sizes.cold_nbytes // nbytes))])
-    return lambda: attend_tokens(rows, q, next(caches), count, sizes.head_dim**-0.5)
+def _call_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
+    """What a call takes whatever it reads: where the line through the shortest and the longest cache begins."""
+    shortest, longest = sizes.contexts[0], sizes.contexts[-1]
+    short_s, long_s = _decode_s(bench, sizes, codec, shortest), _decode_s(bench, sizes, codec, longest)
+    few, many = (_cached_nbytes(bench, sizes, codec, context) for context in (shortest, longest))
+    return max(0.0, short_s - few * (long_s - short_s) / (many - few))
+
+
+def _cached_nbytes(bench: Bench, sizes: Sizes, codec: Codec, context: int) -> int:
+    """Keys and values of all rows, each with one new token."""
+    row = codec.encoded_nbytes((sizes.heads, context + 1, sizes.head_dim), bench.dtype)
+    return 2 * sizes.attention_rows * row
+
+
+def _decode_s(bench: Bench, sizes: Sizes, codec: Codec, context: int) -> float:
+    """Attention of one new token a row, each call over another cache."""
+    count = sizes.attention_rows
+    rows, q = _rows(count, context), bench.numbers(count, sizes.heads, sizes.head_dim)
+    caches = cycle(_caches(bench, sizes, codec, (count, context)))
+    return bench.time(lambda: attend_tokens(rows, q, next(caches), count, sizes.head_dim**-0.5))
+
+
+def _rows(count: int, context: int) -> list[RowStep]:
+    return [RowStep(row=row, sequence=row, new_tokens=1, context=context) for row in range(count)]
+
+
+def _caches(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> list[TileCache]:
+    """More than the processor's caches hold. tile: rows and cached tokens."""
+    nbytes = 2 * tile[0] * tile[1] * sizes.heads * sizes.head_dim * bench.torch_dtype.itemsize
+    return [_cache(bench, sizes, codec, tile) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
 
 
 def _cache(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> TileCache:

@@ -54,6 +54,10 @@ class Bench:
         return median(times) / calls
 
     def _elapsed(self, work: Callable[[], object], calls: int) -> float:
+        def repeat() -> None:
+            for _ in range(calls):
+                work()  # its result is dropped: results that are kept would each be written to fresh memory
+
         begin = time.perf_counter()
-        self.finish(lambda: [work() for _ in range(calls)])
+        self.finish(repeat)
         return time.perf_counter() - begin

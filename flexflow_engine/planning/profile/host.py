@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import median
 
 import torch
@@ -16,12 +17,13 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import Placement, Policy, WorkloadShape
 from flexflow_engine.abc.step import BatchStep, RowStep, Step
 from flexflow_engine.abc.tier import Tier
+from flexflow_engine.cpu.matmul import multiplication
 from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.placement.layout import Layout, make_layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
-from flexflow_engine.planning.profile.attention import one_token
+from flexflow_engine.planning.profile.attention import one_more_token
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.runtime.executor import DataflowExecutor
@@ -48,18 +50,36 @@ def host_costs(bench: Bench, sizes: Sizes, codec: Codec, tasks: TaskCosts) -> Ho
 
 
 def task_s(bench: Bench, sizes: Sizes, codec: Codec, tasks: TaskCosts) -> float:
-    """What a decoder layer takes whose matrices and cache are next to nothing, and the lane for any task."""
-    x, weight, bias = bench.numbers(1, 1), bench.numbers(1, 1), bench.numbers(1)
-    attend = one_token(bench, sizes, codec)
+    """What a decoder layer takes beside its matrices and what is cached, and the lane for any task.
 
-    def tile() -> None:
+    Calls find nothing in the processor's caches after a matrix has passed through, and take several times what they
+    take in a loop of their own. So a layer is timed with its matrices and without everything else, and subtracted.
+    """
+    width, matmuls = sizes.heads * sizes.head_dim, 6
+    matrices = cycle([bench.numbers(width, width) for _ in range(_cold_matrices(bench, sizes, width))])
+    x, vector = bench.numbers(sizes.attention_rows, width), bench.numbers(width)
+    multiply = multiplication(bench.memory, bench.torch_dtype)
+    attend, cached_s = one_more_token(bench, sizes, codec)
+
+    def products() -> None:
+        for _ in range(matmuls):
+            multiply(x, next(matrices), None)
+
+    def layer() -> None:
         for _ in range(2):
-            F.layer_norm(x, (1,), bias, bias)
-        for _ in range(6):
-            F.linear(x, weight, bias)
-        attend()
+            F.layer_norm(x, (width,), vector, vector)
+            x.add_(multiply(x, next(matrices), vector)).clamp_(0.5, 1.5)
+            torch.relu_(multiply(x, next(matrices), vector))
+            multiply(x, next(matrices), vector)
+        attend(x)
 
-    return tasks.run_s + bench.time(tile)
+    times = [(bench.time(layer), bench.time(products)) for _ in range(3)]
+    return tasks.run_s + max(0.0, median(whole - part for whole, part in times) - cached_s)
+
+
+def _cold_matrices(bench: Bench, sizes: Sizes, width: int) -> int:
+    """How many are more than the processor's caches hold."""
+    return max(1, sizes.cold_nbytes // (width**2 * bench.torch_dtype.itemsize))
 
 
 def measure_tasks(model: Model, codec: Codec, tier: Tier) -> TaskCosts:

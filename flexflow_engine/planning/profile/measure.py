@@ -12,7 +12,12 @@ from typing import Self
 from flexflow_engine.abc.hardware import PLAIN, Direction, HardwareProfile, HostCosts, Link, Processor
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import FlexFlowError, HardwareError
-from flexflow_engine.planning.profile.arithmetic import matmul_flops_per_s, matmul_load, memory_bytes_per_s
+from flexflow_engine.planning.profile.arithmetic import (
+    matmul_flops_per_s,
+    matmul_left_by_out_features,
+    matmul_load,
+    memory_bytes_per_s,
+)
 from flexflow_engine.planning.profile.attention import decode_bytes_per_s, prefill_flops_per_s
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.codecs import codec_rates
@@ -80,6 +85,7 @@ class _Workbench:
             codecs={},
             memory_bytes_per_s=memory_bytes_per_s(bench, sizes),
             task_s=task_s(bench, sizes, plain, tasks),
+            matmul_left_by_out_features=matmul_left_by_out_features(bench, sizes),
         )
         measured = replace(profile, processors={**profile.processors, part.memory: processor})
         return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, plain, tasks))

@@ -17,6 +17,8 @@ class Sizes:
     """Rows of one matmul."""
     features: int = 1024
     """Matrices are [features, features]."""
+    out_features: tuple[int, ...] = (4096, 16384)
+    """Of wide matrices, [out_features, features]."""
     cold_nbytes: int = 96 * 2**20
     """What is read anew has more bytes than any cache: weights, a KV cache."""
     prompts: tuple[int, ...] = (16, 64, 256, 1024)

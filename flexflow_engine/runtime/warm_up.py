@@ -1,0 +1,40 @@
+"""The host's compiled kernels, called once before a run's clock begins: the first call loads or compiles them, which
+takes half a second and more, and is no part of any step.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.step import RowStep
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.placement.kv import Rectangle
+from flexflow_engine.placement.layout import Layout
+from flexflow_engine.runtime.host_attention import HostPages, HostTile
+from flexflow_engine.runtime.shared_decoding import decoding
+
+_PAGE_TOKENS, _UNIT = 16, (16, 64)
+
+
+def load_kernels(layout: Layout, model: Model, *, weight_codec: Codec, kv_codec: Codec, workers: Workers) -> None:
+    """Those that the layout's tasks call. Their results are dropped."""
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    if layout.attends_in_kernel:
+        _attend_once(model, kv_codec, dtype, workers)
+    if layout.encoded_weights and layout.device.memory == HOST:
+        encoded = torch.zeros((1, weight_codec.encoded_nbytes(_UNIT, model.dtype)), dtype=torch.uint8)
+        decoding(weight_codec, [(encoded, torch.empty((1, *_UNIT), dtype=dtype))], memory=HOST, workers=workers)()
+
+
+def _attend_once(model: Model, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:
+    """One row with one cached token, in a page of zeros."""
+    page = model.config.num_kv_heads, _PAGE_TOKENS, model.config.head_dim
+    decoder = None if codec.keeps_bytes else codec.kernel_decoder(page)
+    stored = torch.zeros((1, 1, codec.encoded_nbytes(page, model.dtype)), dtype=torch.uint8)
+    pages = HostPages(Rectangle("", "", 0, 1, 0, 1), stored, stored, takes_tokens=True, decoder=decoder)
+    tile = HostTile([pages], tail_rows=range(0), tails=None, page=page, dtype=dtype, workers=workers)
+    query = torch.zeros((1, model.config.num_heads, model.config.head_dim), dtype=dtype)
+    tile.attend([RowStep(row=0, sequence=0, new_tokens=1, context=0)], query, 1.0)
