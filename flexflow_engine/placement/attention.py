@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flexflow_engine.abc.policy import Policy, TierDescription
+from flexflow_engine.abc.policy import AttentionPlace, Policy, TierDescription
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.errors import PolicyError
 
@@ -48,7 +48,19 @@ class AttentionSite:
 def attention_site(policy: Policy, tiers: tuple[TierDescription, ...]) -> AttentionSite:
     """Raises PolicyError when the policy asks for attention where it can't run."""
     device = tiers[0]
-    if policy.attention == "device":
+    if policy.attention == "host" and policy.kv_cache.fraction(device.name):
+        raise PolicyError(
+            f"attention on the host can't read the part of the KV cache that lies on {device.name}",
+            where="scheduler.kv_cache",
+            fix=f"a share of 0 on {device.name} would do, or attention: device",
+        )
+    return site_of(policy.attention, tiers)
+
+
+def site_of(place: AttentionPlace, tiers: tuple[TierDescription, ...]) -> AttentionSite:
+    """The same, wherever the cache lies. Raises PolicyError where the host can't attend."""
+    device = tiers[0]
+    if place == "device":
         return AttentionSite(
             tier=device.name,
             in_place=direct_tiers(tiers),
@@ -56,13 +68,7 @@ def attention_site(policy: Policy, tiers: tuple[TierDescription, ...]) -> Attent
             across_link=False,
             near_tier=device.name,
         )
-    if policy.kv_cache.fraction(device.name):
-        raise PolicyError(
-            f"attention on the host can't read the part of the KV cache that lies on {device.name}",
-            where="scheduler.kv_cache",
-            fix=f"a share of 0 on {device.name} would do, or attention: device",
-        )
-    read = [tier.name for tier in (*tiers[1:], device) if _is_read_by_host(tier)]
+    read = _read_by_host(tiers)
     if not read:
         raise PolicyError(
             "attention on the host needs a tier in host memory",
@@ -79,6 +85,14 @@ def attention_site(policy: Policy, tiers: tuple[TierDescription, ...]) -> Attent
     )
 
 
+def attention_places(tiers: tuple[TierDescription, ...]) -> tuple[AttentionPlace, ...]:
+    """Where attention can run. On the host nothing of the cache lies on the first tier, so there must be another one
+    for it.
+    """
+    elsewhere = any(tier.placeable for tier in tiers[1:])
+    return ("device", "host") if elsewhere and _read_by_host(tiers) else ("device",)
+
+
 def direct_tiers(tiers: tuple[TierDescription, ...]) -> frozenset[str]:
     """The compute tier, and where that is in host memory every tier there that is computed on in place.
 
@@ -87,6 +101,11 @@ def direct_tiers(tiers: tuple[TierDescription, ...]) -> frozenset[str]:
     device = tiers[0]
     beside = device.memory == HOST
     return frozenset(t.name for t in tiers if t is device or (beside and _is_read_by_host(t)))
+
+
+def _read_by_host(tiers: tuple[TierDescription, ...]) -> list[str]:
+    """The tiers that the host computes on in place, the compute tier last."""
+    return [tier.name for tier in (*tiers[1:], tiers[0]) if _is_read_by_host(tier)]
 
 
 def _is_read_by_host(tier: TierDescription) -> bool:

@@ -15,6 +15,7 @@ from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import PolicyError
 from flexflow_engine.jobs.sizes import format_size
+from flexflow_engine.placement.attention import attention_places
 from flexflow_engine.placement.layout import Layout, make_layout
 from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.placement.pages import PagedTensor, paged_tensors
@@ -115,7 +116,7 @@ class Planner:
             dtype=self.model.dtype,
             workload=self.workload,
             tiers=self.tiers,
-            attention_places=("device",),
+            attention_places=attention_places(self.tiers),
             memory_table=lambda policy: memory_table(self._lay_out(policy, tensors)),
             hardware=self.hardware,
             step_costs=lambda shape: step_costs().costs(shape),

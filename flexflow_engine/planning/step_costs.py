@@ -1,45 +1,43 @@
 """Seconds of work that a whole step gives each lane, linear in the shares of a placement.
 
 What `planning.cost` says of single tasks, summed in closed form without laying anything out: fractions of pages count
-as fractions, and every row does the same. A lane of width w that carries N transfers of b bytes, each with latency l,
-takes N * max(b / rate, (l + b / rate) / w) seconds.
+as fractions, and every row does the same. How transfers become seconds stands in `planning.traffic`.
 
     weights      a layer's pages once a step               read lanes of their tier
-    kv_cache     decode: full pages once a tile            read lanes
-                 the tokens that pages take                write lanes, 2 transfers a row and page
+    kv_cache     planning.attention_costs                  read and write lanes
     activations  hidden states between two layers          read and write lanes, once a tile
+    compute      every layer's task, matmuls and vectors, once a tile; decoding of its weights, once a step;
+                 attention, where the compute tier attends
+
+With attention on the host a layer of generated tokens is two tasks on the compute tier. What keeps the two processors
+from working at once is a lane of its own here, TURNS, which takes compute + f * attention:
+
+    f = 1        they are one processor, or there is one GPU batch: each waits for the other
+    f = 1 / b    weights are encoded: one layer is decoded at a time, so its last GPU batch's attention is waited for
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import ITEM_NBYTES
-from flexflow_engine.abc.hardware import Direction, HardwareProfile
+from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import LayerKind, LayerSpec, Model
 from flexflow_engine.abc.policy import TensorClass, TierDescription
 from flexflow_engine.abc.prediction import StepCosts, StepShape
-from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.graph.lanes import read_lane, write_lane
-from flexflow_engine.graph.task import COMPUTE_LANE
+from flexflow_engine.graph.lanes import read_lane
+from flexflow_engine.graph.task import ATTENTION_LANE, COMPUTE_LANE
 from flexflow_engine.placement.attention import direct_tiers
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.planning.arithmetic import Arithmetic
+from flexflow_engine.planning.attention_costs import AttentionCosts
 from flexflow_engine.planning.cost import distinct
+from flexflow_engine.planning.traffic import Lanes, LaneWork, Traffic
 
-Lanes = Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Traffic:
-    """Transfers of one size in a step."""
-
-    count: float
-    nbytes: float
+TURNS = f"{COMPUTE_LANE}, {ATTENTION_LANE} by turns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,106 +63,85 @@ class StepCostModel:
         tiers: tuple[TierDescription, ...],
         profile: HardwareProfile,
     ) -> None:
-        self._model, self._tiers, self._profile = model, tiers, profile
-        self._weight_codec, self._kv_codec = weight_codec, kv_codec
+        self._model, self._tiers, self._profile, self._weight_codec = model, tiers, profile, weight_codec
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._direct = direct_tiers(tiers)
         self._kinds = Counter(self._kind(layer) for layer in model.layers())
         self._matrices = Counter(self._pages(name) for layer in model.layers() for name in layer.matrices.values())
         self._arithmetic = Arithmetic(profile.processor(tiers[0].memory), model.config, model.dtype, kv_codec)
+        self._attention = AttentionCosts(model, kv_codec, tiers, profile)
 
     def costs(self, shape: StepShape) -> StepCosts:
         """Raises HardwareError where the profile lacks what the tiers need."""
-        always = {COMPUTE_LANE: sum(count * self._layer_s(kind, shape) for kind, count in self._kinds.items())}
         placed: dict[tuple[TensorClass, str], Lanes] = {}
         for tier in self._tiers:
             if tier.name not in self._direct:
                 placed["weights", tier.name] = self._weights(tier, shape)
-                placed["kv_cache", tier.name] = self._kv(tier, shape)
+                placed["kv_cache", tier.name] = self._attention.cache(tier, shape)
                 placed["activations", tier.name] = self._activations(tier, shape)
-        return StepCosts(always=always, placed=placed)
+        return StepCosts(always=self._always(shape), placed=placed)
+
+    def _always(self, shape: StepShape) -> Lanes:
+        compute_s = sum(count * self._layer_s(kind, shape) for kind, count in self._kinds.items())
+        lanes = {COMPUTE_LANE: compute_s, **self._attention.always(shape)}
+        if ATTENTION_LANE in lanes and (waiting := self._waiting(shape)):
+            lanes[TURNS] = compute_s + waiting * lanes[ATTENTION_LANE]
+        return lanes
+
+    def _waiting(self, shape: StepShape) -> float:
+        """The fraction of attention that the compute tier waits for."""
+        if self._tiers[0].memory == HOST or shape.num_gpu_batches == 1:
+            return 1.0
+        return 0.0 if self._weight_codec.keeps_bytes else 1 / shape.num_gpu_batches
 
     def _kind(self, layer: LayerSpec) -> _LayerKind:
         matrices = [self._tensors[name] for name in layer.matrices.values()]
         numbers = sum(tensor.rows * tensor.columns for tensor in matrices)
         return _LayerKind(layer.kind, numbers, sum(tensor.rows for tensor in matrices))
 
-    def _pages(self, name: str) -> _Traffic:
+    def _pages(self, name: str) -> Traffic:
         """A matrix, page by page."""
         tensor = self._tensors[name]
-        return _Traffic(tensor.num_pages, tensor.nbytes / tensor.num_pages)
+        return Traffic(tensor.num_pages, tensor.nbytes / tensor.num_pages)
 
     def _layer_s(self, layer: _LayerKind, shape: StepShape) -> float:
         """Of all GPU batches."""
-        numbers, rows = layer.numbers, _rows(shape)
-        tokens = sum(row.new_tokens for row in rows) if layer.kind in {"embed", "decoder"} else len(rows)
-        tile = self._arithmetic.task_s + self._arithmetic.matmul(numbers, tokens)
+        whole, last = _new_tokens(shape), shape.gpu_batch_size
+        tokens = whole if layer.kind in {"embed", "decoder"} else last
+        tile = self._arithmetic.task_s + self._arithmetic.matmul(layer.numbers, tokens)
         tile += self._arithmetic.vectors(layer.out_features, tokens)
         if layer.kind == "decoder":
-            prompts = shape.phase == "prefill"
-            tile += self._arithmetic.prompt_attention(rows) if prompts else self._arithmetic.token_attention(rows)
+            apart = self._attention.is_apart(shape)
+            tile += self._arithmetic.task_s if apart else self._attention.tile_s(shape)
         decoded = 0.0
-        if numbers and not self._weight_codec.keeps_bytes:
-            decoded = self._arithmetic.task_s + self._arithmetic.decoded(numbers, self._weight_codec)
+        if layer.numbers and not self._weight_codec.keeps_bytes:
+            decoded = self._arithmetic.task_s + self._arithmetic.decoded(layer.numbers, self._weight_codec)
         return shape.num_gpu_batches * tile + decoded
 
     def _weights(self, tier: TierDescription, shape: StepShape) -> Lanes:
-        lanes: dict[str, float] = defaultdict(float)
+        work = LaneWork(self._tiers, self._profile)
         for pages, count in self._matrices.items():
-            self._carry(lanes, tier, "read", replace(pages, count=count * pages.count))
-        self._gather(lanes, tier, shape)
-        return lanes
+            work.carry(tier, "read", Traffic(count * pages.count, pages.nbytes), near=self._tiers[0].memory)
+        self._gather(work.lanes, tier, shape)
+        return work.lanes
 
     def _gather(self, lanes: dict[str, float], tier: TierDescription, shape: StepShape) -> None:
         """Rows of the embedding table."""
         table = self._tensors[next(layer.table for layer in self._model.layers() if layer.table)]
-        tokens = sum(row.new_tokens for row in _rows(shape))
-        units = shape.num_gpu_batches * distinct(table.num_units, tokens)
+        units = shape.num_gpu_batches * distinct(table.num_units, _new_tokens(shape))
         link = self._profile.link(tier, "read")
         lanes[read_lane(tier.name)] += units * (link.latency_s + self._profile.host.gather_row_s)
 
-    def _kv(self, tier: TierDescription, shape: StepShape) -> Lanes:
-        """A tile's keys and values, for all tiles."""
-        config, lanes = self._model.config, defaultdict[str, float](float)
-        page = (config.num_kv_heads, shape.kv_page_tokens, config.head_dim)
-        page_nbytes = 2 * self._kv_codec.encoded_nbytes(page, self._model.dtype)
-        tiles, rows = config.num_layers * shape.num_gpu_batches, shape.gpu_batch_size
-        pages = rows * (shape.context // shape.kv_page_tokens)
-        if shape.phase == "prefill":
-            self._carry(lanes, tier, "write", _Traffic(2 * tiles, pages * page_nbytes / 2))
-        else:
-            filled = rows / shape.kv_page_tokens
-            self._carry(lanes, tier, "read", _Traffic(2 * tiles, pages * page_nbytes / 2))
-            self._carry(lanes, tier, "write", _Traffic(2 * tiles * filled, page_nbytes / 2))
-        return lanes
-
     def _activations(self, tier: TierDescription, shape: StepShape) -> Lanes:
         """Every decoder layer reads and writes them, the embedding writes and the final layer reads."""
-        config, lanes = self._model.config, defaultdict[str, float](float)
-        tokens = sum(row.new_tokens for row in _rows(shape))
-        nbytes = tokens * config.hidden_size * ITEM_NBYTES[self._model.dtype]
+        config, work, near = self._model.config, LaneWork(self._tiers, self._profile), self._tiers[0].memory
+        nbytes = _new_tokens(shape) * config.hidden_size * ITEM_NBYTES[self._model.dtype]
         tiles = (config.num_layers + 1) * shape.num_gpu_batches
-        self._carry(lanes, tier, "read", _Traffic(tiles, nbytes))
-        self._carry(lanes, tier, "write", _Traffic(tiles, nbytes))
-        return lanes
-
-    def _carry(self, lanes: dict[str, float], tier: TierDescription, direction: Direction, traffic: _Traffic) -> None:
-        """Add what transfers between a tier and the compute tier give the lanes that they pass through."""
-        staging = next((t for t in self._tiers[1:] if t.memory == HOST), None)
-        staged = HOST not in {tier.memory, self._tiers[0].memory}
-        for passed in (tier, staging) if staged and staging else (tier,):
-            link = self._profile.link(passed, direction)
-            reads = direction == "read"
-            width = passed.read_concurrency if reads else passed.write_concurrency
-            seconds = traffic.nbytes / link.bytes_per_s
-            lane = read_lane(passed.name) if reads else write_lane(passed.name)
-            lanes[lane] += traffic.count * max(seconds, (link.latency_s + seconds) / width)
+        work.carry(tier, "read", Traffic(tiles, nbytes), near=near)
+        work.carry(tier, "write", Traffic(tiles, nbytes), near=near)
+        return work.lanes
 
 
-def _rows(shape: StepShape) -> list[RowStep]:
-    """One GPU batch."""
-    prompts = shape.phase == "prefill"
-    new_tokens, context = (shape.context, 0) if prompts else (1, shape.context)
-    return [
-        RowStep(row=row, sequence=row, new_tokens=new_tokens, context=context) for row in range(shape.gpu_batch_size)
-    ]
+def _new_tokens(shape: StepShape) -> int:
+    """Of one GPU batch."""
+    return shape.gpu_batch_size * (shape.context if shape.phase == "prefill" else 1)

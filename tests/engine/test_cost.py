@@ -10,7 +10,7 @@ import pytest
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile
-from flexflow_engine.abc.policy import Policy, WorkloadShape
+from flexflow_engine.abc.policy import AttentionPlace, Policy, WorkloadShape
 from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import Tier
@@ -34,7 +34,7 @@ from flexflow_plugins.codecs.group_quant import GroupInt4Codec
 from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.models.opt import OPTModel
 from harness import policy
-from layouts import DEVICE_FAR_DISK, ISLAND_HOST_DISK, compile_steps, compose, lay_out, opt, setups
+from layouts import DEVICE_FAR_DISK, DEVICE_HOST_DISK, ISLAND_HOST_DISK, compile_steps, compose, lay_out, opt, setups
 from profiles import link, processor, profile
 
 PROMPTS = (8, 8, 8, 8)
@@ -191,9 +191,20 @@ def test_a_dtype_without_a_rate_is_named() -> None:
         cost_model(layout, profile(), opt(dtype="bfloat16"))
 
 
-@pytest.mark.parametrize("classes", [DEVICE_FAR_DISK, ISLAND_HOST_DISK], ids=["direct", "staged"])
+@pytest.mark.parametrize(
+    ("classes", "attention", "cache"),
+    [
+        (DEVICE_FAR_DISK, "device", "disk"),
+        (ISLAND_HOST_DISK, "device", "disk"),
+        (ISLAND_HOST_DISK, "host", "host"),
+        (ISLAND_HOST_DISK, "host", "disk"),
+        (DEVICE_HOST_DISK, "host", "disk"),
+    ],
+)
 @pytest.mark.parametrize("step", [0, 2], ids=["prefill", "decode"])
-def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(classes: Mapping[str, type[Tier]], step: int) -> None:
+def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(
+    classes: Mapping[str, type[Tier]], attention: AttentionPlace, cache: str, step: int
+) -> None:
     """Every tensor class on one tier, so that there are no fractions of pages; lanes are as wide as they are."""
     model, tiers = opt(), list(classes)
     machine = profile(links={"zarr": link(3e6), "pinned": link(2e6)}, cpu=processor(task_s=0.1), gather_row_s=0.01)
@@ -202,8 +213,9 @@ def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(classes: Mapping[str,
         gpu_batch_size=2,
         num_gpu_batches=2,
         weights={tiers[1]: 100},
-        kv_cache={tiers[2]: 100},
+        kv_cache={cache: 100},
         activations={tiers[1]: 100},
+        attention=attention,
     )
     layout = lay_out(model, classes, chosen, prompt_tokens=PROMPTS)
     summed: dict[str, float] = defaultdict(float)
@@ -224,7 +236,7 @@ def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(classes: Mapping[str,
             gpu_batch_size=2,
             num_gpu_batches=2,
             context=9 if step else 8,
-            attention="device",
+            attention=attention,
             kv_page_tokens=4,
         )
     )

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flexflow_engine.abc.policy import AttentionPlace, Policy
+from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
-from flexflow_engine.errors import PolicyError
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.errors import HardwareError, PolicyError
 from flexflow_plugins.schedulers.lp.refusal import refusal
 from flexflow_plugins.schedulers.lp.search import Search
 from flexflow_plugins.schedulers.lp.shapes import Choices
@@ -57,7 +59,7 @@ class LPScheduler(Scheduler):
     def _attention(self, request: PlanRequest) -> tuple[AttentionPlace, ...]:
         wanted = self._options.attention
         if wanted == "auto":
-            return request.attention_places
+            return _worth_trying(request)
         if wanted not in request.attention_places:
             raise PolicyError(
                 f"attention can't run on the {wanted} with these tiers",
@@ -80,3 +82,19 @@ def _small(search: Search) -> Policy:
     if fits is None:
         raise refusal(small)
     return fits
+
+
+def _worth_trying(request: PlanRequest) -> tuple[AttentionPlace, ...]:
+    """Not the host where it is the compute tier's own processor, nor where the profile has no rates for it."""
+    if request.tiers[0].memory == HOST:
+        return ("device",)
+    return tuple(place for place in request.attention_places if place == "device" or _is_priced(place, request))
+
+
+def _is_priced(place: AttentionPlace, request: PlanRequest) -> bool:
+    step = StepShape(phase="decode", gpu_batch_size=1, num_gpu_batches=1, context=1, attention=place, kv_page_tokens=1)
+    try:
+        request.step_costs(step)
+    except HardwareError:
+        return False
+    return True
