@@ -156,13 +156,17 @@ def make_layout(
     policy: Policy,
     workload: WorkloadShape,
     tiers: tuple[TierDescription, ...],
+    weights: WeightLayout | None = None,
 ) -> Layout:
-    """Lay out a policy. Raises PolicyError when it asks for attention where it can't run."""
+    """Lay out a policy. Raises PolicyError when it asks for attention where it can't run.
+
+    weights: these tensors as the policy places them, where they have been placed before; the most of the work.
+    """
     config, direct = model.config, direct_tiers(tiers)
     attention = attention_site(policy, tiers)
     item = ITEM_NBYTES[model.dtype]
     page = (config.num_kv_heads, policy.kv_page_tokens, config.head_dim)
-    weights = place_weights(model, tensors, policy.weights)
+    weights = weights or place_weights(model, tensors, policy.weights)
     kv = place_kv(
         num_layers=config.num_layers,
         gpu_batch_size=policy.gpu_batch_size,

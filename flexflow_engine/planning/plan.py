@@ -9,7 +9,7 @@ from functools import cache
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import Model
-from flexflow_engine.abc.policy import MemoryTable, Policy, TierDescription, WorkloadShape
+from flexflow_engine.abc.policy import MemoryTable, Placement, Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
 from flexflow_engine.abc.tier import HOST, Tier
@@ -19,6 +19,7 @@ from flexflow_engine.placement.attention import attention_places
 from flexflow_engine.placement.layout import Layout, make_layout
 from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.placement.pages import PagedTensor, paged_tensors
+from flexflow_engine.placement.weights import WeightLayout, place_weights
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.predict import Predictor
 from flexflow_engine.planning.step_costs import StepCostModel
@@ -82,6 +83,8 @@ class Planner:
         default_factory=dict, init=False, repr=False, compare=False
     )
     """Of policies already asked about: a scheduler's choice is shown and compared with the run."""
+    _placed_weights: dict[Placement, WeightLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Of placements already asked about: a scheduler asks for many policies that differ in everything else."""
 
     def plan(self, scheduler: Scheduler) -> Plan:
         """Ask the scheduler, and lay its policy out. Raises PolicyError when it finds none."""
@@ -137,6 +140,8 @@ class Planner:
         return paged_tensors(self.model, self.codecs.weights, self.codecs.small)
 
     def _lay_out(self, policy: Policy, tensors: tuple[PagedTensor, ...]) -> Layout:
+        if policy.weights not in self._placed_weights:
+            self._placed_weights[policy.weights] = place_weights(self.model, tensors, policy.weights)
         return make_layout(
             model=self.model,
             tensors=tensors,
@@ -145,6 +150,7 @@ class Planner:
             policy=_without_empty_rows(policy, len(self.workload.prompt_tokens)),
             workload=self.workload,
             tiers=self.tiers,
+            weights=self._placed_weights[policy.weights],
         )
 
 

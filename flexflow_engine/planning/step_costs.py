@@ -45,9 +45,17 @@ class _LayerKind:
     """What layers that cost the same have in common."""
 
     kind: LayerKind
-    numbers: int
-    """Of all matrices."""
-    out_features: int
+    matrices: tuple[tuple[int, int], ...]
+    """(out_features, in_features) of each."""
+
+    @property
+    def numbers(self) -> int:
+        return sum(rows * columns for rows, columns in self.matrices)
+
+    @property
+    def out_features(self) -> int:
+        """Of all matrices."""
+        return sum(rows for rows, _ in self.matrices)
 
 
 class StepCostModel:
@@ -96,8 +104,7 @@ class StepCostModel:
 
     def _kind(self, layer: LayerSpec) -> _LayerKind:
         matrices = [self._tensors[name] for name in layer.matrices.values()]
-        numbers = sum(tensor.rows * tensor.columns for tensor in matrices)
-        return _LayerKind(layer.kind, numbers, sum(tensor.rows for tensor in matrices))
+        return _LayerKind(layer.kind, tuple((tensor.rows, tensor.columns) for tensor in matrices))
 
     def _pages(self, name: str) -> Traffic:
         """A matrix, page by page."""
@@ -108,8 +115,8 @@ class StepCostModel:
         """Of all GPU batches."""
         whole, last = _new_tokens(shape), shape.gpu_batch_size
         tokens = whole if layer.kind in {"embed", "decoder"} else last
-        tile = self._arithmetic.task_s + self._arithmetic.matmul(layer.numbers, tokens)
-        tile += self._arithmetic.vectors(layer.out_features, tokens)
+        tile = self._arithmetic.task_s + self._arithmetic.vectors(layer.out_features, tokens)
+        tile += sum(self._arithmetic.matmul(rows * columns, tokens, rows) for rows, columns in layer.matrices)
         if layer.kind == "decoder":
             apart = self._attention.is_apart(shape)
             tile += self._arithmetic.task_s if apart else self._attention.tile_s(shape)
