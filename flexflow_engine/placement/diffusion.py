@@ -33,8 +33,11 @@ def cut_groups(groups: Sequence[Sequence[int]], placement: Placement) -> list[tu
     fractions = [percent / total for _, percent in placement.shares]
     owed = [0.0] * len(fractions)
     cuts: list[tuple[Cut, ...]] = []
+    added: Sequence[int] = ()
+    prefix = [0]
     for sizes in groups:
-        prefix = [0, *accumulate(sizes)]
+        if sizes != added:  # most groups are like the one before
+            added, prefix = sizes, [0, *accumulate(sizes)]
         owed = [before + prefix[-1] * fraction for before, fraction in zip(owed, fractions, strict=True)]
         edges = _settled(prefix, _nearest(prefix, owed), owed, fractions)
         owed = _left(prefix, edges, owed)

@@ -62,7 +62,8 @@ class PagedTensor:
 
     def page_units(self, page: int) -> range:
         """The units of one page; the last page may have fewer than `units_per_page`."""
-        return range(page * self.units_per_page, min((page + 1) * self.units_per_page, self.num_units))
+        length = self.page_rows // self.unit_rows
+        return range(page * length, min((page + 1) * length, self.num_units))
 
 
 def paged_tensors(model: Model, codec: Codec, small_codec: Codec) -> tuple[PagedTensor, ...]:

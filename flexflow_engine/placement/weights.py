@@ -132,8 +132,16 @@ class WeightLayout:
 
     def slot_nbytes(self, direct: frozenset[str]) -> int:
         """Bytes that the largest layer needs in a slot."""
-        ends = [order[-1][2] + order[-1][1].nbytes for x in self.layers if (order := self.page_order(x, direct))]
-        return max(ends, default=0)
+        return max((self._slot_end(layer, direct) for layer in self.layers), default=0)
+
+    def _slot_end(self, layer: PlacedLayer, direct: frozenset[str]) -> int:
+        """Where the last page of `page_order` ends, run by run: it is asked of every policy that is weighed."""
+        offset, tensor = 0, None
+        for run in layer.runs:
+            if run.tier not in direct:
+                offset += -offset % ALIGNMENT if run.tensor is not tensor else 0
+                offset, tensor = offset + run.nbytes, run.tensor
+        return offset
 
 
 def place_weights(model: Model, tensors: Sequence[PagedTensor], placement: Placement) -> WeightLayout:

@@ -73,6 +73,7 @@ class StepCostModel:
     ) -> None:
         self._model, self._tiers, self._profile, self._weight_codec = model, tiers, profile, weight_codec
         self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._table = self._tensors[next(layer.table for layer in model.layers() if layer.table)]
         self._direct = direct_tiers(tiers)
         self._kinds = Counter(self._kind(layer) for layer in model.layers())
         self._matrices = Counter(self._pages(name) for layer in model.layers() for name in layer.matrices.values())
@@ -134,8 +135,7 @@ class StepCostModel:
 
     def _gather(self, lanes: dict[str, float], tier: TierDescription, shape: StepShape) -> None:
         """Rows of the embedding table."""
-        table = self._tensors[next(layer.table for layer in self._model.layers() if layer.table)]
-        units = shape.num_gpu_batches * distinct(table.num_units, _new_tokens(shape))
+        units = shape.num_gpu_batches * distinct(self._table.num_units, _new_tokens(shape))
         link = self._profile.link(tier, "read")
         lanes[read_lane(tier.name)] += units * (link.latency_s + self._profile.host.gather_row_s)
 
