@@ -15,17 +15,8 @@ from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.cost import CostModel
-from flexflow_engine.planning.sampling import (
-    FEW_LAYERS,
-    MORE_LAYERS,
-    StepSample,
-    added,
-    curvature,
-    estimate,
-    extended,
-    first_decoders,
-    sample_steps,
-)
+from flexflow_engine.planning.layers import CHECK_LAYERS, LayerSample
+from flexflow_engine.planning.sampling import StepSample, added, curvature, estimate, sample_steps
 from flexflow_engine.planning.simulate import Simulator, StepRun, compose
 from flexflow_engine.runtime.metrics import phase_seconds
 from flexflow_engine.runtime.session import StepTime
@@ -61,13 +52,17 @@ class Predictor:
         if per_step * len(steps) <= self.max_tasks:
             return _prediction(layout, workload, steps, self._simulator(layout).run(steps), error_s=0.0)
         samples = sample_steps(steps, layout.kv.page_tokens)
-        simulated = self._simulated(layout, steps, samples)
+        layers = LayerSample(layout, self._simulator) if len(layout.kv.tiles) > CHECK_LAYERS else None
+        simulated = self._simulated(layers.run if layers else self._simulator(layout).run, steps, samples)
         runs: dict[int, StepRun] = {}
         error_s = 0.0
         for sample in samples:
             chosen = [simulated[position] for _, position in sample.chosen]
             runs.update(estimate(sample, chosen))
             error_s += curvature(sample, chosen)
+        if layers:
+            window = self._commonest(samples)
+            error_s += layers.relative_error(steps[window.start : window.stop]) * sum(x.seconds for x in runs.values())
         return _prediction(layout, workload, steps, [runs[n] for n in range(len(steps))], error_s=error_s)
 
     def seconds(self, layout: Layout, steps: Sequence[Step]) -> float | None:
@@ -88,25 +83,16 @@ class Predictor:
         costs = CostModel(layout, self.model, self.weight_codec, self.kv_codec, self.profile)
         return Simulator(layout, costs, self.profile, self.executor)
 
-    def _simulated(self, layout: Layout, steps: Sequence[Step], samples: Sequence[StepSample]) -> dict[int, StepRun]:
+    def _simulated(self, run: RunSteps, steps: Sequence[Step], samples: Sequence[StepSample]) -> dict[int, StepRun]:
         """What the chosen steps take, and those that warm up for them, by their positions in the job."""
-        run = (
-            self._all_layers(layout) if len(layout.kv.tiles) <= FEW_LAYERS + MORE_LAYERS else self._some_layers(layout)
-        )
         windows = [steps[window.start : window.stop] for window in self._windows(samples)]
         return {step.index: took for window in windows for step, took in zip(window, run(window), strict=True)}
 
-    def _all_layers(self, layout: Layout) -> RunSteps:
-        return self._simulator(layout).run
-
-    def _some_layers(self, layout: Layout) -> RunSteps:
-        few, more = (self._simulator(first_decoders(layout, count)) for count in (FEW_LAYERS, MORE_LAYERS))
-        layers = len(layout.kv.tiles)
-
-        def run(steps: Sequence[Step]) -> list[StepRun]:
-            return [extended(a, b, layers) for a, b in zip(few.run(steps), more.run(steps), strict=True)]
-
-        return run
+    def _commonest(self, samples: Sequence[StepSample]) -> range:
+        """A chosen step of the kind that has most, behind those that warm up for it."""
+        kind = max(samples, key=lambda sample: len(sample.steps))
+        _, position = kind.chosen[len(kind.chosen) // 2]
+        return range(max(0, position - self.executor.warm_up_steps), position + 1)
 
     def _windows(self, samples: Sequence[StepSample]) -> list[range]:
         """The chosen steps and those that warm up for them, as runs of adjoining steps."""

@@ -1,13 +1,10 @@
-"""Which steps and layers of a long job are simulated, and what the others are taken to need.
+"""Which steps of a long job are simulated, and what the others are taken to need.
 
 Steps of one kind (the same rows in the same phases, after a step of the same phases, pages filling in none, some or all
 of them) differ in how much is cached; between simulated steps seconds are taken to be linear in that:
 
     kind: 48 rows decode, no page fills      simulated    first        middle        last
     kind: 48 rows decode, every page fills   simulated    first        middle        last
-
-Decoder layers are all of one shape: a step of a deep model is simulated with the first few of them and again with a
-few more, and every further layer is taken to add what those added.
 """
 
 from __future__ import annotations
@@ -15,16 +12,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flexflow_engine.abc.prediction import LanePrediction
 from flexflow_engine.abc.step import BatchStep, Step
-from flexflow_engine.placement.layout import Layout
-from flexflow_engine.placement.weights import PlacedLayer
 from flexflow_engine.planning.simulate import StepRun
-
-FEW_LAYERS, MORE_LAYERS = 3, 7
-"""Decoder layers simulated; the first ones fill the pipeline, so none is measured by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +71,17 @@ def curvature(sample: StepSample, runs: Sequence[StepRun]) -> float:
     return abs(runs[1].seconds - chord) / 4 * 2 / 3 * len(sample.steps)
 
 
-def first_decoders(layout: Layout, count: int) -> Layout:
-    """The layout of the same model with only its first decoder layers; what lies on tiers stays as it is."""
-    skipped = {x.index for x in layout.weights.layers if x.spec.kind == "decoder" and layout.decoder(x.index) >= count}
-    kept = [layer for layer in layout.weights.layers if layer.index not in skipped]
-    layers = tuple(PlacedLayer(index, x.spec, x.runs, x.first_row) for index, x in enumerate(kept))
-    return replace(
-        layout,
-        weights=replace(layout.weights, layers=layers),
-        kv=replace(layout.kv, tiles=layout.kv.tiles[:count]),
-    )
+def on_line(a: StepRun, b: StepRun, along: float) -> StepRun:
+    """a + along * (b - a), of seconds and of every lane's use."""
 
+    def at(x: float, y: float) -> float:
+        return x + along * (y - x)
 
-def extended(few: StepRun, more: StepRun, layers: int) -> StepRun:
-    """The step with so many decoder layers, from its runs with FEW_LAYERS and MORE_LAYERS of them."""
-    return _line(few, more, (layers - FEW_LAYERS) / (MORE_LAYERS - FEW_LAYERS))
+    lanes = {}
+    for lane in a.lanes.keys() | b.lanes.keys():
+        x, y = a.lanes.get(lane, _IDLE), b.lanes.get(lane, _IDLE)
+        lanes[lane] = LanePrediction(at(x.busy_s, y.busy_s), round(at(x.nbytes, y.nbytes)), at(x.flops, y.flops))
+    return StepRun(at(a.seconds, b.seconds), lanes)
 
 
 def added(runs: Iterable[StepRun]) -> dict[str, LanePrediction]:
@@ -136,17 +124,4 @@ def _between(loads: Sequence[float], runs: Sequence[StepRun], load: float) -> St
     index = min(max(bisect_left(loads, load), 1), len(loads) - 1)
     if len(loads) == 1 or loads[index] == loads[index - 1]:
         return runs[min(index, len(runs) - 1)]
-    return _line(runs[index - 1], runs[index], (load - loads[index - 1]) / (loads[index] - loads[index - 1]))
-
-
-def _line(a: StepRun, b: StepRun, along: float) -> StepRun:
-    """a + along * (b - a), of seconds and of every lane's use."""
-
-    def at(x: float, y: float) -> float:
-        return x + along * (y - x)
-
-    lanes = {}
-    for lane in a.lanes.keys() | b.lanes.keys():
-        x, y = a.lanes.get(lane, _IDLE), b.lanes.get(lane, _IDLE)
-        lanes[lane] = LanePrediction(at(x.busy_s, y.busy_s), round(at(x.nbytes, y.nbytes)), at(x.flops, y.flops))
-    return StepRun(at(a.seconds, b.seconds), lanes)
+    return on_line(runs[index - 1], runs[index], (load - loads[index - 1]) / (loads[index] - loads[index - 1]))
