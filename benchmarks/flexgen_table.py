@@ -5,7 +5,8 @@
 Published: Sheng et al. 2023 (arXiv 2303.06865), table 2 and the ablation, on the machine that
 recipes/hardware/t4_gcp.yaml describes: prompts of 512 tokens, 32 new tokens, one block of sequences. Their figures
 without overlap should be predicted, one task after another, within 20 %. With overlap a prediction should lie between
-what FlexGen measured and the bound: what the busiest lane allows. Needs no GPU and no weights; about a minute.
+what FlexGen measured and the bound: what the busiest lane allows. Beneath them, what `lp` chooses for the same prompts,
+which should be no slower than FlexGen's policy is predicted. Needs no GPU and no weights; two minutes.
 """
 
 from __future__ import annotations
@@ -64,13 +65,35 @@ ROWS = (
     _FP16_30B(what="all", published=7.32, attention="host"),
     _FP16_30B(what="no overlap", published=5.86, attention="host", executor=VirtualSequential),
     _FP16_30B(what="no CPU attention", published=4.03),
+    _FP16_30B(
+        what="DeepSpeed's policy",
+        published=1.57,
+        gpu_batch_size=8,
+        num_gpu_batches=1,
+        weights=HOST,
+        kv_cache=GPU,
+        activations=GPU,
+    ),
     _INT4(model="opt-30b", published=8.38, gpu_batch_size=64, num_gpu_batches=8, weights=HOST, kv_cache=HOST),
     _FP16_175B(what="all", published=0.69, attention="host"),
     _FP16_175B(what="no overlap", published=0.59, attention="host", executor=VirtualSequential),
     _FP16_175B(what="no CPU attention", published=0.62),
+    _FP16_175B(
+        what="DeepSpeed's policy",
+        published=0.01,
+        gpu_batch_size=2,
+        num_gpu_batches=1,
+        weights=DISK,
+        kv_cache=GPU,
+        activations=GPU,
+    ),
     _INT4(model="opt-175b", published=1.12, gpu_batch_size=48, num_gpu_batches=3, weights=HOST, kv_cache=HOST),
 )
-"""All rows but the ablation's "DeepSpeed's policy", whose batch sizes are not published."""
+"""DeepSpeed's policy: all weights on the slower tier, all else on the GPU. Its batch sizes are not among the facts that
+we have; these leave the GPU half full, and reproduce what was measured.
+"""
+BEST = tuple(row for row in ROWS if row.what in {"fp16", "4-bit", "all"})
+"""FlexGen's best policy for each model and codec."""
 
 
 def main() -> None:
@@ -114,6 +137,17 @@ def _lines(registry: Registry) -> Iterator[tuple[str, ...]]:
         )
         ratio = f"{predicted / row.published:.2f}"
         yield *name, f"{predicted:.2f}", ratio, f"{bound:.2f}" if overlaps else "", "ok" if verdict else "OFF"
+        if row in BEST:
+            yield _line_of_choice(row, registry, predicted)
+
+
+def _line_of_choice(row: Row, registry: Registry, at_least: float) -> tuple[str, ...]:
+    chosen = predict_chosen(row, registry)
+    policy, predicted = chosen.plan.policy, chosen.prediction.tokens_per_s
+    bound = chosen.prediction.generated_tokens / chosen.prediction.lanes[chosen.prediction.bound_by].busy_s
+    what = f"{row.what}, lp: {policy.gpu_batch_size} x {policy.num_gpu_batches}, attention on {policy.attention}"
+    verdict = "ok" if predicted >= at_least * (1 - 1e-6) else "OFF"
+    return row.model, what, "", f"{predicted:.2f}", f"{predicted / row.published:.2f}", f"{bound:.2f}", verdict
 
 
 def _recipe(row: Row) -> dict[str, object]:

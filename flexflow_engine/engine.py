@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import WorkloadShape
 from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.progress import Progress
+from flexflow_engine.abc.scheduler import Candidate, Scheduler
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
@@ -37,6 +39,7 @@ from flexflow_engine.jobs.prompts import Prompt, load_prompts
 from flexflow_engine.jobs.recipe import Generate, Recipe, Score
 from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
 from flexflow_engine.planning.clock import VirtualExecutor
+from flexflow_engine.planning.outlook import Improvement, what_would_help
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers, needs_staging
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.plugins import Registry
@@ -50,6 +53,7 @@ STAGING_TIER = "staging"
 """Host memory between a disk and a compute tier that the host can't address, where the recipe names none; as large as
 it need be."""
 STAGING_PLUGIN = "pinned"
+DENSER_CODECS = ("group-int4",)
 
 HardwareFor = Callable[[Needs], HardwareProfile]
 """The machine to plan for: this one, measured for what a recipe needs, or one from a file. Called when a scheduler or
@@ -71,6 +75,9 @@ class Forecast:
     plan: Plan
     prediction: Prediction
     hardware: HardwareProfile
+    candidates: tuple[Candidate, ...]
+    """What the scheduler weighed, its choice first, predicted with overlap."""
+    improvements: tuple[Improvement, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +155,25 @@ def predict_recipe(
     Reads no weights. trace: where to write the events of the job's first steps. Raises HardwareError where the
     profile lacks what the plan needs.
     """
-    job = _prepare(recipe, registry, hardware)
+    candidates: list[Candidate] = []
+
+    def weigh(planner: Planner, scheduler: Scheduler) -> Plan:
+        candidates.extend(planner.candidates(scheduler))
+        return planner.plan_of(candidates[0].policy)
+
+    job = _prepare(recipe, registry, hardware, weigh)
     predictor = job.planner.predictor(executor)
     if trace is not None:
         events = Trace()
         events.events += predictor.first_events(job.plan.layout, job.planner.workload)
         events.write(trace, {lane: _process(lane, job.plan) for lane in lane_widths(job.plan.layout)})
-    return Forecast(job.plan, job.planner.predict(job.plan.layout, executor), predictor.profile)
+    return Forecast(
+        plan=job.plan,
+        prediction=job.planner.predict(job.plan.layout, executor),
+        hardware=predictor.profile,
+        candidates=tuple(candidates),
+        improvements=what_would_help(job.planner, job.plan.policy, _denser_codecs(registry)),
+    )
 
 
 def import_recipe(recipe: Recipe, registry: Registry, progress: Progress) -> WeightStore:
@@ -169,7 +188,21 @@ def store_root(recipe: Recipe, registry: Registry) -> Path:
     return next((root for root in roots if root is not None), user_cache())
 
 
-def _prepare(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> _Job:
+def _denser_codecs(registry: Registry) -> dict[str, Codec]:
+    """What `plan` asks about where nothing is encoded, if it is installed."""
+    return {
+        name: registry.codec(name)(registry.codec(name).Options())
+        for name in registry.names("codec")
+        if name in DENSER_CODECS
+    }
+
+
+def _prepare(
+    recipe: Recipe,
+    registry: Registry,
+    hardware: HardwareFor,
+    choose: Callable[[Planner, Scheduler], Plan] = Planner.plan,
+) -> _Job:
     checkpoint = _open_checkpoint(recipe, registry)
     model, codecs = checkpoint.model, _codecs(recipe, registry)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
@@ -186,7 +219,7 @@ def _prepare(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> _Job:
         tiers=tuple(replace(t, placeable=t.name in named) for t in describe_tiers(classes, budgets)),
         hardware=cache(lambda: hardware(_needs(recipe, model, codecs, classes))),
     )
-    plan = planner.plan(registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options))
+    plan = choose(planner, registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options))
     for staging in classes.keys() - named:
         plan = plan.with_exact_budget(staging)
     return _Job(checkpoint, model, tokenizer, prompts, codecs, classes, planner, plan)

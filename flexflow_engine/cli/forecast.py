@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flexflow_engine.abc.policy import MemoryTable
+from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Placement
 from flexflow_engine.abc.prediction import LanePrediction, Prediction
+from flexflow_engine.abc.scheduler import Candidate
 from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.report import plan_as_json, render_plan
 from flexflow_engine.jobs.sizes import format_size
@@ -26,6 +27,8 @@ def render_forecast(forecast: Forecast) -> str:
         _memory_bars(plan.memory),
         _lane_bars(prediction),
         "\n".join(_summary(forecast)),
+        *_runners_up(forecast),
+        *_improvements(forecast),
         f"to run this very policy:\n  --set scheduler='{_as_yaml(forecast)}'",
     ]
     return "\n\n".join(parts)
@@ -52,6 +55,22 @@ def forecast_as_json(forecast: Forecast) -> dict[str, object]:
         "bound_by": prediction.bound_by,
         "fits": not plan.memory.exceeded,
         "exceeded_bytes": {tier: _excess(plan.memory, tier) for tier in plan.memory.exceeded},
+        "runners_up": [
+            {
+                "predicted_tokens_per_s": candidate.prediction.tokens_per_s,
+                "loses": _loss(forecast, candidate),
+                "policy": candidate.policy.as_fixed(),
+            }
+            for candidate in forecast.candidates[1:]
+        ],
+        "what_would_help": [
+            {
+                "change": better.change,
+                "gain": better.gain,
+                "predicted_tokens_per_s": prediction.tokens_per_s * (1 + better.gain),
+            }
+            for better in forecast.improvements
+        ],
         **plan_as_json(plan.policy, plan.memory),
     }
 
@@ -101,6 +120,40 @@ def _summary(forecast: Forecast) -> Iterator[str]:
     share = prediction.lanes[prediction.bound_by].busy_s / prediction.seconds
     yield f"bound by: {prediction.bound_by} (busy {100 * share:.0f} % of the time)"
     yield "it fits" if not forecast.plan.memory.exceeded else f"it does not fit: {', '.join(_excesses(forecast))}"
+
+
+def _loss(forecast: Forecast, candidate: Candidate) -> float:
+    """By which fraction of its tokens a second a runner-up is slower than the choice."""
+    return 1 - candidate.prediction.tokens_per_s / forecast.candidates[0].prediction.tokens_per_s
+
+
+def _runners_up(forecast: Forecast) -> Iterator[str]:
+    rows = []
+    for candidate in forecast.candidates[1:]:
+        policy = candidate.policy
+        placed = (_placement(policy.placement(tensor_class)) for tensor_class in TENSOR_CLASSES)
+        batches = f"{policy.gpu_batch_size} x {policy.num_gpu_batches}"
+        rate = f"{candidate.prediction.tokens_per_s:.2f} tokens/s"
+        rows.append((batches, *placed, policy.attention, rate, f"-{100 * _loss(forecast, candidate):.1f} %"))
+    if rows:
+        yield columns(("runner-up", *TENSOR_CLASSES, "attention", "", ""), rows)
+
+
+def _placement(placement: Placement) -> str:
+    return ", ".join(f"{tier} {share:g}" for tier, share in placement.as_dict().items())
+
+
+def _improvements(forecast: Forecast) -> Iterator[str]:
+    rows = [
+        (
+            better.change,
+            f"+{100 * better.gain:.1f} %",
+            f"{forecast.prediction.tokens_per_s * (1 + better.gain):.2f} tokens/s",
+        )
+        for better in forecast.improvements
+    ]
+    if rows:
+        yield columns(("what would help", "about", ""), rows)
 
 
 def _excesses(forecast: Forecast) -> Iterator[str]:

@@ -88,13 +88,24 @@ class Planner:
 
     def plan(self, scheduler: Scheduler) -> Plan:
         """Ask the scheduler, and lay its policy out. Raises PolicyError when it finds none."""
-        tensors = self._tensors()
-        layout = self._lay_out(scheduler.choose(self._request(tensors)), tensors)
-        return Plan(layout.policy, layout, memory_table(layout))
+        return self.plan_of(scheduler.choose(self._request(self._tensors())))
 
     def candidates(self, scheduler: Scheduler) -> tuple[Candidate, ...]:
         """The policies that the scheduler weighed, the chosen one first."""
         return scheduler.candidates(self._request(self._tensors()))
+
+    def plan_of(self, policy: Policy) -> Plan:
+        """A policy laid out."""
+        layout = self._lay_out(policy, self._tensors())
+        return Plan(layout.policy, layout, memory_table(layout))
+
+    def memory(self, policy: Policy) -> MemoryTable:
+        """The runtime's memory formula."""
+        return memory_table(self._lay_out(policy, self._tensors()))
+
+    def step_costs(self) -> StepCostModel:
+        """What steps take in closed form. Raises HardwareError where the profile lacks a link or a processor."""
+        return self._step_costs(self._tensors())
 
     def predict(self, layout: Layout, executor: type[VirtualExecutor] = VirtualDataflow) -> Prediction:
         """What the job takes with this layout, one of its own."""

@@ -6,8 +6,10 @@ ended. The host's time to compile it counts.
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
@@ -61,6 +63,10 @@ class Simulator:
 
     def events(self, steps: Sequence[Step]) -> list[TaskEvent]:
         """Every task of these adjoining steps, in the order in which they ended."""
+        with _uncollected():
+            return self._events(steps)
+
+    def _events(self, steps: Sequence[Step]) -> list[TaskEvent]:
         compiler, frontier = StepCompiler(self.layout), Frontier()
         executor = self.executor(compiler.widths, self.costs.work, rate_beside(self.layout, self.costs))
         flying, handed_over = deque[int](), 0.0
@@ -74,6 +80,20 @@ class Simulator:
         for index in flying:
             executor.wait(index)
         return executor.events
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without searches for cycles of references: hundreds of thousands of tasks live on and form none. On OPT-175B
+    they took 22 % of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def compose(workload: WorkloadShape, policy: Policy) -> list[Step]:

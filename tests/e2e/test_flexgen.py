@@ -10,7 +10,7 @@ import pytest
 from flexflow_engine.errors import PolicyError
 from flexflow_engine.planning.clock import VirtualSequential
 from flexflow_engine.plugins import Registry
-from flexgen_table import ROWS, Row, predict
+from flexgen_table import BEST, ROWS, Row, predict, predict_chosen
 
 SMALLER = [row for row in ROWS if row.model != "opt-175b"]
 
@@ -26,3 +26,10 @@ def test_a_published_policy_is_predicted_between_its_measurement_and_its_bound(r
     else:
         bound = prediction.generated_tokens / prediction.lanes[prediction.bound_by].busy_s
         assert row.published <= prediction.tokens_per_s <= bound
+
+
+@pytest.mark.parametrize("row", [row for row in BEST if row.model == "opt-6.7b"], ids=lambda row: row.what)
+def test_what_lp_chooses_is_predicted_no_slower_than_the_published_policy(row: Row) -> None:
+    registry = Registry.load()
+    chosen = predict_chosen(row, registry).prediction.tokens_per_s
+    assert chosen >= predict(row, registry).prediction.tokens_per_s * (1 - 1e-6)

@@ -99,6 +99,34 @@ def test_a_plan_shows_memory_lanes_and_what_binds(command_line: CommandLine, rec
         assert part in shown
 
 
+def test_what_would_help_comes_with_its_gain_the_best_first(
+    command_line: CommandLine, recipe: Path, machine: Path
+) -> None:
+    slow = yaml.safe_load(machine.read_text())
+    slow["links"]["zarr"] = {way: {"bytes_per_s": 1e4, "latency_s": 0} for way in ("read", "write")}
+    slow["processors"]["cpu"]["codecs"] = slow["processors"]["cuda"]["codecs"]
+    machine.write_text(yaml.safe_dump(slow))
+    on_disk = "--set=scheduler.weights={disk: 100}"
+    plan = found(command_line("plan", recipe, "--hardware", machine, "--json", on_disk))
+    gains = [change["gain"] for change in plan["what_would_help"]]
+    assert gains == sorted(gains, reverse=True)
+    told = {change["change"]: change for change in plan["what_would_help"]}
+    faster = told["disk: a disk of twice the rate"]
+    assert faster["gain"] == pytest.approx(1, rel=0.1)
+    assert faster["predicted_tokens_per_s"] == pytest.approx(2 * plan["predicted_tokens_per_s"], rel=0.1)
+    assert any(change.startswith("codecs.weights: group-int4") for change in told)
+    assert "what would help" in command_line("plan", recipe, "--hardware", machine, on_disk).stdout
+
+
+def test_runners_up_lose_to_the_choice(command_line: CommandLine, recipe: Path, machine: Path) -> None:
+    chosen = found(command_line("plan", recipe, "--hardware", machine, "--json", "--set=scheduler={plugin: lp}"))
+    losses = [other["loses"] for other in chosen["runners_up"]]
+    assert losses == sorted(losses)
+    assert all(loss >= 0 for loss in losses)
+    assert all(other["policy"] != chosen["policy"] for other in chosen["runners_up"])
+    assert found(command_line("plan", recipe, "--hardware", machine, "--json"))["runners_up"] == []
+
+
 def test_a_trace_of_the_virtual_clock_is_one_of_a_run(
     command_line: CommandLine, recipe: Path, machine: Path, tmp_path: Path
 ) -> None:
