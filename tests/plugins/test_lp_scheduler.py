@@ -115,6 +115,17 @@ def test_options_are_held_fast() -> None:
     assert (policy.gpu_batch_size, policy.num_gpu_batches, policy.attention) == (3, 2, "device")
 
 
+def test_attention_runs_where_the_cache_lies_if_the_link_is_slow_and_on_the_device_if_it_is_not() -> None:
+    """Prompts long enough for the cache to be most of the bytes; no room for it on the device."""
+    long = WorkloadShape((60,) * 12, 8)
+    budgets = {"island": 700_000, "host": 64 * MIB, "disk": 64 * MIB}
+    places = []
+    for rate in (1e6, 1e12):
+        machine = profile(links={"pinned": link(rate), "zarr": link(1e5)})
+        places.append(choose(planner(ISLAND_HOST_DISK, budgets, machine=machine, workload=long)).policy.attention)
+    assert places == ["host", "device"]
+
+
 def test_sizes_must_be_more_than_0() -> None:
     (problem,) = LPScheduler(LPOptions(gpu_batch_size=0)).problems(("device",))
     assert problem == "`gpu_batch_size` must be more than 0, not 0"
