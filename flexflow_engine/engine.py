@@ -54,6 +54,7 @@ STAGING_TIER = "staging"
 it need be."""
 STAGING_PLUGIN = "pinned"
 DENSER_CODECS = ("group-int4",)
+"""What a forecast asks about where weights or cache are not encoded."""
 
 HardwareFor = Callable[[Needs], HardwareProfile]
 """The machine to plan for: this one, measured for what a recipe needs, or one from a file. Called when a scheduler or
@@ -189,7 +190,7 @@ def store_root(recipe: Recipe, registry: Registry) -> Path:
 
 
 def _denser_codecs(registry: Registry) -> dict[str, Codec]:
-    """What `plan` asks about where nothing is encoded, if it is installed."""
+    """Those that are installed, with the options that they have by themselves."""
     return {
         name: registry.codec(name)(registry.codec(name).Options())
         for name in registry.names("codec")

@@ -24,7 +24,7 @@ from flexflow_plugins.schedulers.lp.memory import MemoryNeeds
 from flexflow_plugins.schedulers.lp.program import PricedPart, Program
 from harness import MIB
 from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, ISLAND_HOST_DISK, opt
-from profiles import link, profile
+from profiles import link, processor, profile
 
 WORKLOAD = WorkloadShape((8,) * 12, 5)
 SOLVERS = [name for name in lp_solver.SOLVERS if name in lp_solver.available()]
@@ -115,14 +115,16 @@ def test_options_are_held_fast() -> None:
     assert (policy.gpu_batch_size, policy.num_gpu_batches, policy.attention) == (3, 2, "device")
 
 
-def test_attention_runs_where_the_cache_lies_if_the_link_is_slow_and_on_the_device_if_it_is_not() -> None:
-    """Prompts long enough for the cache to be most of the bytes; no room for it on the device."""
-    long = WorkloadShape((60,) * 12, 8)
-    budgets = {"island": 700_000, "host": 64 * MIB, "disk": 64 * MIB}
-    places = []
-    for rate in (1e6, 1e12):
-        machine = profile(links={"pinned": link(rate), "zarr": link(1e5)})
-        places.append(choose(planner(ISLAND_HOST_DISK, budgets, machine=machine, workload=long)).policy.attention)
+def test_attention_runs_on_the_host_if_the_link_is_slow_and_on_the_device_if_the_host_is() -> None:
+    """No room for the cache on the device."""
+    long, budgets = WorkloadShape((60,) * 4, 3), {"island": 1_200_000, "host": 64 * MIB, "disk": 64 * MIB}
+    slow_link = profile(links={"pinned": link(1e4), "zarr": link(1e3)})
+    fast_link = profile(links={"pinned": link(1e9), "zarr": link(1e3)})
+    slow_host = replace(fast_link, processors={**fast_link.processors, "cpu": processor(task_s=10.0)})
+    places = [
+        choose(planner(ISLAND_HOST_DISK, budgets, machine=machine, workload=long), gpu_batch_size=2).policy.attention
+        for machine in (slow_link, slow_host)
+    ]
     assert places == ["host", "device"]
 
 
