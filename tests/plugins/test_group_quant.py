@@ -23,6 +23,8 @@ MINMAX = GroupInt4Codec(GroupInt4Options(encoder="minmax"))
 FIT = GroupInt4Codec(GroupInt4Options(encoder="fit"))
 CODECS = [GroupInt4Codec(), FIT, MINMAX, GroupInt8Codec()]
 each_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.key)
+each_version_1 = pytest.mark.parametrize("codec", [MINMAX, GroupInt8Codec()], ids=lambda codec: codec.key)
+each_version_2 = pytest.mark.parametrize("codec", [GroupInt4Codec(), FIT], ids=lambda codec: codec.key)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -47,12 +49,26 @@ def test_groups_run_over_rows_so_that_odd_rows_waste_nothing() -> None:
     assert GroupInt8Codec().encoded_nbytes((16, 80), "float16") * 8 == 16 * 80 * 8.5
 
 
-def test_the_layout_is_codes_then_scales_then_lows() -> None:
+def test_version_1_is_codes_then_scales_then_lows() -> None:
     values = torch.arange(16.0).repeat(4)[None] * 0.5 - 2  # 16 places, half apart, from -2
     data = encoded(MINMAX, values, "float32")[0]
     assert data[:8].tolist() == [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]
     assert data[32:34].view(torch.float16).item() == 0.5
     assert data[34:36].view(torch.float16).item() == -2
+
+
+def test_version_2_is_codes_then_a_word_a_group() -> None:
+    """16 places in each quarter: half apart from -2.5 in the first three, an eighth apart from 0 in the last."""
+    values = torch.cat([(torch.arange(16.0) * 0.5 - 2.5).repeat(3), torch.arange(16.0) * 0.125])[None]
+    data = encoded(GroupInt4Codec(), values, "float32")[0]
+    assert torch.equal(round_trip(GroupInt4Codec(), values, "float32"), values)
+    assert data[:8].tolist() == [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]
+    word = int(data[32:].view(torch.int32).item()) & 0xFFFFFFFF
+    step = 2.0 ** ((word & 0xFF) // 8 - 18) * (1 + (word & 7) / 8)
+    grids = [(word >> place & 7, word >> place + 3 & 7) for place in (8, 14, 20, 26)]
+    scales, lows = [step * (c + 1) / 8 for c, _ in grids], [-step * low * 5 / 4 for _, low in grids]
+    assert scales == [0.5, 0.5, 0.5, 0.125]
+    assert lows == [-2.5, -2.5, -2.5, 0]
 
 
 @each_codec
@@ -66,15 +82,19 @@ def test_a_constant_that_float16_lacks_is_closer_than_float16(codec: GroupQuantC
     assert abs(decoded(codec, 1.0001).item() - 1.0001) < 2**-12
 
 
+def smallest_scale(codec: GroupQuantCodec) -> float:
+    return 2.0**-24 if codec.version == 1 else 9 * 2.0**-24
+
+
 @each_codec
 @pytest.mark.parametrize("size", [1e-3, 1e-5, 1e-6, 1e-7, 1e-8, 1e-20])
-def test_tiny_ranges_stay_within_half_of_float16s_smallest_step(codec: GroupQuantCodec, size: float) -> None:
+def test_tiny_ranges_stay_within_half_of_the_smallest_scale(codec: GroupQuantCodec, size: float) -> None:
     values = normal(1, (64,), "float32").clamp(-3, 3) * size
     error = (round_trip(codec, values, "float32") - values).abs().max()
-    assert error <= max(6 * size / 15, 2**-25)
+    assert error <= max(6 * size / 15, smallest_scale(codec) / 2 * 1.01)
 
 
-@each_codec
+@each_version_1
 def test_numbers_beyond_float16_end_at_the_grids_end(codec: GroupQuantCodec) -> None:
     top = (2**codec.bits - 2) * 65504.0
     assert decoded(codec, 0.0, 2e5).tolist() == pytest.approx([0, 2e5], rel=1e-3)
@@ -83,6 +103,23 @@ def test_numbers_beyond_float16_end_at_the_grids_end(codec: GroupQuantCodec) -> 
     assert decoded(codec, -3e38, 3e38).tolist() == [-65504, top]
     assert decoded(codec, 3e38, 3e38).tolist() == [65504 + top + 65504] * 2
     assert decoded(codec, -3e38, 3e38, dtype=torch.bfloat16).isfinite().all()
+
+
+@each_version_2
+def test_numbers_beyond_the_largest_step_end_at_the_grids_end(codec: GroupQuantCodec) -> None:
+    step = 14336.0
+    assert decoded(codec, 0.0, 2e5).tolist() == pytest.approx([0, 2e5], rel=1e-2)
+    assert decoded(codec, 0.0, 3e38).tolist() == [0, 15 * step]
+    assert decoded(codec, -3e38, 3e38).tolist() == [-8.75 * step, 6.25 * step]
+    assert decoded(codec, -3e38, 3e38, dtype=torch.bfloat16).isfinite().all()
+    assert decoded(codec, 3e38, 3e38).tolist() == pytest.approx([1e18, 1e18], rel=1e-4), "the largest constant"
+
+
+@each_version_2
+def test_numbers_close_together_are_told_apart_as_their_size_allows(codec: GroupQuantCodec) -> None:
+    """A grid reaches to zero: around 100 its places are up to 100 / 13.75 * 9 / 8 apart."""
+    values = normal(1, (64,), "float32") + 100
+    assert (round_trip(codec, values, "float32") - values).abs().max() <= 100 / 13.75 * 9 / 8
 
 
 @each_codec
@@ -168,20 +205,12 @@ def squared_errors(codec: GroupQuantCodec, values: torch.Tensor) -> torch.Tensor
 
 
 @pytest.mark.parametrize("kind", ["normal", "student", "laplace"])
-@pytest.mark.parametrize(("codec", "most"), [(GroupInt4Codec(), 0.85), (FIT, 0.92)], ids=["search", "fit"])
-def test_a_better_grid_saves_squared_error(codec: GroupQuantCodec, most: float, kind: str) -> None:
-    """15 percent where it is searched, 8 percent where it is fitted to the covering grid's codes."""
+@pytest.mark.parametrize(("codec", "most"), [(GroupInt4Codec(), 0.58), (FIT, 0.68)], ids=["search", "fit"])
+def test_better_grids_save_squared_error(codec: GroupQuantCodec, most: float, kind: str) -> None:
     values = groups(kind)
     found, covered = squared_errors(codec, values), squared_errors(MINMAX, values)
     assert found.sum() <= most * covered.sum()
-    assert (found <= covered * 1.0001).all(), "in no group worse"
-
-
-def test_searched_numbers_are_as_far_apart_as_the_weights_were() -> None:
-    """Least squares alone would take the squared error, 0.65 percent, off their variance."""
-    values = groups("normal")
-    decoded = round_trip(GroupInt4Codec(), values, "float32")
-    assert 0.997 < decoded.var() / values.var() < 1.001
+    assert (found <= covered).double().mean() > 0.97, "in hardly any group worse"
 
 
 @pytest.mark.parametrize("kind", ["normal", "student", "laplace"])
@@ -193,7 +222,6 @@ def test_torch_operators_fit_as_the_kernels_do(kind: str) -> None:
     FIT.decode(data, decoded)
     by_torch = (decoded - values).square().mean((0, 2))
     assert by_torch.sum().item() == pytest.approx(squared_errors(FIT, values).sum().item(), rel=2e-3)
-    assert (by_torch <= squared_errors(MINMAX, values) * 1.0001).all()
 
 
 @pytest.mark.parametrize("group_size", [0, 1, 7, -64, 8192])
@@ -202,10 +230,12 @@ def test_groups_of_no_use_are_refused(group_size: int) -> None:
         GroupInt8Codec(GroupInt8Options(group_size=group_size))
 
 
-def test_the_encoder_is_not_part_of_the_format() -> None:
-    assert GroupInt4Codec() == MINMAX
-    assert hash(GroupInt4Codec()) == hash(MINMAX)
-    assert GroupInt4Codec().key != MINMAX.key, "the bytes differ, and so do stores of them"
+def test_search_and_fit_write_one_format_and_min_max_another() -> None:
+    assert GroupInt4Codec() == FIT
+    assert hash(GroupInt4Codec()) == hash(FIT)
+    assert GroupInt4Codec().key != FIT.key, "the bytes differ, and so do stores of them"
+    assert GroupInt4Codec() != MINMAX
+    assert (GroupInt4Codec().configuration()["version"], MINMAX.configuration()["version"]) == (2, 1)
 
 
 @each_codec

@@ -16,7 +16,12 @@ from flexflow_engine.testing.codec_suite import normal, round_trip
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupQuantCodec
 from flexflow_plugins.codecs.zarr_codecs import GroupInt4ZarrCodec, GroupInt8ZarrCodec
 
-CODECS = [GroupInt4Codec(), GroupInt4Codec(GroupInt4Options(group_size=32)), GroupInt8Codec()]
+CODECS = [
+    GroupInt4Codec(),
+    GroupInt4Codec(GroupInt4Options(group_size=32)),
+    GroupInt4Codec(GroupInt4Options(encoder="minmax")),
+    GroupInt8Codec(),
+]
 
 
 def zarr_codec(codec: GroupQuantCodec) -> GroupInt4ZarrCodec | GroupInt8ZarrCodec:
@@ -65,8 +70,8 @@ def test_a_compressor_may_follow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"version": 1', '"version": 2', "version 2 of group-int4.*update flexflow-engine"),
-        ('"version": 1', '"version": null', "configuration"),
+        ('"version": 2', '"version": 3', "version 3 of group-int4.*update flexflow-engine"),
+        ('"version": 2', '"version": null', "configuration"),
         ('"group_size": 64', '"group_size": 64, "rotation": 3', "configuration"),
         ('"float32"', '"float64"', "float64 can't hold group-int4"),
     ],

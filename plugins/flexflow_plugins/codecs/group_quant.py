@@ -1,19 +1,29 @@
-"""Codecs of few bits: groups of numbers, each on a grid of its own (Dettmers 2022; FlexGen 2023, section 4.1).
+"""Codecs of few bits: groups of numbers on grids (Dettmers 2022; FlexGen 2023, section 4.1).
 
-A tensor is flattened and cut into groups of `group_size` numbers; the last may be short. A group is 16 (or 256)
-evenly spaced places, low + code * scale, and a code a number. One encoded tensor of N numbers in G groups:
+A tensor is flattened and cut into groups of `group_size` numbers; the last may be short. A number is a code: one of 16
+(or 256) evenly spaced places, low + code * scale. There are two formats, of one size. One encoded tensor of N numbers
+in G groups, little-endian throughout:
 
-    offset  0                        ceil(N * bits / 8)      + 2 G                   + 4 G
-            | codes, low nibble first | scale, float16, [G]   | low, float16, [G]     |
+    version 1   | codes, low nibble first | scale, float16, [G] | low, float16, [G] |
+    version 2   | codes, low nibble first | word, 32 bits, [G]                       |
+    offset      0                         ceil(N * bits / 8)
 
-Little-endian throughout. With a group size of 64 and N a multiple of it that is 4.5 (or 8.5) bits a number.
+In version 1 a group has one grid; group-int8 writes it, and group-int4 with `encoder: minmax`. In version 2 a word
+describes a grid for each quarter of a group (parts.py); group-int4 writes it. With a group size of 64 and N a multiple
+of it that is 4.5 (or 8.5) bits a number.
 
-What is not on the grid of everyday numbers:
+What is not on the grid of everyday numbers (version 2 in brackets, where it differs):
     a constant group, zeros     exact if float16 holds the number, else to float16's rounding of what is left
+                                [to 24 of float32's 32 bits]
     a range near or below float16's smallest number, 2^-24
                                 the scale is rounded up, so numbers stay within half a step of 2^-24 or its multiple
+                                [the smallest scale is 9 * 2^-24]
+    numbers far from zero, close to each other
+                                as any others [a grid is no farther from zero than its own length: the places are
+                                about as far apart as a 15th of the largest number]
     numbers beyond 65504        low and scale stop at float16's largest: -65504 ... 15 * 65504 (255 * 65504) is
-                                covered, what lies beyond becomes the end of it; `error_bound` says by how much
+                                covered, what lies beyond becomes the end of it [-125440 ... 215040];
+                                `error_bound` says by how much
     NaN and infinity            the whole group decodes to NaN: a damaged tensor must not look like a sound one
 """
 
@@ -22,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, prod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -30,9 +40,8 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from flexflow_engine.abc.codec import Codec, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError, RecipeError
-from flexflow_plugins.codecs import on_device, threads
+from flexflow_plugins.codecs import on_device, on_device_parts, threads
 
-FORMAT_VERSION = 1
 DEFAULT_GROUP_SIZE = 64
 MAX_GROUP_SIZE = 4096
 MAX_HALF = 65504.0
@@ -47,8 +56,8 @@ class GroupInt4Options:
     group_size: int = DEFAULT_GROUP_SIZE
     """Numbers that share a scale; even."""
     encoder: Literal["auto", "search", "fit", "minmax"] = "auto"
-    """`search` takes its time for less error, `fit` takes a part of both, `minmax` is the fastest; `auto` searches for
-    weights and fits a cache."""
+    """`search` takes its time for less error, `fit` takes a part of both, `minmax` is the fastest and has one grid a
+    group; `auto` searches for weights and fits a cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +72,8 @@ class GroupQuantCodec(Codec):
     """What the two sizes share."""
 
     bits: ClassVar[int]
+    versions: ClassVar[Mapping[int, Mapping[str, Any]]]
+    """Of the format, with the options of a codec that writes it."""
     decodes_in_kernels = True
 
     def __init__(self, options: Any = None) -> None:
@@ -85,11 +96,26 @@ class GroupQuantCodec(Codec):
 
     @property
     def key(self) -> str:
-        """Equal codecs of different encoders read each other's bytes, and still don't write the same ones."""
-        return f"{self.name}-g{self.group_size}" + ("" if self.encoder == "minmax" else f"-{self.encoder}")
+        """Codecs of one version read each other's bytes, and still don't write the same ones."""
+        return f"{self.name}-g{self.group_size}" + ("" if self.version == 1 else f"-v{self.version}-{self.encoder}")
+
+    @property
+    def version(self) -> int:
+        """Of the format."""
+        return 1
+
+    @classmethod
+    def of_version(cls, version: int, group_size: int) -> Self:
+        """A codec that reads it. Raises CorruptDataError for a version that is not known."""
+        if version not in cls.versions:
+            raise CorruptDataError(
+                f"the data have version {version} of {cls.name}, and this reads {', '.join(map(str, cls.versions))}",
+                fix="update flexflow-engine, or import the checkpoint again",
+            )
+        return cls(cls.Options(group_size=group_size, **cls.versions[version]))
 
     def configuration(self) -> Mapping[str, Any]:
-        return {"name": self.name, "version": FORMAT_VERSION, "group_size": self.group_size}
+        return {"name": self.name, "version": self.version, "group_size": self.group_size}
 
     def encoded_nbytes(self, shape: tuple[int, ...], dtype: DType) -> int:
         return self._nbytes(prod(shape))
@@ -108,23 +134,25 @@ class GroupQuantCodec(Codec):
         return threads.decoder(self, prod(shape))
 
     def error_bound(self, values: torch.Tensor) -> torch.Tensor:
-        """Half a step of the covering grid, a whole one where the encoder takes another, and the dtype's own rounding.
+        """Half a step of the covering grid (a whole one in version 2), and the dtype's own rounding.
 
         Infinite for every number of a group that holds one that is not finite.
         """
         numbers = self._grouped(values)  # [n, groups, group_size]
+        bound = self._grid_bound(numbers) + torch.finfo(values.dtype).eps * numbers.abs()
+        bound = torch.where(numbers.isfinite().all(2, keepdim=True), bound, torch.inf)
+        return bound.flatten(1)[:, : values[0].numel()].reshape(values.shape)
+
+    def _grid_bound(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Of decoding to float32, and, in part, of rounding that; numbers [n, groups, group_size]."""
         low = numbers.amin(2, keepdim=True).clamp(min=-MAX_HALF)
         low = torch.minimum(low, low.clamp(max=MAX_HALF).half().float())
         low = torch.where(low.half().float() > low, low - low.abs() * 2**-10 - 2**-24, low)
         levels = float(2**self.bits - 1)
         high = torch.minimum(numbers.amax(2, keepdim=True), low + levels * MAX_HALF)
         step = ((high - low) / levels * _SLACK + 2**-24).clamp(max=MAX_HALF)
-        steps = 0.5 if self.encoder == "minmax" else 1.0
         outside = (low - numbers).clamp(min=0) + (numbers - low - levels * step).clamp(min=0)
-        rounding = torch.finfo(values.dtype).eps * (numbers.abs() + step)
-        bound = steps * step * _SLACK + outside + rounding
-        bound = torch.where(numbers.isfinite().all(2, keepdim=True), bound, torch.inf)
-        return bound.flatten(1)[:, : values[0].numel()].reshape(values.shape)
+        return 0.5 * step * _SLACK + outside + step * 2**-7
 
     def _grouped(self, values: torch.Tensor) -> torch.Tensor:
         """values [n, *shape] as float32 [n, groups, group_size], the last group filled up with its last number."""
@@ -146,19 +174,29 @@ class GroupQuantCodec(Codec):
 
 
 class GroupInt4Codec(GroupQuantCodec):
-    """16 places a group; 4.5 bits a number with groups of 64."""
+    """16 places a grid; 4.5 bits a number with groups of 64."""
 
     name = "group-int4"
     Options = GroupInt4Options
     bits = 4
+    versions: ClassVar[Mapping[int, Mapping[str, Any]]] = {1: {"encoder": "minmax"}, 2: {}}
 
     @property
     def encoder(self) -> str:
         chosen: str = self.options.encoder
         return "search" if chosen == "auto" else chosen
 
+    @property
+    def version(self) -> int:
+        return 1 if self.encoder == "minmax" else 2
+
     def for_cache(self) -> GroupInt4Codec:
         return GroupInt4Codec(replace(self.options, encoder="fit")) if self.options.encoder == "auto" else self
+
+    def _grid_bound(self, numbers: torch.Tensor) -> torch.Tensor:
+        if self.version == 1:
+            return super()._grid_bound(numbers)
+        return on_device_parts.bound(numbers) * _SLACK
 
 
 class GroupInt8Codec(GroupQuantCodec):
@@ -167,3 +205,4 @@ class GroupInt8Codec(GroupQuantCodec):
     name = "group-int8"
     Options = GroupInt8Options
     bits = 8
+    versions: ClassVar[Mapping[int, Mapping[str, Any]]] = {1: {}}

@@ -1,4 +1,4 @@
-"""Encoding and decoding of groups, compiled.
+"""Groups of one grid each, compiled: the format of `group-int8`, and what min/max writes for `group-int4`.
 
 `encode` works on the groups `span` = (first, stop) of many tensors, counted through all of them, so that threads share
 the work by ranges. Arrays come as (1-D array, elements from one tensor to the next): `encoded` of uint8, `values` of
@@ -21,7 +21,7 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
 from flexflow_engine.cpu.numbers import NAN_HALF, half_to_float, narrow, put_pair, widen
 from flexflow_engine.cpu.pointers import offset
-from flexflow_plugins.codecs.fitting import cover, quantise, search
+from flexflow_plugins.codecs.fitting import cover, quantise
 
 _NIBBLE, _HALF_BYTE = np.uint8(15), np.uint8(4)
 
@@ -39,7 +39,7 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
         low = half_to_float(_half_bits(encoded, lows + 2 * group))
         numbers = offset(out, start - first)
         if bits == 4:
-            _decode_nibbles(encoded, start, end, scale, low, numbers)
+            decode_nibbles(encoded, start, end, scale, low, numbers)
         else:
             codes = offset(encoded, start)
             for i in range(end - start):
@@ -48,7 +48,7 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
 
 
 @kernel
-def _decode_nibbles(encoded: Any, start: Any, end: Any, scale: Any, low: Any, numbers: Any) -> None:
+def decode_nibbles(encoded: Any, start: Any, end: Any, scale: Any, low: Any, numbers: Any) -> None:
     """Codes [start, end) of one group."""
     odd = start % 2
     if odd:
@@ -64,15 +64,13 @@ def _decode_nibbles(encoded: Any, start: Any, end: Any, scale: Any, low: Any, nu
 
 
 @kernel
-def encode(values: Any, encoded: Any, shape: Any, span: Any, cuts: Any) -> None:
-    """Fill the groups' places in `encoded`; cuts: of `search`, which looks for a better grid than `cover`'s; 0 takes
-    that.
-    """
+def encode(values: Any, encoded: Any, shape: Any, span: Any) -> None:
+    """Fill the groups' places in `encoded`."""
     (data, data_stride), (source, stride), (size, group_size, bits), (first, stop) = encoded, values, shape, span
     num_groups = (size + group_size - 1) // group_size
     scales = (size * bits + 7) // 8
     levels = np.float32(2**bits - 1)
-    numbers, centred, weights = np.empty((3, group_size), np.float32)
+    numbers = np.empty(group_size, np.float32)
     codes = np.empty(group_size, np.uint8)
     tensor, group = first // num_groups, first % num_groups
     for _ in range(first, stop):
@@ -80,12 +78,10 @@ def encode(values: Any, encoded: Any, shape: Any, span: Any, cuts: Any) -> None:
         count = min(group_size, size - start)
         scale, low = np.uint32(0), NAN_HALF
         codes[:] = 0
-        if _load(source[tensor * stride + start : tensor * stride + start + count], numbers):
+        if load(source[tensor * stride + start : tensor * stride + start + count], numbers):
             low, scale = cover(numbers[:count], levels)
-            if cuts:
-                low, scale = search(numbers[:count], (centred[:count], weights[:count]), levels, cuts, (low, scale))
             quantise(numbers[:count], half_to_float(low), half_to_float(scale), levels, codes)
-        _store_codes(codes, bits, data[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8])
+        store_codes(codes, bits, data[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8])
         _store_half(data, base + scales + 2 * group, scale)
         _store_half(data, base + scales + 2 * (num_groups + group), low)
         group += 1
@@ -94,7 +90,7 @@ def encode(values: Any, encoded: Any, shape: Any, span: Any, cuts: Any) -> None:
 
 
 @kernel
-def _load(values: Any, numbers: Any) -> Any:
+def load(values: Any, numbers: Any) -> Any:
     """`values` into `numbers`; whether all of them are finite."""
     infinite = False
     for i in range(len(values)):
@@ -105,7 +101,7 @@ def _load(values: Any, numbers: Any) -> Any:
 
 
 @kernel
-def _store_codes(codes: Any, bits: Any, out: Any) -> None:
+def store_codes(codes: Any, bits: Any, out: Any) -> None:
     if bits == 4:
         for i in range(len(out)):
             out[i] = codes[2 * i] | (codes[2 * i + 1] << np.uint8(4))

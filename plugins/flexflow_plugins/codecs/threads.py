@@ -24,8 +24,8 @@ _NUMBERS_PER_THREAD = {"decode": 2**19, "minmax": 2**18, "fit": 2**17, "search":
 """Below that, starting a thread (50 us) takes longer than it saves."""
 _GROUPS_AT_ONCE = 64
 """That one call of the compiled decoder decodes."""
-_CUTS = {"minmax": 0, "fit": 1, "search": 4}
-"""Of either end of a group's numbers, from which an encoder looks for a grid."""
+_REACH = {"fit": (0, 0, 1, 0), "search": (4, 1, 1, 1)}
+"""How many grids are tried; see part_search.py."""
 
 
 class Format(Protocol):
@@ -39,15 +39,16 @@ class Format(Protocol):
 
     @property
     def encoder(self) -> str:
-        """`search`, `fit` or `minmax`."""
+        """`search`, `fit` or `minmax`; min/max writes groups of one grid, the others groups of four."""
 
 
 def decoder(form: Format, size: int) -> KernelDecoder:
     """Of tensors of `size` numbers."""
-    from flexflow_plugins.codecs import kernels  # noqa: PLC0415  # Numba takes half a second to import
+    from flexflow_plugins.codecs import kernels, parts  # noqa: PLC0415  # Numba takes half a second to import
 
-    addresses = {dtype: function.address for dtype, function in kernels.DECODERS.items()}
-    return KernelDecoder(addresses, (size, form.group_size, form.bits), kernels.DECODERS)
+    functions = kernels.DECODERS if form.encoder == "minmax" else parts.DECODERS
+    addresses = {dtype: function.address for dtype, function in functions.items()}
+    return KernelDecoder(addresses, (size, form.group_size, form.bits), functions)
 
 
 def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
@@ -65,16 +66,18 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
 
 def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
     """values [n, *shape], any float dtype, into out, uint8 [n, nbytes], on the CPU."""
-    from flexflow_plugins.codecs import kernels  # noqa: PLC0415  # Numba takes half a second to import
+    from flexflow_plugins.codecs import kernels, parts  # noqa: PLC0415  # Numba takes half a second to import
 
     known = values if values.dtype in ARRAY_TYPES else values.float()
     target = out if _is_dense(out) else torch.empty(out.shape, dtype=torch.uint8)
     numbers, encoded = _memory(known if _is_dense(known) else known.contiguous()), _memory(target)
     shape = prod(values.shape[1:]), form.group_size, form.bits
-    cuts = _CUTS[form.encoder]
 
     def work(first: int, stop: int) -> None:
-        kernels.encode(numbers, encoded, shape, (first, stop), cuts)
+        if form.encoder == "minmax":
+            kernels.encode(numbers, encoded, shape, (first, stop))
+        else:
+            parts.encode(numbers, encoded, shape, (first, stop), _REACH[form.encoder])
 
     # an import keeps torch to one thread, and searching is what it then waits for: that takes every core
     limit = _num_cores() if form.encoder == "search" else torch.get_num_threads()

@@ -2,7 +2,7 @@
 
 Zarr finds them by the entry points of the group `zarr.codecs`. In zarr.json:
 
-    {"name": "flexflow_engine.group-int4", "configuration": {"version": 1, "group_size": 64}}
+    {"name": "flexflow_engine.group-int4", "configuration": {"version": 2, "group_size": 64}}
 
 The array is float32: a chunk, whole and in C order, is one encoded tensor. Writing through Zarr encodes.
 """
@@ -19,7 +19,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 
 from flexflow_engine.errors import CorruptDataError
-from flexflow_plugins.codecs.group_quant import FORMAT_VERSION, GroupInt4Codec, GroupInt8Codec, GroupQuantCodec
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec, GroupQuantCodec
 
 PREFIX = "flexflow_engine."
 
@@ -46,12 +46,7 @@ class GroupQuantZarrCodec(ArrayBytesCodec):
         version, group_size = configuration.pop("version", None), configuration.pop("group_size", None)
         if not isinstance(version, int) or not isinstance(group_size, int) or configuration:
             raise CorruptDataError(f"the codec's configuration {data} is not one of {cls.codec_class.name}")
-        if version != FORMAT_VERSION:
-            raise CorruptDataError(
-                f"the data have version {version} of {cls.codec_class.name}, and this is version {FORMAT_VERSION}",
-                fix="update flexflow-engine, or import the checkpoint again",
-            )
-        return cls(cls.codec_class(cls.codec_class.Options(group_size=group_size)))
+        return cls(cls.codec_class.of_version(version, group_size))
 
     def to_dict(self) -> dict[str, Any]:
         settings = dict(self._codec.configuration())

@@ -1,0 +1,136 @@
+"""Groups of four parts with grids of their own, compiled: the format of `group-int4`.
+
+One group has 32 bits for its grids, as much as a scale and a low in float16 take. They say a step that its parts share,
+and for each part, a quarter of the group's numbers, how much of it the part's scale and low are:
+
+    bits of the word   0 ... 7   e             step = 2^(e // 8 - 18) * (1 + e % 8 / 8), but for
+                                               e = 0: all numbers are one, whose float32 has the word's other bits
+                                               e = 255: not a number, and so are the group's numbers
+                       8 + 6 q   3 bits  c     scale = step * (c + 1) / 8, of part q
+                      11 + 6 q   3 bits  l     low = -step * l * 5 / 4
+
+    encoded            | codes, low nibble first | one word a group, little-endian |
+    number             low + code * scale; the product is exact in float32, so every processor gets the same number
+
+A part is of an even number of numbers, the least that lets four cover a group: 16 of 64. Arguments are those of
+flexflow_plugins.codecs.kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.cpu.jit import c_function, kernel
+from flexflow_engine.cpu.pointers import offset
+from flexflow_plugins.codecs.kernels import decode_nibbles, load, store_codes
+from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, NUM_PARTS, constant_of, grid_of, part_size, step_of
+from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, code_of, find_grids, rooms
+
+
+def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
+    """Numbers [first, first + count) of one tensor, by pointers; settings: shape. See `KernelDecoder`."""
+    size, group_size = settings[0], settings[1]
+    words, part, stop = (size + 1) // 2, part_size(group_size), first + count
+    group = first // group_size
+    start = group * group_size
+    while start < stop:
+        word = _word(encoded, words + 4 * group)
+        step, bits, constant = step_of(word), np.uint32(word >> np.uint32(8)), constant_of(word)
+        end = min(stop, start + group_size)
+        for _ in range(NUM_PARTS):
+            scale, low = grid_of(step, bits)
+            low = low if step != 0 else constant
+            begin, until = max(first, start), min(end, start + part)
+            if begin < until:
+                decode_nibbles(encoded, begin, until, scale, low, offset(out, begin - first))
+            bits = np.uint32(bits >> np.uint32(6))
+            start += part
+        group += 1
+        start = group * group_size
+
+
+@kernel
+def encode(values: Any, encoded: Any, shape: Any, span: Any, reach: Any) -> None:
+    """Fill the groups' places in `encoded`; reach: of flexflow_plugins.codecs.part_search."""
+    (data, data_stride), (source, stride), (size, group_size, _), (first, stop) = encoded, values, shape, span
+    num_groups = (size + group_size - 1) // group_size
+    words, part = (size + 1) // 2, part_size(group_size)
+    numbers, codes = np.empty(group_size, np.float32), np.empty(NUM_PARTS * part, np.uint8)
+    lanes, grids = np.zeros((part, NUM_PARTS * GROUPS_AT_ONCE), np.float32), np.empty(GROUPS_AT_ONCE, np.uint32)
+    room, finite = rooms(), np.empty(GROUPS_AT_ONCE, np.bool_)
+    for start in range(first, stop, GROUPS_AT_ONCE):
+        count = min(GROUPS_AT_ONCE, stop - start)
+        for k in range(count):
+            begin, end = _numbers_of(start + k, num_groups, size, group_size)
+            place = (start + k) // num_groups * stride
+            finite[k] = load(source[place + begin : place + end], numbers)
+            _spread(numbers, end - begin if finite[k] else 0, lanes, k)
+        find_grids(lanes, grids, room, reach)
+        for k in range(count):
+            begin, end = _numbers_of(start + k, num_groups, size, group_size)
+            base = (start + k) // num_groups * data_stride
+            word = grids[k] if finite[k] else NO_NUMBER
+            _quantise(lanes, k, word, codes)
+            store_codes(codes, 4, data[base + begin // 2 : base + (end + 1) // 2])
+            _store_word(data, base + words + 4 * (begin // group_size), word)
+
+
+@kernel
+def _numbers_of(index: Any, num_groups: Any, size: Any, group_size: Any) -> Any:
+    """First and last + 1 of the numbers of a group, counted through all tensors, in its tensor."""
+    begin = index % num_groups * group_size
+    return begin, min(begin + group_size, size)
+
+
+@kernel
+def _spread(numbers: Any, count: Any, lanes: Any, k: Any) -> None:
+    """The first `count` numbers of group k into its four columns of `lanes`, the last repeated to the end; or zeros."""
+    part = len(lanes)
+    for q in range(NUM_PARTS):
+        for i in range(part):
+            number = numbers[min(q * part + i, count - 1)] if count else np.float32(0)
+            lanes[i, NUM_PARTS * k + q] = min(max(number, -HUGE), HUGE)
+
+
+@kernel
+def _quantise(lanes: Any, k: Any, word: Any, codes: Any) -> None:
+    """The codes of the places next to the numbers of group k."""
+    step, bits = step_of(word), np.uint32(word >> np.uint32(8))
+    part = len(lanes)
+    for q in range(NUM_PARTS):
+        scale, low = grid_of(step, bits)
+        inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
+        for i in range(part):
+            codes[q * part + i] = np.uint8(code_of((lanes[i, NUM_PARTS * k + q] - low) * inverse))
+        bits = np.uint32(bits >> np.uint32(6))
+
+
+@kernel
+def _store_word(encoded: Any, place: Any, word: Any) -> None:
+    for byte in range(4):
+        encoded[place + byte] = np.uint8((word >> np.uint32(8 * byte)) & np.uint32(0xFF))
+
+
+@kernel
+def _word(encoded: Any, place: Any) -> Any:
+    """Little-endian, and at any place: a tensor's bytes need not start at a multiple of four."""
+    low = np.uint32(encoded[place]) | (np.uint32(encoded[place + 1]) << np.uint32(8))
+    return np.uint32(
+        low | (np.uint32(encoded[place + 2]) << np.uint32(16)) | (np.uint32(encoded[place + 3]) << np.uint32(24))
+    )
+
+
+def _decoder(number: str) -> Any:
+    """`decode` into numbers of one type, as a C function."""
+    return c_function(f"void(CPointer(uint8), CPointer(int64), int64, int64, CPointer({number}))")(decode)
+
+
+DECODERS: Mapping[DType, Any] = {  # last: compiled as soon as it is read
+    "float32": _decoder("float32"),
+    "bfloat16": _decoder("uint16"),
+    "float16": _decoder("int16"),
+}
