@@ -25,10 +25,14 @@ import numpy as np
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
+from flexflow_engine.cpu.nibbles import decode_sixteen
 from flexflow_engine.cpu.pointers import offset
 from flexflow_plugins.codecs.kernels import decode_nibbles, load, store_codes
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, NUM_PARTS, constant_of, grid_of, part_size, step_of
 from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, code_of, find_grids, rooms
+
+_SIXTEEN = 16
+"""Numbers in a part of a group of 64, the usual one."""
 
 
 def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
@@ -45,7 +49,9 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
             scale, low = grid_of(step, bits)
             low = low if step != 0 else constant
             begin, until = max(first, start), min(end, start + part)
-            if begin < until:
+            if until - begin == _SIXTEEN and begin == start:
+                decode_sixteen(offset(encoded, begin // 2), scale, low, offset(out, begin - first))
+            elif begin < until:
                 decode_nibbles(encoded, begin, until, scale, low, offset(out, begin - first))
             bits = np.uint32(bits >> np.uint32(6))
             start += part
