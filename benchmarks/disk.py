@@ -88,16 +88,32 @@ class Row:
     tier_cpu_s_per_gb: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pages:
+    """Pages of the KV cache: keys, or values, of one tile."""
+
+    what: str
+    unit_nbytes: int
+    rows: int
+    context: int
+    """Full pages of a row when it is read."""
+
+    def kind(self, what: str, pages: int) -> Kind:
+        return Kind(what=f"{what} {self.what}KV", unit_nbytes=self.unit_nbytes, units=self.rows * pages)
+
+
 WEIGHTS = (
     Kind(what="read a page of weights", unit_nbytes=16 * MIB, units=1),
     Kind(what="read a page of group-int4 weights", unit_nbytes=1170 * 4032, units=1),
     Kind(what="read a page of the table", unit_nbytes=4096, units=4096),
 )
 CACHE = (
-    Kind(what="KV pages", unit_nbytes=64 * 1024, units=32),
-    Kind(what="group-int4 KV pages", unit_nbytes=18 * 1024 + 32, units=32),
+    Pages(what="", unit_nbytes=16 * 1024, rows=64, context=24),
+    Pages(what="int4 ", unit_nbytes=4608, rows=64, context=24),
+    Pages(what="16-token ", unit_nbytes=64 * 1024, rows=32, context=6),
+    Pages(what="int4 16-token ", unit_nbytes=18 * 1024, rows=32, context=6),
 )
-"""Of 16 tokens in OPT-1.3B, for a GPU batch of 32 rows."""
+"""Of 4 and of 16 tokens in OPT-1.3B (4 by default: `benchmarks/offload.py`), 96 tokens cached."""
 
 
 def main() -> None:
@@ -134,11 +150,15 @@ def _disk_requests(folder: Path, tier: ZarrTier) -> Iterator[tuple[str, Kind, st
             region = tier.attach(store.stored("tensor"), placed_units=0)
             yield kind.what, kind, "read", _reading(tier, region, kind)
             tier.free(region)
-    for kind in CACHE:
-        spec = RegionSpec(name="kv", num_units=kind.requests * kind.units, unit_nbytes=kind.unit_nbytes)
+    for pages in CACHE:
+        spec = RegionSpec(name="kv", num_units=ROUND_NBYTES // pages.unit_nbytes, unit_nbytes=pages.unit_nbytes)
         region = tier.allocate(spec)
-        yield f"write {kind.what}", kind, "write", _writing(tier, region, kind)
-        yield f"read {kind.what}", kind, "read", _reading(tier, region, kind)
+        prompt = pages.kind("write a prompt's", pages.context // 3)
+        yield prompt.what, prompt, "write", _writing(tier, region, prompt)
+        filled = pages.kind("write filled", 1)
+        yield filled.what, filled, "write", _writing(tier, region, filled)
+        read = pages.kind("read", pages.context)
+        yield read.what, read, "read", _reading(tier, region, read)
         tier.free(region)
 
 

@@ -98,31 +98,40 @@ class CacheIO:
             self._transfers.store(rectangle.name, tile, stores, reads=reads, writes=rectangle.name)
 
     def _prefix(self, rectangle: Rectangle, near: Span, stop_page: int) -> list[Pair]:
-        """The pages before `stop_page` of all rows: keys, then values. `near` begins at the rectangle's first unit."""
+        """The pages before `stop_page` of all rows. `near` begins at the rectangle's first unit."""
         units = rectangle.until(stop_page).num_units
-        if units <= 0:
-            return []
-        return [
-            (
-                Span(rectangle.tier, f"{rectangle.name}.{part}", 0, units),
-                Span(near.tier, near.region, near.first + index * rectangle.num_units, units),
-            )
-            for index, part in enumerate("kv")
-        ]
+        return _pairs(rectangle, near, range(units)) if units > 0 else []
 
     def _filled(self, rectangle: Rectangle, near: Span, batch: BatchStep) -> list[Pair]:
-        """The pages that this step's tokens are the last of."""
-        pairs = []
+        """The pages that this step's tokens are the last of, those of adjoining rows in one move."""
+        units = []
         for row in batch.rows:
             page, last = divmod(row.context, self._kv.page_tokens)
             if last == self._kv.page_tokens - 1 and rectangle.holds(row.row, page):
-                unit = rectangle.unit(row.row, page)
-                for index, part in enumerate("kv"):
-                    far = Span(rectangle.tier, f"{rectangle.name}.{part}", unit, 1)
-                    pairs.append(
-                        (far, Span(near.tier, near.region, near.first + index * rectangle.num_units + unit, 1))
-                    )
-        return pairs
+                units.append(rectangle.unit(row.row, page))
+        return [pair for run in _runs(sorted(units)) for pair in _pairs(rectangle, near, run)]
+
+
+def _pairs(rectangle: Rectangle, near: Span, units: range) -> list[Pair]:
+    """The same units of a rectangle's keys, and of its values."""
+    return [
+        (
+            Span(rectangle.tier, f"{rectangle.name}.{part}", units.start, len(units)),
+            Span(near.tier, near.region, near.first + index * rectangle.num_units + units.start, len(units)),
+        )
+        for index, part in enumerate("kv")
+    ]
+
+
+def _runs(units: list[int]) -> list[range]:
+    """Ascending numbers, as ranges without a gap."""
+    runs: list[range] = []
+    for unit in units:
+        if runs and runs[-1].stop == unit:
+            runs[-1] = range(runs[-1].start, unit + 1)
+        else:
+            runs.append(range(unit, unit + 1))
+    return runs
 
 
 def _longest(rectangle: Rectangle, batch: BatchStep, done: int) -> int:

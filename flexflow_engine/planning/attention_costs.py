@@ -91,7 +91,7 @@ class AttentionCosts:
             work.carry(tier, "write", full, near=near)
         else:
             work.carry(tier, "read", full, near=near)
-            work.carry(tier, "write", Traffic(2 * tiles * rows / shape.kv_page_tokens, page_nbytes), near=near)
+            work.carry(tier, "write", Traffic(2 * tiles / shape.kv_page_tokens, rows * page_nbytes), near=near)
 
     def _prompts_from_slots(self, work: LaneWork, tier: TierDescription, site: AttentionSite, shape: StepShape) -> None:
         """From the compute tier; where pages don't take single tokens, the last page's go to a tail."""

@@ -187,6 +187,17 @@ def test_a_decode_step_stores_only_the_pages_that_it_filled() -> None:
     assert stores == [6, 0, 0, 6, 0, 0]
 
 
+def test_pages_that_adjoining_rows_fill_in_one_step_are_one_move_of_keys_and_one_of_values() -> None:
+    chosen = policy(setups(DEVICE_FAR), gpu_batch_size=3, num_gpu_batches=1, kv_cache={"far": 100.0})
+    layout = lay_out(MODELS["tied"], DEVICE_FAR, chosen, prompt_tokens=(9, 9, 8), max_new_tokens=8)
+    graphs = compile_steps(layout, compose(layout, (9, 9, 8), 8))
+    stores = [task for graph in graphs[1:] for task in graph.tasks if "/store kv" in task.key and task.tile.layer == 1]
+    counts = [
+        [move.target.count for move in task.operation.moves] for task in stores if isinstance(task.operation, Copy)
+    ]
+    assert counts == [[2, 2], [1, 1], [2, 2]]  # at 12 and 16 tokens the first two rows, and the third one between
+
+
 def test_what_needs_no_copy_is_not_copied() -> None:
     chosen = policy(setups(DEVICE_HOST_DISK), weights={"host": 100}, kv_cache={"host": 100}, activations={"host": 100})
     layout = lay_out(MODELS["tied"], DEVICE_HOST_DISK, chosen)
