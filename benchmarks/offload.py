@@ -35,23 +35,26 @@ OPT_1_3B = Configuration(
     prompt_tokens=32,
     new_tokens=128,
     sequences=256,
-    gpu_batch_size=64,
-    num_gpu_batches=4,
+    gpu_batch_size=128,
+    num_gpu_batches=2,
     kv_page_tokens=4,
-    weights_percent=12,
+    weights_percent=4,
     kv_cache_percent=0,
     activations_percent=100,
 )
 OPT_6_7B = replace(
-    OPT_1_3B, name="opt-6.7b-4GiB", model="opt-6.7b", cap_nbytes=4 * GIB, new_tokens=32, weights_percent=14
-)
+    OPT_1_3B, name="opt-6.7b-4GiB", model="opt-6.7b", cap_nbytes=4 * GIB, new_tokens=32, gpu_batch_size=64,
+    num_gpu_batches=4, weights_percent=14,
+)  # fmt: skip
 SMOKE = replace(
     OPT_1_3B, name="opt-125m-1GiB", model="opt-125m", cap_nbytes=GIB, new_tokens=16, sequences=32, gpu_batch_size=16,
     num_gpu_batches=2,
 )  # fmt: skip
 CONFIGURATIONS = (
     OPT_1_3B,
-    replace(OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, weights_percent=74),
+    replace(
+        OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, gpu_batch_size=256, num_gpu_batches=1, weights_percent=19
+    ),
     OPT_6_7B,
     replace(
         OPT_6_7B,

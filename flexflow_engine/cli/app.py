@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from flexflow_engine.cli import import_, plan, plugins, profile, run, schema, store
+from flexflow_engine.cli.allocator import return_freed_blocks
 from flexflow_engine.cli.exits import with_exit_status
 
 PROGRAM = "flexflow-engine"
@@ -16,6 +17,7 @@ PROGRAM = "flexflow-engine"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Carry out a command line (None: the process's own) and leave by SystemExit with its status."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; docs/decisions/0008
+    return_freed_blocks()
     _build()(args=arguments, prog_name=PROGRAM)
 
 

@@ -45,13 +45,15 @@ def widened_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
         return F.linear(x, weight, bias)
     output = x.new_empty((len(x), len(weight)))
     rows = widened_rows(x.shape[1])
+    room = x.new_empty((rows, x.shape[1]), dtype=torch.float32)  # one for all parts: fresh memory is slow to touch
     for tokens, target in zip(x.split(WIDENED_TOKENS), output.split(WIDENED_TOKENS), strict=True):
         wide = tokens.float()
+        products = wide.new_empty((len(tokens), rows))
         for first in range(0, len(weight), rows):
-            product = wide @ weight[first : first + rows].float().t()
+            part = weight[first : first + rows]
+            product = torch.mm(wide, room[: len(part)].copy_(part).t(), out=products[:, : len(part)])
             if bias is not None:
                 product += bias[first : first + rows]
             target[:, first : first + rows] = product
-            del product  # before the next one is made
-        del wide
+        del wide, products, product  # before the next ones are made
     return output
