@@ -14,11 +14,9 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError
 from flexflow_engine.store.encoding import PREFIX, UNIT_NBYTES, Compression, Encoding
 from flexflow_engine.store.failures import reporting
-from flexflow_engine.store.shard import CHECKSUM_NBYTES, ShardFile, round_up
+from flexflow_engine.store.shard import ShardFile
 
 METADATA = "zarr.json"
-STRIDE = "stride_nbytes"
-"""The array's attribute that tells how far apart its units begin in a file, where it is more than they need."""
 _ITEM_NBYTES = {"uint8": 1, "uint16": 2, "float16": 2, "float32": 4}
 _DATA_TYPES: dict[DType, str] = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 
@@ -34,6 +32,8 @@ class ArrayLayout:
     unit_shape: tuple[int, ...]
     attributes: tuple[tuple[str, str | int], ...] = ()
     encoding: Encoding | None = None
+    bare: bool = False
+    """Whether units are stored without checksums."""
     compression: Compression | None = None
     """Where there is one, sizes of units and of page files below are those before it."""
 
@@ -60,16 +60,13 @@ class ArrayLayout:
 
     @classmethod
     def opaque(cls, *, num_units: int, unit_nbytes: int, units_per_page: int) -> ArrayLayout:
-        """Bytes that mean nothing to Zarr: uint8 [num_units, unit_nbytes], each unit in blocks of its own.
-
-        Units are so written one by one past the page cache, without reading what lies beside them.
-        """
+        """Bytes that mean nothing to Zarr: uint8 [num_units, unit_nbytes], bare; whoever writes them checks them."""
         return cls(
             shape=(num_units, unit_nbytes),
             data_type="uint8",
             page_shape=(units_per_page, unit_nbytes),
             unit_shape=(1, unit_nbytes),
-            attributes=((STRIDE, round_up(unit_nbytes + CHECKSUM_NBYTES)),),
+            bare=True,
         )
 
     @property
@@ -91,11 +88,6 @@ class ArrayLayout:
         return prod(self.unit_shape) * _ITEM_NBYTES[self.data_type]
 
     @property
-    def stride(self) -> int:
-        """Bytes from one unit to the next in a file."""
-        return int(dict(self.attributes).get(STRIDE, self.unit_nbytes + CHECKSUM_NBYTES))
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all units, padding included, checksums and indices not."""
         return self.num_units * self.unit_nbytes
@@ -112,7 +104,7 @@ class ArrayLayout:
             num_units=self.units_per_page,
             num_slots=min(self.units_per_page, self.num_units - page * self.units_per_page),
             unit_nbytes=self.unit_nbytes,
-            stride=self.stride,
+            bare=self.bare,
             fix=fix,
         )
 
@@ -240,7 +232,7 @@ def _array_metadata(layout: ArrayLayout) -> bytes:
         chunks=layout.unit_shape,
         filters=None,
         serializer=BytesCodec(endian="little"),
-        compressors=[Crc32cCodec()],
+        compressors=None if layout.bare else [Crc32cCodec()],
         fill_value=0,
         attributes=dict(layout.attributes),
     )

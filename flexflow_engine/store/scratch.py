@@ -3,8 +3,8 @@
     <root>/runs/<pid>-<random>/lock              held with flock while the run lives; one block
     <root>/runs/<pid>-<random>/<region>/         a Zarr v3 array uint8 [num_units, unit_nbytes], one shard file
 
-The files are sparse: a unit takes room once it is written. It lies in blocks of its own, so that it can be written past
-the page cache whatever happens to its neighbours at the same time.
+The files are sparse: a unit takes room once it is written. Units follow each other as they do in memory, so that any run
+of them is one request of as many bytes. Their checksums stay with the run, four bytes a unit; nobody else reads them.
 """
 
 from __future__ import annotations
@@ -13,21 +13,26 @@ import fcntl
 import os
 import secrets
 import shutil
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from flexflow_engine.abc.tier import HostBytes, RegionSpec
 from flexflow_engine.store.access import Access
 from flexflow_engine.store.array import ArrayLayout, create_array
+from flexflow_engine.store.checksums import checksums_of, verify
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.index import write_index
 from flexflow_engine.store.settling import settle
-from flexflow_engine.store.shard import BLOCK_NBYTES
-from flexflow_engine.store.units import read_units, write_units
+from flexflow_engine.store.shard import BLOCK_NBYTES, round_up
+from flexflow_engine.store.spans import read_span, shares_blocks, write_span
 
 _LOCK = "lock"
+_VERIFIED_NBYTES = 4 * 2**20
+"""Units are read and verified so many bytes at a time, while they are in the processor's cache."""
 _FIX = "run again; if it happens again, the disk or the memory may be failing"
 
 
@@ -63,7 +68,8 @@ class RunFolder:
 class ScratchArray:
     """One region's array. Thread-safe as long as two calls at once concern different units.
 
-    Changing state: `_written`, bool [num_units]; the index in the file says the same after `flush`.
+    Changing state: `_written`, bool [num_units], which the index in the file also says after `flush`; `_checksums`,
+    uint32 [num_units], of those that were written. `_edges` guards blocks of the file that several units share.
     """
 
     def __init__(self, folder: Path, spec: RegionSpec, access: Access) -> None:
@@ -73,6 +79,8 @@ class ScratchArray:
         self._file = layout.page_file(self._folder, 0, name=spec.name, fix=_FIX)
         self._access = access
         self._written = np.zeros(spec.num_units, np.bool_)
+        self._checksums = np.zeros(spec.num_units, np.uint32)
+        self._edges = Lock()
         create_array(self._folder, layout)
         with reporting(self._file.path):
             self._file.path.parent.mkdir(parents=True)
@@ -100,8 +108,12 @@ class ScratchArray:
 
         Raises StorageError when the disk is full or fails.
         """
-        with self._access.lend(self._file.path, self._open) as file:
-            write_units(self._file, file, first, count, data)
+        units = self._file.as_units(first, count, data)
+        offset = first * self._file.stride
+        alone = nullcontext() if not shares_blocks(offset, len(data)) else self._edges
+        with self._access.lend(self._file.path, self._open) as file, alone:
+            write_span(self._file, file, offset, data)
+        self._checksums[first : first + count] = checksums_of(units)
         fresh = count - int(np.count_nonzero(self._written[first : first + count]))
         self._written[first : first + count] = True
         return fresh
@@ -117,11 +129,6 @@ class ScratchArray:
         settle(self._file.path)
 
     @property
-    def stride(self) -> int:
-        """Bytes that a unit takes in the file."""
-        return self._file.stride
-
-    @property
     def unwritten_nbytes(self) -> int:
         """Bytes that the file will still grow by, at most."""
         return self._file.stride * (self._file.num_slots - int(np.count_nonzero(self._written)))
@@ -133,8 +140,13 @@ class ScratchArray:
             shutil.rmtree(self._folder)
 
     def _read_written(self, first: int, count: int, out: HostBytes) -> None:
+        units = self._file.as_units(first, count, out)
+        step = max(1, _VERIFIED_NBYTES // self._file.unit_nbytes)
         with self._access.lend(self._file.path, self._open) as file:
-            read_units(self._file, file, first, count, out)
+            for start in range(0, count, step):
+                some, number = units[start : start + step], first + start
+                read_span(self._file, file, number * self._file.stride, some.reshape(-1))
+                verify(self._file, number, some, self._checksums[number : number + len(some)])
 
     def _open(self) -> int:
         with reporting(self._file.path):
@@ -143,8 +155,7 @@ class ScratchArray:
 
 def scratch_nbytes(spec: RegionSpec) -> int:
     """Bytes that a region's units take on the disk once all are written."""
-    layout = _layout(spec)
-    return layout.num_units * layout.stride
+    return round_up(spec.nbytes)
 
 
 def _layout(spec: RegionSpec) -> ArrayLayout:

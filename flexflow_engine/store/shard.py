@@ -2,7 +2,11 @@
 
     offset  0                 S                 2 S             slots * S
             | unit 0 | crc32c | unit 1 | crc32c |  ...          | index                    | crc32c |
-            S = unit_nbytes + 4, or rounded up to whole blocks    (offset, nbytes) per unit
+            S = unit_nbytes + 4                                   (offset, nbytes) per unit
+
+    offset  0        S        2 S           at a block
+            | unit 0 | unit 1 |  ...        | index ...           bare: S = unit_nbytes, and whoever wrote the units
+                                                                  has their checksums
 
 All integers are little-endian: checksums are uint32, the index uint64, and a unit that was never written has
 2^64 - 1 for both of its numbers (Zarr v3, sharding codec, "binary shard format", index at the end).
@@ -39,10 +43,15 @@ class ShardFile:
     num_slots: int
     """Units that have a place; fewer than `num_units` in the last page of an array."""
     unit_nbytes: int
-    stride: int
-    """Bytes from one unit to the next: the unit, its checksum, and perhaps padding."""
+    bare: bool
+    """Whether units follow each other without checksums."""
     fix: str
     """What would mend a damaged file, for messages."""
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one unit to the next."""
+        return self.unit_nbytes if self.bare else self.unit_nbytes + CHECKSUM_NBYTES
 
     @property
     def index_nbytes(self) -> int:
@@ -50,23 +59,20 @@ class ShardFile:
 
     @property
     def index_offset(self) -> int:
-        return self.num_slots * self.stride
+        end = self.num_slots * self.stride
+        return round_up(end) if self.bare else end
 
     @property
     def nbytes(self) -> int:
         """Size of the file once its index is written."""
         return self.index_offset + self.index_nbytes
 
-    def begin_at_blocks(self, first: int, count: int) -> bool:
-        """Whether units [first, first + count) begin where blocks of the file do."""
-        return first * self.stride % BLOCK_NBYTES == 0 and (count == 1 or self.stride % BLOCK_NBYTES == 0)
-
     def index(self, written: NDArray[np.bool_]) -> HostBytes:
         """The index with its checksum, uint8 [index_nbytes]; written: bool [num_slots], which units hold data."""
         entries = np.full((self.num_units, 2), _MISSING, "<u8")
         places = np.flatnonzero(written)
         entries[places, 0] = places * self.stride
-        entries[places, 1] = self.unit_nbytes + CHECKSUM_NBYTES
+        entries[places, 1] = self.stride
         return _checksummed(entries)
 
     def parse_index(self, found: HostBytes) -> NDArray[np.bool_]:

@@ -76,7 +76,8 @@ class StoreWriter:
         file, compressor = self.page_file(name, page), self._compressor_of(name)
         with _unfinished(file.path) as descriptor:
             if compressor is None:
-                self._write_plain(file, descriptor, data)
+                write_units(file, descriptor, data)
+                write_index(file, descriptor, np.ones(file.num_slots, np.bool_))
             else:
                 write_compressed(file, descriptor, data, compressor)
             begin_writing(descriptor)
@@ -112,11 +113,6 @@ class StoreWriter:
 
     def _compressor_of(self, name: str) -> Compressor | None:
         return None if self._layouts[name].compression is None else self._compressor
-
-    def _write_plain(self, file: ShardFile, descriptor: int, data: HostBytes) -> None:
-        with self._access.using(descriptor) as opened:
-            write_units(file, opened, 0, file.num_slots, data)
-        write_index(file, descriptor, np.ones(file.num_slots, np.bool_))
 
     def _check_page(self, file: ShardFile, compressor: Compressor | None) -> None:
         """Raise CorruptDataError when size or index are wrong."""

@@ -31,10 +31,9 @@ SHIFTS = (0, 1, 512)
 """Of memory against blocks."""
 
 
-def make(folder: Path, num_units: int, unit_nbytes: int, *, packed: bool = True) -> ShardFile:
-    """packed: each unit right behind the one before, as weights are; else in blocks of its own, as the cache is."""
+def make(folder: Path, num_units: int, unit_nbytes: int) -> ShardFile:
     layout = ArrayLayout.opaque(num_units=num_units, unit_nbytes=unit_nbytes, units_per_page=num_units)
-    layout = replace(layout, attributes=()) if packed else layout
+    layout = replace(layout, bare=False)
     create_array(folder, layout)
     file = layout.page_file(folder, 0, name="fc1", fix="import again")
     file.path.parent.mkdir(parents=True)
@@ -65,9 +64,9 @@ def shifted(nbytes: int, by: int) -> HostBytes:
 
 def written_file(folder: Path, num_units: int = 4, unit_nbytes: int = 10) -> ShardFile:
     file = make(folder, num_units, unit_nbytes)
-    with opened(file) as descriptor:
-        write_units(file, descriptor, 0, num_units, random_units(num_units, unit_nbytes))
-        write_index(file, descriptor.descriptor, np.ones(num_units, np.bool_))
+    with opened(file) as writer:
+        write_units(file, writer.descriptor, random_units(num_units, unit_nbytes))
+        write_index(file, writer.descriptor, np.ones(num_units, np.bool_))
     return file
 
 
@@ -82,52 +81,30 @@ def access(request: pytest.FixtureRequest, tmp_path: Path) -> Access:
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])  # an access keeps no state
-@given(data=st.data(), unit_nbytes=st.sampled_from(UNIT_NBYTES), packed=st.booleans())
-def test_any_units_written_in_any_order_are_read_back_and_stock_zarr_agrees(
-    tmp_path_factory: pytest.TempPathFactory,
-    access: Access,
-    data: st.DataObject,
-    unit_nbytes: int,
-    packed: bool,
+@given(data=st.data(), unit_nbytes=st.sampled_from(UNIT_NBYTES))
+def test_any_units_are_read_back_and_stock_zarr_agrees(
+    tmp_path_factory: pytest.TempPathFactory, access: Access, data: st.DataObject, unit_nbytes: int
 ) -> None:
     num_units = data.draw(st.integers(1, 12))
-    file = make(tmp_path_factory.mktemp("array"), num_units, unit_nbytes, packed=packed)
-    expected = np.zeros((num_units, unit_nbytes), np.uint8)
-    written = np.zeros(num_units, np.bool_)
-    with opened(file, None if packed else access) as writer:
-        for value in range(1, data.draw(st.integers(0, 6)) + 1):
+    file = written_file(tmp_path_factory.mktemp("array"), num_units, unit_nbytes)
+    expected = random_units(num_units, unit_nbytes).reshape(num_units, unit_nbytes)
+    with opened(file, access) as reader:
+        assert read_index(file, reader).all()
+        for _ in range(6):
             first = data.draw(st.integers(0, num_units - 1))
             count = data.draw(st.integers(1, num_units - first))
-            units = shifted(count * unit_nbytes, by=data.draw(st.sampled_from(SHIFTS)))
-            units[:] = np.arange(len(units)) % 251 + value
-            expected[first : first + count] = units.reshape(count, unit_nbytes)
-            written[first : first + count] = True
-            write_units(file, writer, first, count, units)
-    with opened(file) as writer:
-        write_index(file, writer.descriptor, written)
-    with opened(file, access) as reader:
-        assert np.array_equal(read_index(file, reader), written)
-        for first, stop in runs(written):
-            out = shifted((stop - first) * unit_nbytes, by=data.draw(st.sampled_from(SHIFTS)))
-            read_units(file, reader, first, stop - first, out)
-            assert np.array_equal(out, expected[first:stop].reshape(-1))
+            out = shifted(count * unit_nbytes, by=data.draw(st.sampled_from(SHIFTS)))
+            read_units(file, reader, first, count, out)
+            assert np.array_equal(out, expected[first : first + count].reshape(-1))
     stock = zarr.open_array(file.path.parents[2], mode="r")
     assert np.array_equal(np.asarray(stock[:]), expected)
 
 
-def runs(written: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[tuple[int, int]]:
-    """Adjoining units that were written, and each of them alone."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], written.astype(np.int8), [0]])))
-    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)] + [(int(u), int(u) + 1) for u in np.flatnonzero(written)]
-
-
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "in blocks"])
-def test_more_units_than_one_call_takes_are_moved(tmp_path: Path, packed: bool) -> None:
-    file = make(tmp_path, num_units=1500, unit_nbytes=8, packed=packed)
+def test_more_units_than_one_call_takes_are_moved(tmp_path: Path) -> None:
+    file = written_file(tmp_path, num_units=1500, unit_nbytes=8)
     out = np.empty(1400 * 8, np.uint8)
-    with opened(file) as descriptor:
-        write_units(file, descriptor, 0, 1500, random_units(1500, 8))
-        read_units(file, descriptor, 100, 1400, out)
+    with opened(file) as reader:
+        read_units(file, reader, 100, 1400, out)
     assert np.array_equal(out, random_units(1500, 8)[800:])
 
 
@@ -162,9 +139,7 @@ def test_a_flipped_byte_is_found_wherever_it_is_and_however_the_unit_is_read(
     tmp_path: Path, access: Access, byte: int, shift: int
 ) -> None:
     """In whole blocks, in the rest behind them, in the checksum; in place, through the buffer and in pieces."""
-    file = make(tmp_path, 1, 20_000, packed=False)
-    with opened(file) as writer:
-        write_units(file, writer, 0, 1, random_units(1, 20_000))
+    file = written_file(tmp_path, num_units=1, unit_nbytes=20_000)
     flip_byte(file.path, byte)
     with opened(file, access) as reader, pytest.raises(CorruptDataError, match="unit 0 of fc1") as caught:
         read_units(file, reader, 0, 1, shifted(20_000, by=shift))

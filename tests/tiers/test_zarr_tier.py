@@ -75,7 +75,7 @@ def test_a_flipped_byte_of_a_region_is_found(tier: ZarrTier, tmp_path: Path) -> 
     region = tier.allocate(SPEC)
     tier.write(region, 0, 8, filled(8, 7))
     (page,) = [path for path in files(tmp_path / "tier") if "c" in path.parts]
-    flip_byte(page, 3 * 4096 + 5)
+    flip_byte(page, 3 * SPEC.unit_nbytes + 5)
     with pytest.raises(CorruptDataError, match=r"unit 3 of kv\.3\.0\.k\.1"):
         tier.read(region, 2, 2, filled(2, 0))
 

@@ -97,7 +97,7 @@ class ZarrTier(Tier):
         assert isinstance(units, ScratchArray), f"{region.spec.name} is attached, and read only"
         fresh = units.write(first, count, data)
         with self._lock:
-            self._unwritten_nbytes -= fresh * units.stride
+            self._unwritten_nbytes -= fresh * region.spec.unit_nbytes
 
     def flush(self, region: Region) -> None:
         """Bring the region's files to where any Zarr reader sees the units written so far."""
