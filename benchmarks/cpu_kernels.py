@@ -34,8 +34,8 @@ from flexflow_engine.abc.step import BatchStep, RowStep
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.jit import finite_kernel
-from flexflow_engine.cpu.workers import Workers
-from flexflow_engine.graph.task import Compute, DecodeWeights, Operation, Task, Tile
+from flexflow_engine.cpu.workers import Workers, one_torch_thread
+from flexflow_engine.graph.task import Compute, Operation, Task, Tile
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.layout import make_layout
 from flexflow_engine.placement.memory import memory_table
@@ -72,7 +72,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with closing(Workers()) as workers, torch.inference_mode():
-        found = {"reads": _reads(workers), **_attention(workers), "decode": _decode(), "layer": _layer(workers)}
+        found = {"reads": _reads(workers), **_attention(workers), "decode": _decode()}
+        with one_torch_thread():
+            found["layer"] = _layer(workers)
     if options.json:
         print(json.dumps(found, indent=2))
     else:
@@ -232,8 +234,7 @@ def _one_layer(
             source=Greedy(),
         )
         rows = tuple(RowStep(row=r, sequence=r, new_tokens=1, context=LAYER_CONTEXT - 1) for r in range(LAYER_ROWS))
-        decode = [] if weights.keeps_bytes else [DecodeWeights(1, None)]
-        yield runner, [*decode, Compute(layer=1, batch=BatchStep(0, rows))]
+        yield runner, [Compute(layer=1, batch=BatchStep(0, rows))]
 
 
 def _run(runner: TileRunner, operations: list[Operation]) -> None:

@@ -53,7 +53,7 @@ SMOKE = replace(
 CONFIGURATIONS = (
     OPT_1_3B,
     replace(
-        OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, gpu_batch_size=256, num_gpu_batches=1, weights_percent=19
+        OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, gpu_batch_size=256, num_gpu_batches=1, weights_percent=32
     ),
     OPT_6_7B,
     replace(

@@ -168,7 +168,7 @@ def run_job(
         num_gpu_batches=chosen.num_gpu_batches,
     )
     sequences: dict[int, FinishedSequence] = {}
-    with ExitStack() as stack:
+    with weights, ExitStack() as stack:
         opened_tiers = {name: stack.enter_context(closing(_open(name, setup))) for name, setup in tiers.items()}
         session = Session(
             layout=layout,

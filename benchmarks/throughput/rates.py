@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.matmul import Multiply, multiplication
+from flexflow_engine.cpu.workers import Workers, one_torch_thread
 from flexflow_tiers.zarr import ZarrTier
 from throughput.published import published_shape
 from throughput.roofline import Rates, Shape
@@ -96,9 +98,10 @@ def _matmul_rate(hidden: int, rows: int) -> float:
     """The best that the processor does with `rows` tokens: bfloat16 as torch multiplies it and as the engine does, and
     float32, which is the faster format where a processor has no instructions for bfloat16.
     """
-    widened = multiplication(HOST, torch.bfloat16)
-    kinds = ((torch.bfloat16, F.linear), (torch.bfloat16, widened), (torch.float32, F.linear))
-    return max(_feed_forward_rate(hidden, rows, dtype, multiply) for dtype, multiply in kinds)
+    torchs = max(_feed_forward_rate(hidden, rows, dtype, F.linear) for dtype in (torch.bfloat16, torch.float32))
+    with closing(Workers()) as workers, one_torch_thread():
+        ours = multiplication(HOST, torch.bfloat16, workers)
+        return max(torchs, _feed_forward_rate(hidden, rows, torch.bfloat16, ours))
 
 
 def _feed_forward_rate(hidden: int, rows: int, dtype: torch.dtype, multiply: Multiply) -> float:

@@ -23,6 +23,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
 from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress
 from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
+from flexflow_engine.cpu.workers import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.store.array import METADATA, read_layout
@@ -50,7 +51,7 @@ def import_checkpoint(  # noqa: PLR0917  # in the order the data pass; every one
     if store is not None:
         return store
     names = find_names(checkpoint, model)
-    with locked(folder), _one_torch_thread():
+    with locked(folder), one_torch_thread():  # casting a page is a copy, and waking other cores takes as long
         store = _finished(folder, plan)
         if store is None:
             _import(folder, checkpoint, plan, names, progress)
@@ -74,21 +75,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Casting a page is a copy, which one core does at the memory's speed.
-
-    With more, every page waits for a core that other programs use: opt-350m took 21 s instead of 3 on a machine of
-    two busy cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _finished(folder: Path, plan: ImportPlan) -> WeightStore | None:

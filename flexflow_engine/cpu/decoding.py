@@ -1,9 +1,8 @@
-"""Decoding many tensors with a codec's compiled decoder, in ranges that threads share."""
+"""Decoding with a codec's compiled decoder: any range of the numbers of many tensors."""
 
 from __future__ import annotations
 
-from math import ceil, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,37 +12,40 @@ from flexflow_engine.abc.dtypes import DTYPES
 from flexflow_engine.cpu.jit import kernel
 from flexflow_engine.cpu.pointers import call_decoder
 
+_NAMES = {getattr(torch, name): name for name in DTYPES}
 
-class Decoding:
-    """Tensors of one shape in host memory, encoded and not, and the blocks in which one becomes the other."""
 
-    def __init__(self, decoder: KernelDecoder, encoded: torch.Tensor, out: torch.Tensor, *, block: int) -> None:
-        """encoded uint8 [n, nbytes], out [n, *shape], of a dtype that the decoder knows; each tensor contiguous.
+class Target(NamedTuple):
+    """Where decoded numbers go, in host memory."""
 
-        block: numbers that are decoded at a time.
-        """
-        size = prod(out.shape[1:])
-        dtype = next(name for name in DTYPES if getattr(torch, name) == out.dtype)
-        self._function, self._settings = decoder.addresses[dtype], np.array(decoder.settings, np.int64)
-        self._source = encoded.data_ptr(), encoded.stride(0)
-        self._target = out.data_ptr(), out.stride(0) * out.itemsize, out.itemsize
-        self._shape = size, block
-        self._memory = encoded, out, decoder
-        self.num_blocks = len(out) * ceil(size / block)
-        self.num_numbers = out.numel()
+    address: int
+    """Of the first number of the first tensor, whether or not it is decoded."""
+    stride_nbytes: int
+    """From tensor to tensor."""
+    dtype: torch.dtype
 
-    def run(self, first: int, stop: int) -> None:
-        """Decode blocks [first, stop), counted through all tensors."""
-        _decode_blocks(self._function, self._settings, self._source, self._target, self._shape, (first, stop))
+
+def decode_numbers(decoder: KernelDecoder, encoded: torch.Tensor, size: int, span: range, target: Target) -> None:
+    """Decode the numbers `span` of tensors of `size` numbers each, counted through all of them.
+
+    encoded: uint8 [n, nbytes], each tensor contiguous. Several threads may decode to one target.
+    """
+    _decode_numbers(
+        decoder.addresses[_NAMES[target.dtype]],
+        np.array(decoder.settings, np.int64),
+        (encoded.data_ptr(), encoded.stride(0), size),
+        (target.address, target.stride_nbytes, target.dtype.itemsize),
+        (span.start, span.stop),
+    )
 
 
 @kernel
-def _decode_blocks(function: Any, settings: Any, source: Any, target: Any, shape: Any, span: Any) -> None:
-    """source: address and bytes from tensor to tensor; target: the same, and bytes of a number."""
-    (data, data_stride), (numbers, stride, item), (size, block) = source, target, shape
-    blocks = (size + block - 1) // block
-    for index in range(span[0], span[1]):
-        tensor, first = index // blocks, index % blocks * block
+def _decode_numbers(function: Any, settings: Any, source: Any, target: Any, span: Any) -> None:
+    """source: address, bytes from tensor to tensor, numbers of one; target: the same, and bytes of a number."""
+    (data, data_stride, size), (numbers, stride, item), (start, stop) = source, target, span
+    while start < stop:
+        tensor, first = start // size, start % size
+        count = min(size - first, stop - start)
         place = numbers + tensor * stride + first * item
-        count = min(block, size - first)
         call_decoder(function, data + tensor * data_stride, settings.ctypes.data, first, count, place)
+        start += count

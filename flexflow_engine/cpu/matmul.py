@@ -1,59 +1,126 @@
-"""Products of 16-bit matrices on processors that have no instructions for them.
+"""Products on the host, some rows of a matrix at a time, which threads take one part after another.
 
-torch emulates those: with AVX2 alone a bfloat16 product of 256 tokens runs at a fifth of the float32 rate, and float16
-at a quarter even with AVX-512. So numbers are widened to float32, some rows of the matrix at a time, while they are in
-its cache; sums are float32, and the result is rounded once.
+Where the matrix isn't there in the numbers that the processor multiplies fastest, a thread makes those rows of what is
+there, and multiplies them while they are in the processor's cache. torch emulates 16-bit products that the processor
+has no instructions for: with AVX2 alone those of bfloat16 run at a fifth of the float32 rate for 256 tokens, and those
+of float16 at a quarter even with AVX-512. So 16-bit numbers are widened to float32, and encoded ones decoded to it;
+sums are float32, and the result is rounded once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, widened_rows
+from flexflow_engine.cpu.workers import Workers
 
 _INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
 
-
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """As `torch.nn.functional.linear`."""
+Room = Callable[[int], torch.Tensor]
+"""Memory for so many rows of a matrix, [rows, in_features], in the dtype of the product; the caller's until its next
+call.
+"""
 
 
-def multiplication(memory: str | None, dtype: torch.dtype) -> Multiply:
-    """How numbers of this dtype are multiplied that lie in this kind of memory, here."""
-    emulated = memory == HOST and is_emulated(dtype, torch.cpu.get_capabilities())
-    return widened_linear if emulated else F.linear
+class Rows(Protocol):
+    """A matrix [out_features, in_features] in host memory."""
+
+    @property
+    def out_features(self) -> int: ...
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of its numbers as they lie there; None where they are encoded."""
+
+    def part(self, first: int, stop: int, dtype: torch.dtype, room: Room) -> torch.Tensor:
+        """Rows [first, stop) in `dtype`, where they are or in a room. Called from several threads at once."""
+
+
+class PlainRows:
+    """A matrix as torch has it."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight
+
+    @property
+    def out_features(self) -> int:
+        return len(self._weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._weight.dtype
+
+    def part(self, first: int, stop: int, dtype: torch.dtype, room: Room) -> torch.Tensor:
+        rows = self._weight[first:stop]
+        return rows if dtype == rows.dtype else room(stop - first).copy_(rows)
+
+
+class HostProducts:
+    """Products by some threads, one at a time.
+
+    Changing state: `_rooms`, each thread's memory for a part, kept from product to product: fresh memory is slow to
+    touch.
+    """
+
+    def __init__(self, workers: Workers, dtype: torch.dtype) -> None:
+        """dtype: of what is multiplied with."""
+        self._workers = workers
+        self._dtype = product_dtype(dtype)
+        self._rooms: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+    def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
+        few = len(x) < WIDENED_FROM and matrix.dtype == x.dtype
+        dtype, out_features = x.dtype if few else self._dtype, matrix.out_features
+        output = x.new_empty((len(x), out_features))
+        step = widened_rows(x.shape[1], self._workers.threads)
+        for tokens, target in zip(x.split(WIDENED_TOKENS), output.split(WIDENED_TOKENS), strict=True):
+            self._multiply(tokens.to(dtype), matrix, bias, target, step)
+        return output
+
+    def _multiply(
+        self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None, target: torch.Tensor, step: int
+    ) -> None:
+        """Into `target`, `step` rows of the matrix at a time."""
+
+        def work(thread: int, item: int) -> None:
+            first, stop = item * step, min((item + 1) * step, matrix.out_features)
+            part = matrix.part(first, stop, x.dtype, lambda rows: self._room(thread, rows, x))
+            some = None if bias is None else bias[first:stop].to(x.dtype)
+            target[:, first:stop] = F.linear(x, part, some)
+
+        self._workers.draw(work, -(-matrix.out_features // step))
+
+    def _room(self, thread: int, rows: int, x: torch.Tensor) -> torch.Tensor:
+        room, needed = self._rooms.get((thread, x.dtype)), rows * x.shape[1]
+        if room is None or room.numel() < needed:
+            room = self._rooms[thread, x.dtype] = x.new_empty(needed)
+        return room[:needed].view(rows, -1)
+
+
+def multiplication(memory: str | None, dtype: torch.dtype, workers: Workers) -> Multiply:
+    """How plain numbers of this dtype are multiplied that lie in this kind of memory."""
+    if memory != HOST:
+        return F.linear
+    products = HostProducts(workers, dtype)
+    return lambda x, weight, bias: products.linear(x, PlainRows(weight), bias)
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which this processor multiplies numbers of `dtype` fastest: itself, or float32."""
+    return torch.float32 if is_emulated(dtype, torch.cpu.get_capabilities()) else dtype
 
 
 def is_emulated(dtype: torch.dtype, capabilities: Mapping[str, Any]) -> bool:
     """Whether a processor of these `torch.cpu.get_capabilities` multiplies such numbers by other instructions."""
     return dtype in _INSTRUCTIONS and not any(capabilities.get(name, False) for name in _INSTRUCTIONS[dtype])
-
-
-def widened_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [N, in_features] times the transpose of weight [out_features, in_features], plus bias [out_features];
-    [N, out_features] in x's dtype.
-    """
-    if len(x) < WIDENED_FROM:
-        return F.linear(x, weight, bias)
-    output = x.new_empty((len(x), len(weight)))
-    rows = widened_rows(x.shape[1])
-    room = x.new_empty((rows, x.shape[1]), dtype=torch.float32)  # one for all parts: fresh memory is slow to touch
-    for tokens, target in zip(x.split(WIDENED_TOKENS), output.split(WIDENED_TOKENS), strict=True):
-        wide = tokens.float()
-        products = wide.new_empty((len(tokens), rows))
-        for first in range(0, len(weight), rows):
-            part = weight[first : first + rows]
-            product = torch.mm(wide, room[: len(part)].copy_(part).t(), out=products[:, : len(part)])
-            if bias is not None:
-                product += bias[first : first + rows]
-            target[:, first : first + rows] = product
-        del wide, products, product  # before the next ones are made
-    return output

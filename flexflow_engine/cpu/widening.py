@@ -1,26 +1,38 @@
-"""How much of a product is widened to float32 at a time (`cpu.matmul`), and the memory that takes."""
+"""How much of a matrix is widened or decoded, and multiplied, at a time (`cpu.matmul`), and the memory that takes."""
 
 from __future__ import annotations
 
-WIDENED_FROM = 16
-"""Tokens from which on it pays."""
+from math import ceil
+
+WIDENED_FROM = 4
+"""Tokens from which on it pays to widen numbers."""
 WIDENED_TOKENS = 512
 """Tokens that are multiplied at a time."""
-WIDENED_NUMBERS = 2**20
-"""Of the matrix, that are widened at a time: what a processor's cache holds."""
-WIDENED_ROWS = 1024
-"""Of the matrix, at most."""
+_NUMBERS = 2**21
+"""Of the matrix, that all threads hold at a time: what a processor's cache holds."""
+_ROWS = 1024
+"""Of the matrix, that all threads hold at a time, at most."""
+_ROWS_A_THREAD = 256
 _WIDE_NBYTES = 4
 
 
-def widened_rows(columns: int) -> int:
-    """Rows of a matrix with so many columns that are widened at a time."""
-    return max(1, min(WIDENED_ROWS, WIDENED_NUMBERS // columns))
+def widened_rows(columns: int, threads: int) -> int:
+    """Rows of a matrix with so many columns that a thread widens at a time."""
+    return max(1, min(_ROWS_A_THREAD, _all_rows(columns) // threads))
 
 
-def widened_nbytes(tokens: int, columns: int) -> int:
-    """Bytes of float32 numbers in the product of `tokens` tokens and a matrix of so many columns, at most."""
-    if tokens < WIDENED_FROM:
-        return 0
-    count, rows = min(tokens, WIDENED_TOKENS), widened_rows(columns)
-    return _WIDE_NBYTES * (count * columns + rows * columns + count * rows)
+def widened_times(tokens: int) -> int:
+    """How often every row is widened, or decoded, in a product of so many tokens."""
+    return ceil(tokens / WIDENED_TOKENS)
+
+
+def widened_nbytes(tokens: int, rows: int, columns: int) -> int:
+    """Bytes of numbers, float32 at the widest, in the product of `tokens` tokens and a matrix [rows, columns], at most,
+    whatever the number of threads.
+    """
+    count, rows = min(tokens, WIDENED_TOKENS), min(rows, _all_rows(columns))
+    return _WIDE_NBYTES * (count * columns + rows * columns + (count + 1) * rows)  # the bias is one row more
+
+
+def _all_rows(columns: int) -> int:
+    return max(1, min(_ROWS, _NUMBERS // columns))

@@ -76,7 +76,7 @@ class _StepEmitter:
         something that is still to be emitted makes it or uses its slot.
         """
         before, self._unfinished = self._unfinished, None
-        if before and self._layout.encoded_weights and before.layer is not work.layer:
+        if before and self._layout.decodes_weights and before.layer is not work.layer:
             self._end(before)  # it reads decoded weights where this layer's go
             before = None
         ahead = following is not None and before is None and not following.follows(work)
@@ -111,7 +111,7 @@ class _StepEmitter:
 
     def _compute(self, work: TileWork) -> None:
         """Emit a tile's computation and its stores, or the beginning of it where the host attends."""
-        if self._layout.encoded_weights and work.layer.runs and work.batch is self._step.batches[0]:
+        if self._layout.decodes_weights and work.layer.runs and work.batch is self._step.batches[0]:
             self._weights.decode(work.layer, work.tile)
         work.weights = self._weights.slot(work.layer)
         if self._layout.attention.on_host and work.layer.spec.kind == "decoder" and work.batch.phase == "decode":

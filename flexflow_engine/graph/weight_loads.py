@@ -84,7 +84,7 @@ class WeightLoads:
 
     def locations(self, layer: PlacedLayer) -> list[str]:
         """The locations that a computation with the layer's weights reads."""
-        if self._layout.encoded_weights:
+        if self._layout.decodes_weights:
             return ["weights.decoded"] if layer.runs else []
         slot = self.slot(layer)
         return [] if slot is None else [f"weights.slot.{slot}"]

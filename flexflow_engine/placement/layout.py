@@ -8,8 +8,8 @@ The same layout is compiled into task graphs, allocated by the runtime and summe
     weights.slot.S        a layer being loaded       kv.LAYER.BATCH.N.k, .v   rectangles of the cache
     hidden.slot.S         a tile's hidden states     hidden.BATCH.ROW         hidden states
     embed.slot.S          rows of the table
-    weights.decoded       a layer, where weights     on the tier of attention (placement.attention)
-                          are encoded                kv.slot.S                a tile's cache
+    weights.decoded       a layer, where encoded     on the tier of attention (placement.attention)
+                          ones can't be multiplied   kv.slot.S                a tile's cache
     features.BATCH                                   kv.LAYER.BATCH.tail      tail pages
     candidates.BATCH.values, .ids,                   kv.decoded               a rectangle, where the cache is
     .logsumexps, .logits                             encoded and no kernel decodes it
@@ -31,7 +31,7 @@ from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.widening import widened_nbytes
+from flexflow_engine.cpu.widening import WIDENED_FROM, widened_nbytes
 from flexflow_engine.placement.activations import ActivationLayout, place_activations
 from flexflow_engine.placement.attention import AttentionSite, attention_site, direct_tiers
 from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
@@ -67,8 +67,10 @@ class Layout:
     embed_row_nbytes: int
     item_nbytes: int
     """Of a number as it is computed with."""
-    encoded_weights: bool
+    decodes_weights: bool
     """Whether matrices are decoded, a layer at a time, before they are multiplied."""
+    multiplies_encoded: bool
+    """Whether they are multiplied as they are encoded."""
     attends_in_kernel: bool
     """Whether the host's kernel reads the cache, encoded or not."""
     decodes_kv: bool
@@ -193,6 +195,7 @@ def make_layout(
         sum(run.stop_row - run.first_row for run in layer.runs) for layer in weights.layers if layer.spec.kind == "head"
     )
     small_offsets, small_nbytes = _pack(weights.small)
+    multiplies_encoded = multiplies_as_encoded(tiers[0], weight_codec)
     attended_in = tiers[0].memory if policy.attention == "device" else HOST
     in_kernel = attended_in == HOST and (kv_codec.keeps_bytes or kv_codec.decodes_in_kernels)
     decode_attention = (kernel_nbytes if in_kernel else pieces_nbytes)(
@@ -212,7 +215,8 @@ def make_layout(
         attention_width=config.num_heads * config.head_dim,
         kv_width=config.num_kv_heads * config.head_dim,
         item_nbytes=item,
-        encoded_weights=not weight_codec.keeps_bytes,
+        decodes_weights=not weight_codec.keeps_bytes and not multiplies_encoded,
+        multiplies_encoded=multiplies_encoded,
         attends_in_kernel=in_kernel,
         decodes_kv=not in_kernel and not kv_codec.keeps_bytes,
         workspace_nbytes=workspace_nbytes(
@@ -226,7 +230,9 @@ def make_layout(
             head_rows=head_rows,
             decode_attention=0 if attention.on_host else decode_attention,
         )
-        + _widened_nbytes(tiers[0], model, weights, policy.gpu_batch_size * workload.max_prompt_tokens),
+        + _widened_nbytes(
+            tiers[0], model, weights, policy.gpu_batch_size * workload.max_prompt_tokens, always=multiplies_encoded
+        ),
         attention_workspace_nbytes=decode_attention + kv.page_nbytes if attention.on_host else 0,
         staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),
     )
@@ -241,13 +247,20 @@ def _staging_nbytes(
     return max(*pages, kv.tail_page_nbytes, kv.page_nbytes, activations.token_nbytes)
 
 
-def _widened_nbytes(device: TierDescription, model: Model, weights: WeightLayout, tokens: int) -> int:
+def multiplies_as_encoded(device: TierDescription, codec: Codec) -> bool:
+    """Whether weights of this codec are multiplied without being decoded first, a layer at a time."""
+    return device.memory == HOST and codec.decodes_in_kernels
+
+
+def _widened_nbytes(device: TierDescription, model: Model, weights: WeightLayout, tokens: int, *, always: bool) -> int:
     """What products take on a host that multiplies only float32 fast; counted on every host, so that a plan does not
-    depend on the machine that makes it.
+    depend on the machine that makes it. always: float32 numbers and products of few tokens too.
     """
-    if device.memory != HOST or model.dtype == "float32":
+    pays = model.dtype != "float32" and tokens >= WIDENED_FROM
+    if device.memory != HOST or not (always or pays):
         return 0
-    return max(widened_nbytes(tokens, run.tensor.columns) for layer in weights.layers for run in layer.runs)
+    tensors = [run.tensor for layer in weights.layers for run in layer.runs]
+    return max(widened_nbytes(tokens, tensor.rows, tensor.columns) for tensor in tensors)
 
 
 def _pack(tensors: tuple[PagedTensor, ...]) -> tuple[dict[str, int], int]:

@@ -87,7 +87,7 @@ def _weights(layout: Layout) -> Iterator[Allocation]:
         if not tier.reads_store:
             for run in layout.weights.placed(tier.name):
                 yield _region(tier.name, "weights", run.region, run.num_units, run.tensor.unit_nbytes)
-    if layout.encoded_weights:
+    if layout.decodes_weights:
         nbytes = max(layout.weights.decoded_offsets(x, layout.item_nbytes)[1] for x in layout.weights.layers)
         yield _region(device, "decoded weights", "weights.decoded", nbytes, 1)
     if nbytes := layout.weights.slot_nbytes(layout.direct):

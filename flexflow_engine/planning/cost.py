@@ -23,6 +23,7 @@ from flexflow_engine.abc.hardware import Direction, HardwareProfile, Link
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.step import BatchStep
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.widening import widened_times
 from flexflow_engine.graph.lanes import read_lane
 from flexflow_engine.graph.task import (
     Attend,
@@ -147,7 +148,8 @@ class CostModel:
         """The part of a decoder layer that makes queries, keys and values."""
         width, hidden_size = self._layout.inputs_width, self._layout.hidden_size
         vectors = self._arithmetic.memory(batch.new_tokens * 2 * width)
-        return self._arithmetic.matmul(hidden_size * width, batch.new_tokens, hidden_size) + vectors
+        matmul = self._arithmetic.matmul(hidden_size * width, batch.new_tokens, hidden_size)
+        return matmul + self._decoded(hidden_size * width, batch.new_tokens) + vectors
 
     def _last_tokens(self, layer: PlacedLayer, batch: BatchStep) -> float:
         return self._layer(layer, len(batch.rows))
@@ -156,7 +158,14 @@ class CostModel:
         """Matrix by matrix: a wide one may be multiplied slower."""
         matrices = self._matrices[layer.index]
         vectors = self._arithmetic.vectors(sum(rows for rows, _ in matrices), tokens)
-        return vectors + sum(self._arithmetic.matmul(rows * columns, tokens, rows) for rows, columns in matrices)
+        matmuls = sum(self._arithmetic.matmul(rows * columns, tokens, rows) for rows, columns in matrices)
+        return matmuls + self._decoded(sum(rows * columns for rows, columns in matrices), tokens) + vectors
+
+    def _decoded(self, numbers: int, tokens: int) -> float:
+        """Of weights that are decoded while they are multiplied."""
+        if not self._layout.multiplies_encoded:
+            return 0.0
+        return widened_times(tokens) * self._arithmetic.decoded(numbers, self._weight_codec)
 
 
 def distinct(units: int, draws: float) -> float:

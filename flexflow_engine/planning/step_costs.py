@@ -6,8 +6,8 @@ as fractions, and every row does the same. How transfers become seconds stands i
     weights      a layer's pages once a step               read lanes of their tier
     kv_cache     planning.attention_costs                  read and write lanes
     activations  hidden states between two layers          read and write lanes, once a tile
-    compute      every layer's task, matmuls and vectors, once a tile; decoding of its weights, once a step;
-                 attention, where the compute tier attends
+    compute      every layer's task, matmuls and vectors, once a tile; decoding of its weights, once a step, or with
+                 every product of a tile; attention, where the compute tier attends
 
 With attention on the host a layer of generated tokens is two tasks on the compute tier. What keeps the two processors
 from working at once is a lane of its own here, TURNS, which takes compute + f * attention:
@@ -28,9 +28,11 @@ from flexflow_engine.abc.model import LayerKind, LayerSpec, Model
 from flexflow_engine.abc.policy import TensorClass, TierDescription
 from flexflow_engine.abc.prediction import StepCosts, StepShape
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.widening import widened_times
 from flexflow_engine.graph.lanes import read_lane
 from flexflow_engine.graph.task import ATTENTION_LANE, COMPUTE_LANE
 from flexflow_engine.placement.attention import direct_tiers
+from flexflow_engine.placement.layout import multiplies_as_encoded
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.planning.arithmetic import Arithmetic
 from flexflow_engine.planning.attention_costs import AttentionCosts
@@ -121,10 +123,12 @@ class StepCostModel:
         if layer.kind == "decoder":
             apart = self._attention.is_apart(shape)
             tile += self._arithmetic.task_s if apart else self._attention.tile_s(shape)
-        decoded = 0.0
-        if layer.numbers and not self._weight_codec.keeps_bytes:
-            decoded = self._arithmetic.task_s + self._arithmetic.decoded(layer.numbers, self._weight_codec)
-        return shape.num_gpu_batches * tile + decoded
+        if not layer.numbers or self._weight_codec.keeps_bytes:
+            return shape.num_gpu_batches * tile
+        decoded = self._arithmetic.decoded(layer.numbers, self._weight_codec)
+        if multiplies_as_encoded(self._tiers[0], self._weight_codec):
+            return shape.num_gpu_batches * (tile + widened_times(tokens) * decoded)
+        return shape.num_gpu_batches * tile + self._arithmetic.task_s + decoded
 
     def _weights(self, tier: TierDescription, shape: StepShape) -> Lanes:
         work = LaneWork(self._tiers, self._profile)

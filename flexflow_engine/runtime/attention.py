@@ -15,25 +15,48 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.step import RowStep
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.runtime.kv_cache import TileCache
 
 
 def attend_prompts(
-    rows: Sequence[RowStep], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    rows: Sequence[RowStep],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    *,
+    workers: Workers | None = None,
 ) -> torch.Tensor:
     """q [N, num_heads, head_dim], k and v [N, num_kv_heads, head_dim], the rows' tokens one row after another ->
-    [N, num_heads * head_dim]. Adjoining prompts of one length share a kernel call.
+    [N, num_heads * head_dim]. Adjoining prompts of one length share a kernel call; workers: that share their calls, in
+    host memory.
     """
     attended = torch.empty_like(q)
     start = 0
     for tokens, group in groupby(row.new_tokens for row in rows):
-        part = slice(start, start + tokens * len(list(group)))
-        qs, ks, vs = (x[part].view(-1, tokens, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))  # [rows, heads, S, d]
-        grouped = q.shape[1] != k.shape[1]
-        output = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True, scale=scale, enable_gqa=grouped)
-        attended[part].view(-1, tokens, *q.shape[1:]).copy_(output.transpose(1, 2))
-        start = part.stop
+        stop = start + tokens * len(list(group))
+        inputs = [
+            x[start:stop].view(-1, tokens, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
+        ]  # [rows, heads, S, d]
+        _attend_alike(inputs, attended[start:stop].view(-1, tokens, *q.shape[1:]), scale, workers)
+        start = stop
     return attended.flatten(1)
+
+
+def _attend_alike(inputs: Sequence[torch.Tensor], out: torch.Tensor, scale: float, workers: Workers | None) -> None:
+    """Prompts of one length: q, k and v, each [rows, heads, S, head_dim], into out [rows, S, heads, head_dim]."""
+    grouped = inputs[0].shape[1] != inputs[1].shape[1]
+
+    def attend(first: int, stop: int) -> None:
+        q, k, v = (x[first:stop] for x in inputs)
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+        out[first:stop].copy_(output.transpose(1, 2))
+
+    if workers is None:
+        attend(0, len(out))
+    else:
+        workers.draw(lambda _, row: attend(row, row + 1), len(out))
 
 
 def attend_tokens(

@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 
 from flexflow_engine.abc.model import LayerWeights, Model
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import Attend, AttentionInputs, AttentionOutput, Compute
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
@@ -19,7 +21,17 @@ from flexflow_engine.runtime.memory import Memory
 class Decoder:
     """Carries out what the compute lane and the attention lane do to decoder layers."""
 
-    def __init__(self, *, layout: Layout, memory: Memory, model: Model, cache: KVCache, hidden: HiddenStates) -> None:
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        memory: Memory,
+        model: Model,
+        cache: KVCache,
+        hidden: HiddenStates,
+        workers: Workers,
+    ) -> None:
+        self._workers = workers if layout.device.memory == HOST else None
         self._layout, self._memory, self._model, self._cache, self._hidden = layout, memory, model, cache, hidden
         self._dtype: torch.dtype = getattr(torch, model.dtype)
 
@@ -30,7 +42,7 @@ class Decoder:
         q, k, v = self._inputs(weights, hidden)
         if batch.phase == "prefill":
             self._prompts_cache(compute).write_prompts(batch.rows, k, v)
-            attended = attend_prompts(batch.rows, q, k, v, scale)
+            attended = attend_prompts(batch.rows, q, k, v, scale, workers=self._workers)
         else:
             cache = self._cache.tile(compute.layer, batch.gpu_batch, compute.kv_slot)
             cache.append(batch.rows, k, v)

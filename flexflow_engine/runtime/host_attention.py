@@ -72,7 +72,7 @@ class HostTile:
         table = np.array([(row.row, row.context) for row in rows], np.int64)
         cached = table[:, 1] + 1
         nbytes = 2 * int(cached.sum()) * num_kv_heads * head_dim * q.itemsize
-        parts = max(1, min(torch.get_num_threads(), max(len(rows), num_kv_heads), nbytes // _BYTES_A_THREAD))
+        parts = max(1, min(self._workers.threads, max(len(rows), num_kv_heads), nbytes // _BYTES_A_THREAD))
         bounds = _equal_shares(cached, num_kv_heads, parts)
         columns = q.shape[1] * (int(cached.max()) + 2 * head_dim)
         scratch = q.new_empty(len(rows) * columns, dtype=torch.float32)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.abc.step import RowStep
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import KVTile, Rectangle
 from flexflow_engine.placement.layout import Layout
@@ -43,14 +45,18 @@ class TileCache:
     tail_values: torch.Tensor | None
     host: HostTile | None
     """The same for the host's kernel; None where torch attends: on other devices, and where pages are decoded first."""
+    workers: Workers | None = None
+    """Threads that write rows, each its own, in host memory."""
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
-        start = 0
-        for row in rows:
-            stop = start + row.new_tokens
-            self._write_prompt(row, keys[start:stop], values[start:stop])
-            start = stop
+        ends = list(accumulate(row.new_tokens for row in rows))
+
+        def write(n: int) -> None:
+            tokens = slice(ends[n] - rows[n].new_tokens, ends[n])
+            self._write_prompt(rows[n], keys[tokens], values[tokens])
+
+        self._each(write, len(rows))
 
     def append(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store one new token of each row: keys and values [rows, num_kv_heads, head_dim]."""
@@ -67,9 +73,8 @@ class TileCache:
         tail_index = [rows[n].row - self.tail_rows.start for n in chosen], self._offsets(rows, chosen)
         _scatter(self.tail_keys, keys, chosen, tail_index)
         _scatter(self.tail_values, values, chosen, tail_index)
-        for n in chosen:
-            if (rows[n].context + 1) % self.page_tokens == 0:
-                self._flush_tail(rows[n])
+        full = [rows[n] for n in chosen if (rows[n].context + 1) % self.page_tokens == 0]
+        self._each(lambda n: self._flush_tail(full[n]), len(full))
 
     def tail_tokens(self, row: RowStep, cached: int) -> int:
         """How many of a row's `cached` tokens, the last one among them, are in its tail page; 0 when it is written
@@ -79,6 +84,14 @@ class TileCache:
         if row.row not in self.tail_rows or self._part(row.row, page).takes_tokens:
             return 0
         return offset + 1
+
+    def _each(self, work: Callable[[int], None], count: int) -> None:
+        """Call `work` with 0 ... count - 1."""
+        if self.workers is not None:
+            self.workers.draw(lambda _, n: work(n), count)
+            return
+        for n in range(count):
+            work(n)
 
     def _part(self, row: int, page: int) -> KVPart:
         return next(part for part in self.parts if part.rectangle.holds(row, page))
@@ -193,7 +206,9 @@ class KVCache:
         keys, values = None, None
         if tails.count:
             keys, values = self._memory.tensor(tails).view(self._dtype).view(2, len(tile.tail_rows), *self._page)
-        return TileCache(self._layout.kv.page_tokens, self._page[0], tuple(parts), tile.tail_rows, keys, values, None)
+        workers = self._workers if self._layout.tier(tails.tier).memory == HOST else None
+        sizes = self._layout.kv.page_tokens, self._page[0]
+        return TileCache(*sizes, tuple(parts), tile.tail_rows, keys, values, host=None, workers=workers)
 
 
 def attending_in_kernel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from flexflow_engine.abc.codec import Codec
@@ -12,7 +13,7 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, LaneContext, Tier
-from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.cpu.workers import Workers, one_torch_thread
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.compile import StepCompiler
@@ -66,7 +67,8 @@ class Session:
         self._compiler = StepCompiler(layout, store.page_nbytes)
         self.trace = trace()
         self._memory = Memory(layout, tiers, store)
-        self._workers = Workers()
+        self._threads = ExitStack()
+        self._workers = self._threads.enter_context(closing(Workers()))
         device = tiers[layout.device.name]
         self._runner = TileRunner(
             layout=layout,
@@ -80,6 +82,8 @@ class Session:
             source=source,
         )
         load_kernels(layout, model, weight_codec=weight_codec, kv_codec=kv_codec, workers=self._workers)
+        if layout.device.memory == HOST:
+            self._threads.enter_context(one_torch_thread())  # before lanes start, whose threads take over the number
         self._executor = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
 
     @property
@@ -112,7 +116,7 @@ class Session:
     def close(self) -> None:
         """End the lanes, then give the memory back. Idempotent."""
         self._executor.close()
-        self._workers.close()
+        self._threads.close()
         self._memory.close()
 
     def _finish(self, step: Step, batcher: Batcher) -> list[FinishedSequence]:

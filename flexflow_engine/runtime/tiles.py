@@ -63,7 +63,9 @@ class TileRunner:
         self._weights = Weights(layout, memory, weight_codec, self._dtype, workers)
         self._hidden = HiddenStates(layout, memory, self._dtype)
         cache = KVCache(layout, memory, model.config, kv_codec, self._dtype, workers=workers)
-        self._decoder = Decoder(layout=layout, memory=memory, model=model, cache=cache, hidden=self._hidden)
+        self._decoder = Decoder(
+            layout=layout, memory=memory, model=model, cache=cache, hidden=self._hidden, workers=workers
+        )
         self._source = source
         self._fetched: dict[tuple[int, int], Fetched] = {}
         self._newest: dict[int, tuple[dict[int, int], TokenIds]] = {}

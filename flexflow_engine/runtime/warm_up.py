@@ -9,12 +9,12 @@ import torch
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.step import RowStep
-from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.layout import Layout
+from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
-from flexflow_engine.runtime.shared_decoding import decoding
 
 _PAGE_TOKENS, _UNIT = 16, (16, 64)
 
@@ -24,9 +24,10 @@ def load_kernels(layout: Layout, model: Model, *, weight_codec: Codec, kv_codec:
     dtype: torch.dtype = getattr(torch, model.dtype)
     if layout.attends_in_kernel:
         _attend_once(model, kv_codec, dtype, workers)
-    if layout.encoded_weights and layout.device.memory == HOST:
+    if layout.multiplies_encoded:
         encoded = torch.zeros((1, weight_codec.encoded_nbytes(_UNIT, model.dtype)), dtype=torch.uint8)
-        decoding(weight_codec, [(encoded, torch.empty((1, *_UNIT), dtype=dtype))], memory=HOST, workers=workers)()
+        matrix = EncodedRows(weight_codec, encoded, _UNIT, rows=_UNIT[0])
+        HostProducts(workers, dtype).linear(torch.zeros((1, _UNIT[1]), dtype=dtype), matrix)
 
 
 def _attend_once(model: Model, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:

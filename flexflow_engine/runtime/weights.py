@@ -7,35 +7,39 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
-from flexflow_engine.cpu.matmul import Multiply, multiplication
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.matmul import HostProducts, PlainRows, Rows
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import PlacedLayer, Run
 from flexflow_engine.placement.workspace import LOOK_UP_ROWS
+from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.shared_decoding import decoding
+
+Linear = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""The product with some rows of a matrix: of x [N, in_features], plus bias [rows]; [N, rows]."""
 
 
 class PagedMatrix:
-    """A matrix [out_features, in_features] in parts of adjoining rows, each contiguous in one tier's memory."""
+    """A matrix [out_features, in_features] in parts of adjoining rows, each in one tier's memory."""
 
-    def __init__(self, parts: Sequence[torch.Tensor], multiply: Multiply) -> None:
-        """parts: [rows of the part, in_features] each, in order. multiply: as `torch.nn.functional.linear`."""
-        self._parts, self._multiply = tuple(parts), multiply
-        self._rows = [part.shape[0] for part in parts]
+    def __init__(self, parts: Sequence[tuple[int, Linear]]) -> None:
+        """parts: rows and product of each, in order."""
+        self._rows, self._parts = [rows for rows, _ in parts], [linear for _, linear in parts]
 
     def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] -> [N, out_features]; bias [out_features]."""
         if len(self._parts) == 1:
-            return self._multiply(x, self._parts[0], bias)
+            return self._parts[0](x, bias)
         biases = [None] * len(self._parts) if bias is None else torch.split(bias, self._rows)
-        outputs = [self._multiply(x, part, piece) for part, piece in zip(self._parts, biases, strict=True)]
+        outputs = [linear(x, piece) for linear, piece in zip(self._parts, biases, strict=True)]
         return torch.cat(outputs, dim=1)
 
 
@@ -54,24 +58,23 @@ class _Part:
 class Weights:
     """Views of all weights, made once for each layer and slot and kept.
 
-    Where the codec keeps a tensor's bytes, matrices are views of resident pages and slots. Where it doesn't, `decode`
+    Matrices are views of resident pages and slots, encoded or not. Where encoded ones can't be multiplied, `decode`
     fills the region `weights.decoded`, and matrices are views of that.
     """
 
     def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:
-        self._layout, self._memory, self._codec, self._dtype, self._workers = layout, memory, codec, dtype, workers
-        self._multiply = multiplication(layout.device.memory, dtype)
+        self._layout, self._memory, self._codec, self._dtype = layout, memory, codec, dtype
+        self._products = HostProducts(workers, dtype)
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
-        self._decodes: dict[tuple[int, int | None], Callable[[], None]] = {}
+        self._decodes: dict[tuple[int, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def layer(self, index: int, slot: int | None) -> LayerWeights:
         """The weights of a layer whose loaded pages, if any, are in weight slot `slot`, and decoded if they need be."""
-        key = index, None if self._layout.encoded_weights else slot
+        key = index, None if self._layout.decodes_weights else slot
         if key not in self._views:
             layer = self._layout.weights.layers[index]
-            matrices = self._decoded(layer) if self._layout.encoded_weights else self._in_place(layer, slot)
-            named = layer.spec.matrices.items()
-            by_name = {short: PagedMatrix(matrices[name], self._multiply) for short, name in named}
+            matrices = self._decoded(layer) if self._layout.decodes_weights else self._in_place(layer, slot)
+            by_name = {short: PagedMatrix(matrices[name]) for short, name in layer.spec.matrices.items()}
             small = {short: self._small(name) for short, name in layer.spec.small.items()}
             self._views[key] = LayerWeights(by_name, small)
         return self._views[key]
@@ -82,13 +85,9 @@ class Weights:
         if key not in self._decodes:
             layer = self._layout.weights.layers[index]
             parts = [part for parts in self._parts(layer, slot).values() for part in parts]
-            self._decodes[key] = decoding(
-                self._codec,
-                [(part.encoded, self._target(layer, part)) for part in parts],
-                memory=self._layout.device.memory,
-                workers=self._workers,
-            )
-        self._decodes[key]()
+            self._decodes[key] = [(part.encoded, self._target(layer, part)) for part in parts]
+        for encoded, out in self._decodes[key]:
+            self._codec.decode(encoded, out)
 
     def look_up(self, ids: NDArray[np.int64], target: torch.Tensor) -> None:
         """Copy the embedding rows of those token ids that lie where the compute tier reads them to their places in
@@ -113,16 +112,28 @@ class Weights:
         self._codec.decode(encoded, rows)
         return rows
 
-    def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[torch.Tensor]]:
-        return {
-            name: [part.encoded.view(self._dtype).view(-1, part.tensor.columns)[: part.rows] for part in parts]
-            for name, parts in self._parts(layer, slot).items()
-        }
+    def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[tuple[int, Linear]]]:
+        return {name: [self._part(part) for part in parts] for name, parts in self._parts(layer, slot).items()}
 
-    def _decoded(self, layer: PlacedLayer) -> dict[str, list[torch.Tensor]]:
+    def _part(self, part: _Part) -> tuple[int, Linear]:
+        if self._codec.keeps_bytes:
+            return self._plain(part.encoded.view(self._dtype).view(-1, part.tensor.columns)[: part.rows])
+        shape = part.tensor.unit_rows, part.tensor.columns
+        return self._product(EncodedRows(self._codec, part.encoded, shape, rows=part.rows))
+
+    def _plain(self, weight: torch.Tensor) -> tuple[int, Linear]:
+        if self._layout.device.memory == HOST:
+            return self._product(PlainRows(weight))
+        return len(weight), lambda x, bias: F.linear(x, weight, bias)
+
+    def _product(self, matrix: Rows) -> tuple[int, Linear]:
+        products = self._products  # not `self`, which holds the result: a circle is freed late, and with it the memory
+        return matrix.out_features, lambda x, bias: products.linear(x, matrix, bias)
+
+    def _decoded(self, layer: PlacedLayer) -> dict[str, list[tuple[int, Linear]]]:
         tensors = {run.tensor.name: run.tensor for run in layer.runs}
         rows = {name: sum(r.stop_row - r.first_row for r in layer.runs if r.tensor.name == name) for name in tensors}
-        return {name: [self._dense(layer, tensor)[: rows[name]]] for name, tensor in tensors.items()}
+        return {name: [self._plain(self._dense(layer, tensor)[: rows[name]])] for name, tensor in tensors.items()}
 
     def _target(self, layer: PlacedLayer, part: _Part) -> torch.Tensor:
         """Where a part's units are decoded to: [units, unit_rows, columns]."""

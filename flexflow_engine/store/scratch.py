@@ -3,8 +3,8 @@
     <root>/runs/<pid>-<random>/lock              held with flock while the run lives; one block
     <root>/runs/<pid>-<random>/<region>/         a Zarr v3 array uint8 [num_units, unit_nbytes], one shard file
 
-The files are sparse: a unit takes room once it is written. Units follow each other as they do in memory, so that any run
-of them is one request of as many bytes. Their checksums stay with the run, four bytes a unit; nobody else reads them.
+The files are sparse: a unit takes room once it is written. Units follow each other as they do in memory, so that any
+run of them is one request of as many bytes. Their checksums stay with the run, four bytes a unit.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Bytes of a file that begin and end anywhere, moved in whole blocks.
 
-    | head | whole blocks | tail |
-      head and tail: through a buffer, with what shares their blocks
-             whole blocks: straight from and to the caller's memory where direct I/O takes it, else through the buffer
+| head | whole blocks | tail |
+
+head and tail   through a buffer, with what shares their blocks
+whole blocks    straight from and to the caller's memory where direct I/O takes it, else through the buffer
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.store.access import OpenFile
@@ -75,7 +77,8 @@ def _patch(shard: ShardFile, file: OpenFile, offset: int, data: HostBytes) -> No
     """Less than a block, in one block; nothing where there is no data."""
     if not len(data):
         return
-    block, start = file.buffer[:BLOCK_NBYTES], offset % BLOCK_NBYTES
+    block: Any = file.buffer[:BLOCK_NBYTES]  # numpy's types call no array a buffer before 3.12
+    start = offset % BLOCK_NBYTES
     with reporting(shard.path):
         found = os.preadv(file.descriptor, [block], offset - start)  # short at the file's end
     block[found:] = 0

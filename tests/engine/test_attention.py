@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -111,12 +111,12 @@ def stale_cache(
         workers=workers,
     )
     tail_keys, tail_values = tails or (None, None)
-    return TileCache(page[1], page[0], parts, tile.tail_rows, tail_keys, tail_values, host)
+    return TileCache(page[1], page[0], parts, tile.tail_rows, tail_keys, tail_values, host, workers)
 
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
-    with closing(Workers()) as workers:
+    with closing(Workers(2)) as workers:
         yield workers
 
 
@@ -177,32 +177,22 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
 
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2)])
 @pytest.mark.parametrize("num_threads", [2, 3, 7])
-def test_threads_change_no_bit(
-    workers: Workers, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], num_threads: int
-) -> None:
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], num_threads: int) -> None:
     """Rows of very different context, so that a share ends inside a row."""
     contexts, page_tokens = (100, 3, 1, 17), 4
     tile = KVTile(rectangles=(Rectangle("device", "kv", 0, 4, 0, 26),), slotted=(), tail_rows=range(0))
-    cache = stale_cache(tile, (heads[1], page_tokens, HEAD_DIM), NoneCodec(), torch.bfloat16, workers)
     rows = [RowStep(row=row, sequence=row, new_tokens=1, context=context) for row, context in enumerate(contexts)]
     past = [RowStep(row=row.row, sequence=row.row, new_tokens=row.context + 1, context=0) for row in rows]
     _, k, v = random_qkv(sum(row.new_tokens for row in past), *heads, torch.bfloat16, seed=1)
-    cache.write_prompts(past, k, v)
     q, _, _ = random_qkv(len(rows), *heads, torch.bfloat16, seed=2)
-    alone = attend_tokens(rows, q, cache, 4, SCALE)
     monkeypatch.setattr(host_attention, "_BYTES_A_THREAD", 64)
-    with torch_threads(num_threads):
-        assert torch.equal(attend_tokens(rows, q, cache, 4, SCALE), alone)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    found = []
+    for threads in (1, num_threads):
+        with closing(Workers(threads)) as workers:
+            cache = stale_cache(tile, (heads[1], page_tokens, HEAD_DIM), NoneCodec(), torch.bfloat16, workers)
+            cache.write_prompts(past, k, v)
+            found.append(attend_tokens(rows, q, cache, 4, SCALE))
+    assert torch.equal(*found)
 
 
 def _last_token(past: Tensors, context: int) -> torch.Tensor:
@@ -273,7 +263,7 @@ def test_the_bound_holds_where_scores_need_most(
     chosen = {"num_gpu_batches": 1, "kv_cache": share, "kv_page_tokens": page_tokens}
     job = Job(prompt_tokens=(1,) * 4, max_new_tokens=40, dtype=dtype)
     result, peaks = run_measured(tmp_path, DEVICE_FAR, chosen, config, job)
-    assert max(peaks.values()) <= result.layout.workspace_nbytes <= 3 * max(peaks.values())
+    assert max(peaks.values()) <= result.layout.workspace_nbytes <= 4 * max(peaks.values())
 
 
 @pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, DEVICE_FAR_DISK])

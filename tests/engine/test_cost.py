@@ -145,9 +145,12 @@ def test_the_head_computes_last_tokens_only() -> None:
     assert seconds == pytest.approx(4 * (2 * 300 * 64 + (2 * 300 + 6 * 64 * len(heads)) * 4) / 1e6)
 
 
-def test_decoding_goes_by_numbers_and_needs_the_codecs_rate() -> None:
-    model, codec = opt(dtype="float16"), GroupInt4Codec()
-    layout = make_layout(
+class CodecWithoutKernels(GroupInt4Codec):
+    decodes_in_kernels = False
+
+
+def encoded_layout(model: OPTModel, codec: Codec) -> Layout:
+    return make_layout(
         model=model,
         tensors=paged_tensors(model, codec, NoneCodec()),
         weight_codec=codec,
@@ -156,6 +159,22 @@ def test_decoding_goes_by_numbers_and_needs_the_codecs_rate() -> None:
         workload=WorkloadShape(PROMPTS, 6),
         tiers=describe_tiers(DEVICE_FAR_DISK, dict.fromkeys(DEVICE_FAR_DISK, 2**30)),
     )
+
+
+def test_weights_that_are_multiplied_as_encoded_are_decoded_with_every_tile() -> None:
+    model, codec = opt(dtype="float16"), GroupInt4Codec()
+    layout = encoded_layout(model, codec)
+    assert not [t for t in tasks_of(layout) if isinstance(t.operation, DecodeWeights)]
+    tiles = [t for t in tasks_of(layout) if isinstance(t.operation, Compute) and t.tile.layer == 1]
+    with_codec, without = (CostModel(layout, model, c, NoneCodec(), profile()) for c in (codec, NoneCodec()))
+    for tile in tiles:
+        decoding = with_codec.seconds(tile) - without.seconds(tile)
+        assert decoding == pytest.approx((4 * 64 * 64 + 2 * 64 * 256) / 2e6)
+
+
+def test_decoding_goes_by_numbers_and_needs_the_codecs_rate() -> None:
+    model, codec = opt(dtype="float16"), CodecWithoutKernels()
+    layout = encoded_layout(model, codec)
     tasks = [t for t in tasks_of(layout) if isinstance(t.operation, DecodeWeights) and t.tile.layer == 1]
     costs = CostModel(layout, model, codec, NoneCodec(), profile())
     assert [costs.seconds(task) for task in tasks] == pytest.approx([(4 * 64 * 64 + 2 * 64 * 256) / 2e6] * 3)

@@ -1,29 +1,42 @@
-"""Products of 16-bit matrices through float32: right, chosen by the processor, and within what the layout counts."""
+"""Products on the host: right, chosen by the processor, and within what the layout counts."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.cpu.matmul import is_emulated, widened_linear
-from flexflow_engine.cpu.widening import WIDENED_FROM, widened_nbytes
+from flexflow_engine.cpu.matmul import HostProducts, PlainRows, is_emulated
+from flexflow_engine.cpu.widening import WIDENED_FROM, widened_nbytes, widened_rows
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.testing.allocations import PeakAllocations
 
 SHAPES = [(1, 7, 5), (WIDENED_FROM - 1, 64, 64), (WIDENED_FROM, 64, 3000), (1100, 96, 1500), (40, 5000, 300)]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.fixture(params=[1, 3])
+def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    with closing(Workers(request.param)) as workers:
+        yield workers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
-def test_products_are_those_of_float32_rounded_once(tokens: int, columns: int, rows: int, dtype: torch.dtype) -> None:
+def test_products_are_those_of_float32_rounded_once(
+    workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(tokens)
     x, weight, bias = (
         torch.randn(shape, generator=generator).to(dtype) for shape in [(tokens, columns), (rows, columns), (rows,)]
     )
     exact = F.linear(x.double(), weight.double(), bias.double())
     rounding = 2.0 * torch.finfo(dtype).eps * exact.abs() + 1e-5 * columns**0.5
+    products = HostProducts(workers, dtype)
     for with_bias, expected in ((bias, exact), (None, exact - bias.double())):
-        product = widened_linear(x, weight, with_bias)
+        product = products.linear(x, PlainRows(weight), with_bias)
         assert product.dtype == dtype
         assert ((product.double() - expected).abs() <= rounding + torch.finfo(dtype).eps * bias.abs()).all()
 
@@ -43,8 +56,18 @@ def test_what_a_processor_multiplies_itself(dtype: torch.dtype, capabilities: di
 
 
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
-def test_nothing_is_allocated_beyond_what_is_counted(tokens: int, columns: int, rows: int) -> None:
+def test_nothing_is_allocated_beyond_what_is_counted(workers: Workers, tokens: int, columns: int, rows: int) -> None:
     x, weight, bias = (torch.zeros(s, dtype=torch.bfloat16) for s in [(tokens, columns), (rows, columns), (rows,)])
+    products = HostProducts(workers, torch.bfloat16)
     with PeakAllocations() as peak:
-        widened_linear(x, weight, bias)
-    assert peak.peak_bytes <= tokens * rows * 2 + widened_nbytes(tokens, columns)
+        products.linear(x, PlainRows(weight), bias)
+    assert peak.peak_bytes <= tokens * rows * 2 + widened_nbytes(tokens, rows, columns)
+
+
+def test_rooms_are_kept_from_product_to_product(workers: Workers) -> None:
+    x, weight = torch.zeros((WIDENED_FROM, 64), dtype=torch.bfloat16), torch.zeros((3000, 64), dtype=torch.bfloat16)
+    products, room_nbytes = HostProducts(workers, torch.bfloat16), widened_rows(64, workers.threads) * 64 * 4
+    products.linear(x, PlainRows(weight))
+    with PeakAllocations() as peak:
+        products.linear(x, PlainRows(weight))
+    assert peak.peak_bytes < 3000 * WIDENED_FROM * 2 + workers.threads * room_nbytes

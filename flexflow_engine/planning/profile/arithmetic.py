@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.hardware import Curve
-from flexflow_engine.cpu.matmul import multiplication
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.load import Load
 from flexflow_engine.planning.profile.sizes import Sizes
@@ -47,10 +46,9 @@ def memory_bytes_per_s(bench: Bench, sizes: Sizes) -> float:
 def matmul_load(bench: Bench, sizes: Sizes) -> Load:
     """Matmuls without end, in operations, to see what they and the links leave each other."""
     turn, x = cycle(_matrices(bench, sizes)), bench.numbers(LOAD_TOKENS, sizes.features)
-    multiply = multiplication(bench.memory, bench.torch_dtype)
 
     def work(worker: int) -> None:
-        bench.finish(lambda: multiply(x, next(turn), None))
+        bench.finish(lambda: bench.multiply(x, next(turn), None))
 
     return Load(work, 2.0 * LOAD_TOKENS * sizes.features**2)
 
@@ -70,5 +68,4 @@ def _wide_rate(bench: Bench, sizes: Sizes, rows: int) -> float:
 
 def _matmul_rate(bench: Bench, sizes: Sizes, matrices: list[torch.Tensor], tokens: int) -> float:
     turn, x = cycle(matrices), bench.numbers(tokens, sizes.features)
-    multiply = multiplication(bench.memory, bench.torch_dtype)
-    return 2.0 * tokens * matrices[0].numel() / bench.time(lambda: multiply(x, next(turn), None))
+    return 2.0 * tokens * matrices[0].numel() / bench.time(lambda: bench.multiply(x, next(turn), None))

@@ -56,7 +56,8 @@ def _prefill_rate(bench: Bench, sizes: Sizes, tokens: int) -> float:
     count = max(1, sizes.prompts[-1] // tokens)
     rows = [RowStep(row=row, sequence=row, new_tokens=tokens, context=0) for row in range(count)]
     q, k, v = (bench.numbers(count * tokens, sizes.heads, sizes.head_dim) for _ in range(3))
-    seconds = bench.time(lambda: attend_prompts(rows, q, k, v, sizes.head_dim**-0.5))
+    workers = bench.workers if bench.memory == HOST else None
+    seconds = bench.time(lambda: attend_prompts(rows, q, k, v, sizes.head_dim**-0.5, workers=workers))
     return 2.0 * count * tokens * (tokens + 1) * sizes.heads * sizes.head_dim / seconds
 
 

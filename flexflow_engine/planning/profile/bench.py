@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from statistics import median
 
 import torch
 
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.abc.tier import Tier
-from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.cpu.matmul import multiplication
+from flexflow_engine.cpu.workers import Workers, one_torch_thread
 
 BATCHES = 5
 """How often a time is taken; their median counts."""
@@ -26,12 +28,16 @@ class Bench:
         self.torch_dtype: torch.dtype = getattr(torch, dtype)
         self.seconds = seconds
         self.memory = tier.memory
-        self.workers = Workers()
-        self._context = tier.lane_context()
+        self._stack = ExitStack()
+        self.workers = self._stack.enter_context(closing(Workers()))
+        self.multiply = multiplication(self.memory, self.torch_dtype, self.workers)
+        """As a run multiplies plain weights."""
+        if self.memory == HOST:
+            self._stack.enter_context(one_torch_thread())
+        self._context = self._stack.enter_context(closing(tier.lane_context()))
 
     def close(self) -> None:
-        self._context.close()
-        self.workers.close()
+        self._stack.close()
 
     def numbers(self, *shape: int) -> torch.Tensor:
         """Numbers in the model's dtype, none of which is denormal."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import cycle
 
 import torch
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import CodecRates
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.matmul import product_dtype
+from flexflow_engine.cpu.widening import widened_rows
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
-from flexflow_engine.runtime.shared_decoding import decoding
+from flexflow_engine.runtime.encoded_rows import EncodedRows
 
 UNITS = 4
 """Encoded and decoded in one call."""
@@ -25,13 +29,29 @@ def codec_rates(bench: Bench, sizes: Sizes, codec: Codec) -> CodecRates:
     encoding = codec.for_cache()
     encode_s = bench.time(lambda: encoding.encode(values, encoded))
     copies = [encoded.clone() for _ in range(_copies(sizes, encoded))]
-    turn = cycle([decoding(codec, [(x, values)], memory=bench.memory, workers=bench.workers) for x in copies])
+    turn = cycle([_decoding(bench, codec, x, values) for x in copies])
 
     def decode() -> None:
         next(turn)()
 
     decode_s = bench.time(decode)
     return CodecRates(encode_values_per_s=values.numel() / encode_s, decode_values_per_s=values.numel() / decode_s)
+
+
+def _decoding(bench: Bench, codec: Codec, encoded: torch.Tensor, values: torch.Tensor) -> Callable[[], None]:
+    """All of `values`, to where products take them from: some rows at a time to one place, or all to their own."""
+    if bench.memory != HOST or not codec.decodes_in_kernels:
+        return lambda: codec.decode(encoded, values)
+    units, unit_rows, columns = values.shape
+    matrix = EncodedRows(codec, encoded, (unit_rows, columns), rows=units * unit_rows)
+    step, dtype = widened_rows(columns, bench.workers.threads), product_dtype(values.dtype)
+    rooms = torch.empty((bench.workers.threads, step, columns), dtype=dtype)
+
+    def work(thread: int, item: int) -> None:
+        first, stop = item * step, min((item + 1) * step, matrix.out_features)
+        matrix.part(first, stop, dtype, lambda rows: rooms[thread, :rows])
+
+    return lambda: bench.workers.draw(work, -(-matrix.out_features // step))
 
 
 def _copies(sizes: Sizes, encoded: torch.Tensor) -> int:

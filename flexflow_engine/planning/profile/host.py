@@ -17,7 +17,6 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import Placement, Policy, WorkloadShape
 from flexflow_engine.abc.step import BatchStep, RowStep, Step
 from flexflow_engine.abc.tier import Tier
-from flexflow_engine.cpu.matmul import multiplication
 from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.placement.layout import Layout, make_layout
@@ -58,7 +57,7 @@ def task_s(bench: Bench, sizes: Sizes, codec: Codec, tasks: TaskCosts) -> float:
     width, matmuls = sizes.heads * sizes.head_dim, 6
     matrices = cycle([bench.numbers(width, width) for _ in range(_cold_matrices(bench, sizes, width))])
     x, vector = bench.numbers(sizes.attention_rows, width), bench.numbers(width)
-    multiply = multiplication(bench.memory, bench.torch_dtype)
+    multiply = bench.multiply
     attend, cached_s = one_more_token(bench, sizes, codec)
 
     def products() -> None:

@@ -22,8 +22,6 @@ from flexflow_engine.cpu.workers import Workers
 
 _NUMBERS_PER_THREAD = {"decode": 2**19, "minmax": 2**18, "fit": 2**17, "search": 2**14}
 """Below that, starting a thread (50 us) takes longer than it saves."""
-_GROUPS_AT_ONCE = 64
-"""That one call of the compiled decoder decodes."""
 _REACH = {"fit": (0, 0, 1, 0), "search": (4, 1, 1, 1)}
 """How many grids are tried; see part_search.py."""
 
@@ -53,13 +51,14 @@ def decoder(form: Format, size: int) -> KernelDecoder:
 
 def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     """encoded uint8 [n, nbytes] into out [n, *shape], any float dtype, on the CPU."""
-    from flexflow_engine.cpu.decoding import Decoding  # noqa: PLC0415  # Numba takes half a second to import
+    from flexflow_engine.cpu.decoding import Target, decode_numbers  # noqa: PLC0415  # Numba takes half a second to import
 
     target = out if _is_dense(out) and out.dtype in ARRAY_TYPES else torch.empty(out.shape, dtype=torch.float32)
     source = encoded if _is_dense(encoded) else encoded.contiguous()
-    decoding = Decoding(decoder(form, prod(out.shape[1:])), source, target, block=form.group_size * _GROUPS_AT_ONCE)
+    size = prod(out.shape[1:])
+    compiled, place = decoder(form, size), Target(target.data_ptr(), target.stride(0) * target.itemsize, target.dtype)
     parts = min(torch.get_num_threads(), out.numel() // _NUMBERS_PER_THREAD["decode"])
-    _share(decoding.run, decoding.num_blocks, parts)
+    _share(lambda first, stop: decode_numbers(compiled, source, size, range(first, stop), place), out.numel(), parts)
     if target is not out:
         out.copy_(target)
 
