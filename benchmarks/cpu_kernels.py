@@ -35,7 +35,7 @@ from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.jit import finite_kernel
 from flexflow_engine.cpu.workers import Workers, one_torch_thread
-from flexflow_engine.graph.task import Compute, Operation, Task, Tile
+from flexflow_engine.graph.task import Compute, Task, Tile
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.layout import make_layout
 from flexflow_engine.placement.memory import memory_table
@@ -179,22 +179,15 @@ def _layer(workers: Workers) -> dict[str, float]:
         config = OPTConfig(**OPT_LAYER, num_hidden_layers=1, vocab_size=512, max_position_embeddings=256)
         OPTForCausalLM(config).save_pretrained(path / "checkpoint")
         for name, codecs in cases.items():
-            with _one_layer(path, *codecs, workers) as (runner, operations):
-                seconds = _best(lambda runner=runner, operations=operations: _run(runner, operations))  # type: ignore[misc]  # as above
-                found[f"{name}, ms"] = 1000 * seconds
-                for operation in operations:
-                    kind = type(operation).__name__
-                    part = _best(lambda runner=runner, one=operation: _run(runner, [one]))  # type: ignore[misc]  # as above
-                    found[f"{name}, {kind}, ms"] = 1000 * part
+            with _one_layer(path, *codecs, workers) as (runner, task):
+                found[f"{name}, ms"] = 1000 * _best(lambda runner=runner, task=task: runner(task))  # type: ignore[misc]  # as above
     rates = {f"{name}, share of bfloat16's rate": found["bfloat16, ms"] / found[f"{name}, ms"] for name in cases}
     return found | rates
 
 
 @contextmanager
-def _one_layer(
-    folder: Path, weights: Codec, cache: Codec, workers: Workers
-) -> Iterator[tuple[TileRunner, list[Operation]]]:
-    """A runner whose decoder layer has random weights and a cache of zeros, and what a step does with the layer."""
+def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> Iterator[tuple[TileRunner, Task]]:
+    """A runner whose decoder layer has random weights and a cache of zeros, and a step's task of the layer."""
     opened = open_checkpoint(str(folder / "checkpoint"), {"opt": OPTModel}, model_name="opt", dtype="bfloat16")
     everything = Placement((("device", 100.0),))
     layout = make_layout(
@@ -234,13 +227,9 @@ def _one_layer(
             source=Greedy(),
         )
         rows = tuple(RowStep(row=r, sequence=r, new_tokens=1, context=LAYER_CONTEXT - 1) for r in range(LAYER_ROWS))
-        yield runner, [Compute(layer=1, batch=BatchStep(0, rows))]
-
-
-def _run(runner: TileRunner, operations: list[Operation]) -> None:
-    tile = Tile(step=0, layer=1, gpu_batch=0)
-    for operation in operations:
-        runner(Task(key="layer", kind="compute", tile=tile, lane="compute", operation=operation, reads=(), writes=()))
+        tile, operation = Tile(step=0, layer=1, gpu_batch=0), Compute(layer=1, batch=BatchStep(0, rows))
+        task = Task(key="layer", kind="compute", tile=tile, lane="compute", operation=operation, reads=(), writes=())
+        yield runner, task
 
 
 def _best(run: Callable[[], object]) -> float:

@@ -93,13 +93,12 @@ class HostProducts:
     ) -> None:
         """Into `target`, `step` rows of the matrix at a time."""
 
-        def work(thread: int, item: int) -> None:
-            first, stop = item * step, min((item + 1) * step, matrix.out_features)
+        def work(thread: int, first: int, stop: int) -> None:
             part = matrix.part(first, stop, x.dtype, lambda rows: self._room(thread, rows, x))
             some = None if bias is None else bias[first:stop].to(x.dtype)
             target[:, first:stop] = F.linear(x, part, some)
 
-        self._workers.draw(work, -(-matrix.out_features // step))
+        self._workers.draw(work, matrix.out_features, step=step)
 
     def _room(self, thread: int, rows: int, x: torch.Tensor) -> torch.Tensor:
         room, needed = self._rooms.get((thread, x.dtype)), rows * x.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 
 WIDENED_FROM = 4
@@ -26,12 +27,14 @@ def widened_times(tokens: int) -> int:
     return ceil(tokens / WIDENED_TOKENS)
 
 
-def widened_nbytes(tokens: int, rows: int, columns: int) -> int:
-    """Bytes of numbers, float32 at the widest, in the product of `tokens` tokens and a matrix [rows, columns], at most,
-    whatever the number of threads.
+def widened_nbytes(tokens: int, matrices: Iterable[tuple[int, int]]) -> int:
+    """Bytes of numbers, float32 at the widest, in products of `tokens` tokens and matrices [rows, columns], one at a
+    time, at most, whatever the number of threads. What threads hold of a matrix is kept for the next one.
     """
-    count, rows = min(tokens, WIDENED_TOKENS), min(rows, _all_rows(columns))
-    return _WIDE_NBYTES * (count * columns + rows * columns + (count + 1) * rows)  # the bias is one row more
+    count = min(tokens, WIDENED_TOKENS)
+    held = [(min(rows, _all_rows(columns)), columns) for rows, columns in matrices]
+    rooms = max(rows * columns for rows, columns in held)
+    return _WIDE_NBYTES * (rooms + max(count * columns + (count + 1) * rows for rows, columns in held))  # and a bias
 
 
 def _all_rows(columns: int) -> int:

@@ -31,17 +31,18 @@ class Workers:
         for other in others:
             other.result()
 
-    def draw(self, work: Callable[[int, int], None], count: int) -> None:
-        """Call `work` with a thread's number and each of 0 ... count - 1, which threads take one by one: who is kept
-        from working takes fewer. Raises what a call raised.
+    def draw(self, work: Callable[[int, int, int], None], count: int, *, step: int = 1) -> None:
+        """Call `work` with a thread's number and the bounds [first, stop) of `step` adjoining ones of 0 ... count - 1,
+        which threads take part by part: who is kept from working takes fewer. Raises what a call raised.
         """
-        left = iter(range(count))
+        parts = range(0, count, step)
+        left = iter(parts)
 
         def take(thread: int) -> None:
-            for item in left:
-                work(thread, item)
+            for first in left:
+                work(thread, first, min(first + step, count))
 
-        self.share(take, min(self.threads, count))
+        self.share(take, min(self.threads, len(parts)))
 
     def close(self) -> None:
         """End the threads. Idempotent."""

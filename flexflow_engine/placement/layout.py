@@ -259,8 +259,7 @@ def _widened_nbytes(device: TierDescription, model: Model, weights: WeightLayout
     pays = model.dtype != "float32" and tokens >= WIDENED_FROM
     if device.memory != HOST or not (always or pays):
         return 0
-    tensors = [run.tensor for layer in weights.layers for run in layer.runs]
-    return max(widened_nbytes(tokens, tensor.rows, tensor.columns) for tensor in tensors)
+    return widened_nbytes(tokens, [matrix for layer in weights.layers for matrix in layer.matrices])
 
 
 def _pack(tensors: tuple[PagedTensor, ...]) -> tuple[dict[str, int], int]:

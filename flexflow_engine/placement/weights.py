@@ -10,6 +10,7 @@ A tier whose memory the compute tier's processor reads directly needs no slot: i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,6 +90,15 @@ class PlacedLayer:
     """In order of tensors and rows; a tensor may have several."""
     first_row: int
     """For a part of the head: the token id of its first row."""
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """(out_features, in_features) of each, however many runs it lies in."""
+        columns = {run.tensor.name: run.tensor.columns for run in self.runs}
+        rows = Counter[str]()
+        for run in self.runs:
+            rows[run.tensor.name] += run.stop_row - run.first_row
+        return [(rows[name], columns[name]) for name in columns]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ by more than `Beside` says, clocks that fall when a processor gets hot.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from flexflow_engine.abc.codec import Codec
@@ -69,7 +68,7 @@ class CostModel:
         self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec)
         attending = profile.processor(HOST) if layout.attention.on_host else processor
         self._attention = Arithmetic(attending, model.config, model.dtype, kv_codec)
-        self._matrices = [_matrices(layer) for layer in layout.weights.layers]
+        self._matrices = [layer.matrices for layer in layout.weights.layers]
 
     def seconds(self, task: Task) -> float:
         """What the task takes when it runs alone."""
@@ -171,12 +170,3 @@ class CostModel:
 def distinct(units: int, draws: float) -> float:
     """How many of so many units are met by that many random draws: units * (1 - (1 - 1 / units) ^ draws)."""
     return units * (1 - (1 - 1 / units) ** draws) if units else 0.0
-
-
-def _matrices(layer: PlacedLayer) -> list[tuple[int, int]]:
-    """(out_features, in_features) of each of the layer's matrices, however many runs it lies in."""
-    columns = {run.tensor.name: run.tensor.columns for run in layer.runs}
-    rows = Counter[str]()
-    for run in layer.runs:
-        rows[run.tensor.name] += run.stop_row - run.first_row
-    return [(rows[name], columns[name]) for name in columns]

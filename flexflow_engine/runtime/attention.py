@@ -56,7 +56,7 @@ def _attend_alike(inputs: Sequence[torch.Tensor], out: torch.Tensor, scale: floa
     if workers is None:
         attend(0, len(out))
     else:
-        workers.draw(lambda _, row: attend(row, row + 1), len(out))
+        workers.draw(lambda _, first, stop: attend(first, stop), len(out))
 
 
 def attend_tokens(

@@ -88,7 +88,7 @@ class TileCache:
     def _each(self, work: Callable[[int], None], count: int) -> None:
         """Call `work` with 0 ... count - 1."""
         if self.workers is not None:
-            self.workers.draw(lambda _, n: work(n), count)
+            self.workers.draw(lambda _, n, __: work(n), count)
             return
         for n in range(count):
             work(n)

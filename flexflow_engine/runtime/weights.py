@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
-from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.matmul import HostProducts, PlainRows, Rows
+from flexflow_engine.cpu.matmul import HostProducts, multiplication
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
@@ -64,6 +62,7 @@ class Weights:
 
     def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:
         self._layout, self._memory, self._codec, self._dtype = layout, memory, codec, dtype
+        self._multiply = multiplication(layout.device.memory, dtype, workers)
         self._products = HostProducts(workers, dtype)
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
         self._decodes: dict[tuple[int, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -119,16 +118,12 @@ class Weights:
         if self._codec.keeps_bytes:
             return self._plain(part.encoded.view(self._dtype).view(-1, part.tensor.columns)[: part.rows])
         shape = part.tensor.unit_rows, part.tensor.columns
-        return self._product(EncodedRows(self._codec, part.encoded, shape, rows=part.rows))
+        matrix, products = EncodedRows(self._codec, part.encoded, shape, rows=part.rows), self._products
+        return part.rows, lambda x, bias: products.linear(x, matrix, bias)
 
     def _plain(self, weight: torch.Tensor) -> tuple[int, Linear]:
-        if self._layout.device.memory == HOST:
-            return self._product(PlainRows(weight))
-        return len(weight), lambda x, bias: F.linear(x, weight, bias)
-
-    def _product(self, matrix: Rows) -> tuple[int, Linear]:
-        products = self._products  # not `self`, which holds the result: a circle is freed late, and with it the memory
-        return matrix.out_features, lambda x, bias: products.linear(x, matrix, bias)
+        multiply = self._multiply  # not `self`, which holds the result: a circle is freed late, and with it the memory
+        return len(weight), lambda x, bias: multiply(x, weight, bias)
 
     def _decoded(self, layer: PlacedLayer) -> dict[str, list[tuple[int, Linear]]]:
         tensors = {run.tensor.name: run.tensor for run in layer.runs}

@@ -263,7 +263,7 @@ def test_the_bound_holds_where_scores_need_most(
     chosen = {"num_gpu_batches": 1, "kv_cache": share, "kv_page_tokens": page_tokens}
     job = Job(prompt_tokens=(1,) * 4, max_new_tokens=40, dtype=dtype)
     result, peaks = run_measured(tmp_path, DEVICE_FAR, chosen, config, job)
-    assert max(peaks.values()) <= result.layout.workspace_nbytes <= 4 * max(peaks.values())
+    assert max(peaks.values()) <= result.layout.workspace_nbytes <= 3 * max(peaks.values())
 
 
 @pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, DEVICE_FAR_DISK])

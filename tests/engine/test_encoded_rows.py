@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -20,12 +17,6 @@ from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options
 CODECS = [GroupInt4Codec(), GroupInt4Codec(GroupInt4Options(encoder="minmax")), GroupInt8Codec()]
 SHAPES = ((1, (2, 48), 2), (7, (4, 33), 26), (3, (1, 130), 3), (5, (700, 64), 3001), (1, (40, 5000), 40))
 """Units, the shape of one, and the rows that exist; some make more than one part."""
-
-
-@pytest.fixture(params=[1, 3])
-def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
-    with closing(Workers(request.param)) as workers:
-        yield workers
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.key)
@@ -63,7 +54,7 @@ def test_products_are_those_with_the_decoded_matrix_rounded_once(
     assert product.dtype == dtype
     assert ((product.double() - exact - bias.double()).abs() <= bound).all()
     assert ((products.linear(x, matrix).double() - exact).abs() <= bound).all()
-    assert peak.peak_bytes <= product.nbytes + widened_nbytes(tokens, rows, shape[1])
+    assert peak.peak_bytes <= product.nbytes + widened_nbytes(tokens, [(rows, shape[1])])
 
 
 def test_a_matrix_of_the_test_is_multiplied_in_several_parts() -> None:

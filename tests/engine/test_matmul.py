@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -15,12 +12,6 @@ from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.testing.allocations import PeakAllocations
 
 SHAPES = [(1, 7, 5), (WIDENED_FROM - 1, 64, 64), (WIDENED_FROM, 64, 3000), (1100, 96, 1500), (40, 5000, 300)]
-
-
-@pytest.fixture(params=[1, 3])
-def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
-    with closing(Workers(request.param)) as workers:
-        yield workers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -61,7 +52,19 @@ def test_nothing_is_allocated_beyond_what_is_counted(workers: Workers, tokens: i
     products = HostProducts(workers, torch.bfloat16)
     with PeakAllocations() as peak:
         products.linear(x, PlainRows(weight), bias)
-    assert peak.peak_bytes <= tokens * rows * 2 + widened_nbytes(tokens, rows, columns)
+    assert peak.peak_bytes <= tokens * rows * 2 + widened_nbytes(tokens, [(rows, columns)])
+
+
+def test_what_is_kept_of_one_matrix_is_counted_beside_the_next_one(workers: Workers) -> None:
+    shapes = [(3000, 64), (40, 5000)]
+    products = HostProducts(workers, torch.bfloat16)
+    inputs = [
+        (torch.zeros((100, c), dtype=torch.bfloat16), torch.zeros((r, c), dtype=torch.bfloat16)) for r, c in shapes
+    ]
+    with PeakAllocations() as peak:
+        for x, weight in inputs:
+            products.linear(x, PlainRows(weight))
+    assert peak.peak_bytes <= 100 * 3000 * 2 + widened_nbytes(100, shapes)
 
 
 def test_rooms_are_kept_from_product_to_product(workers: Workers) -> None:

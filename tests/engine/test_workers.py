@@ -29,7 +29,7 @@ def test_items_are_drawn_once_each_and_a_thread_that_is_held_up_takes_fewer(work
     drawn: list[tuple[int, int]] = []
     held_up, others_done = threading.Event(), threading.Event()
 
-    def work(thread: int, item: int) -> None:
+    def work(thread: int, item: int, stop: int) -> None:
         drawn.append((thread, item))
         if thread == 0:
             held_up.set()
@@ -42,6 +42,12 @@ def test_items_are_drawn_once_each_and_a_thread_that_is_held_up_takes_fewer(work
     workers.draw(work, 20)
     assert sorted(item for _, item in drawn) == list(range(20))
     assert sum(thread == 0 for thread, _ in drawn) == 1
+
+
+def test_what_is_drawn_in_steps_covers_everything_once(workers: Workers) -> None:
+    drawn: list[tuple[int, int]] = []
+    workers.draw(lambda _, first, stop: drawn.append((first, stop)), 20, step=6)
+    assert sorted(drawn) == [(0, 6), (6, 12), (12, 18), (18, 20)]
 
 
 def test_what_a_part_raises_reaches_the_caller(workers: Workers) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.store.array import ArrayLayout
 from flexflow_engine.store.header import StoreHeader
+from flexflow_engine.store.shard import BLOCK_NBYTES
 from flexflow_engine.store.writing import StoreWriter
 
 TABLE, BIAS, HALF = "decoder.embed.weight", "decoder.bias", "decoder.fc1.weight"
@@ -19,6 +21,11 @@ LAYOUTS = {
     BIAS: ArrayLayout.plain((7,), "float32", page_rows=1, unit_rows=1),
     HALF: ArrayLayout.plain((5, 3), "bfloat16", page_rows=2, unit_rows=2),
 }
+
+LEAST_BUFFER = 3 * BLOCK_NBYTES
+"""The smallest that an access takes: units of two blocks go through it in pieces."""
+SHIFTS = (0, 1, 512)
+"""Of memory against blocks."""
 
 HEADER = StoreHeader(
     reference="some/model",
@@ -67,3 +74,21 @@ def flip_byte(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
     path.write_bytes(content)
+
+
+def shifted(nbytes: int, by: int) -> HostBytes:
+    """Memory that begins `by` bytes behind a block."""
+    memory = np.zeros(nbytes + 2 * BLOCK_NBYTES, np.uint8)
+    return memory[-memory.ctypes.data % BLOCK_NBYTES + by :][:nbytes]
+
+
+def random_units(count: int, unit_nbytes: int, seed: int = 0) -> HostBytes:
+    """No byte is zero."""
+    return np.random.default_rng(seed).integers(1, 256, count * unit_nbytes).astype(np.uint8)
+
+
+def draw_units(data: st.DataObject, num_units: int, unit_nbytes: int) -> tuple[int, int, HostBytes]:
+    """Some adjoining units, as their first and their number, and memory for them, aligned or not."""
+    first = data.draw(st.integers(0, num_units - 1))
+    count = data.draw(st.integers(1, num_units - first))
+    return first, count, shifted(count * unit_nbytes, by=data.draw(st.sampled_from(SHIFTS)))

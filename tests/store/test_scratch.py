@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,44 +11,19 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flexflow_engine.abc.tier import HostBytes, RegionSpec
+from flexflow_engine.abc.tier import RegionSpec
 from flexflow_engine.errors import CorruptDataError
-from flexflow_engine.store.access import BUFFERED, MODES, Access
+from flexflow_engine.store.access import BUFFERED, Access
 from flexflow_engine.store.scratch import ScratchArray
 from flexflow_engine.store.shard import BLOCK_NBYTES
-from store.stores import flip_byte
+from store.stores import LEAST_BUFFER, draw_units, flip_byte, random_units, shifted
 
-LEAST_BUFFER = 3 * BLOCK_NBYTES
 UNIT_NBYTES = (1, 70, 512, 4092, 4096, 4608, 5000, 8192, 33_000)
 """Around a sector, a block, and the least buffer; pages of 4 bits among them."""
-SHIFTS = (0, 1, 512)
-"""Of memory against blocks."""
-
-
-@pytest.fixture(params=MODES, ids=["direct", "direct, blocks in memory", "buffered"])
-def access(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Access]:
-    """Every way to open files that works in the tests' folder, with the least buffer."""
-    sample = tmp_path / "sample"
-    sample.write_bytes(bytes(BLOCK_NBYTES))
-    if request.param is not BUFFERED and Access.tried_on(sample).mode is BUFFERED:
-        pytest.skip("the file system of the temporary folder refuses direct I/O")
-    access = Access(request.param, buffer_nbytes=LEAST_BUFFER)
-    yield access
-    access.close()
 
 
 def make(folder: Path, access: Access, *, num_units: int, unit_nbytes: int) -> ScratchArray:
     return ScratchArray(folder, RegionSpec(name="kv", num_units=num_units, unit_nbytes=unit_nbytes), access)
-
-
-def shifted(nbytes: int, by: int) -> HostBytes:
-    """Memory that begins `by` bytes behind a block."""
-    memory = np.zeros(nbytes + 2 * BLOCK_NBYTES, np.uint8)
-    return memory[-memory.ctypes.data % BLOCK_NBYTES + by :][:nbytes]
-
-
-def random_units(count: int, unit_nbytes: int, seed: int) -> HostBytes:
-    return np.random.default_rng(seed).integers(1, 256, count * unit_nbytes).astype(np.uint8)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])  # arrays have their own folder
@@ -61,19 +35,13 @@ def test_any_units_written_in_any_order_are_read_back_and_stock_zarr_agrees(
     folder = tmp_path_factory.mktemp("array")
     array = make(folder, access, num_units=num_units, unit_nbytes=unit_nbytes)
     expected = np.zeros((num_units, unit_nbytes), np.uint8)
-
-    def draw_units() -> tuple[int, int, HostBytes]:
-        first = data.draw(st.integers(0, num_units - 1))
-        count = data.draw(st.integers(1, num_units - first))
-        return first, count, shifted(count * unit_nbytes, by=data.draw(st.sampled_from(SHIFTS)))
-
     for seed in range(data.draw(st.integers(0, 6))):
-        first, count, units = draw_units()
+        first, count, units = draw_units(data, num_units, unit_nbytes)
         units[:] = random_units(count, unit_nbytes, seed)
         expected[first : first + count] = units.reshape(count, unit_nbytes)
         array.write(first, count, units)
     for _ in range(4):
-        first, count, out = draw_units()
+        first, count, out = draw_units(data, num_units, unit_nbytes)
         array.read(first, count, out)
         assert np.array_equal(out, expected[first : first + count].reshape(-1))
     array.flush()

@@ -14,21 +14,16 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.errors import CorruptDataError, StorageError
-from flexflow_engine.store.access import BUFFERED, MODES, Access, OpenFile
+from flexflow_engine.store.access import BUFFERED, Access, OpenFile
 from flexflow_engine.store.array import ArrayLayout, create_array
 from flexflow_engine.store.index import open_complete, read_index, write_index
 from flexflow_engine.store.shard import BLOCK_NBYTES, CHECKSUM_NBYTES, ShardFile
 from flexflow_engine.store.units import read_units, write_units
-from store.stores import flip_byte
+from store.stores import draw_units, flip_byte, random_units, shifted
 
-LEAST_BUFFER = 3 * BLOCK_NBYTES
-"""The smallest that an access takes: units of two blocks go through it in pieces."""
 UNIT_NBYTES = (1, 70, 508, 512, 4092, 4093, 4096, 5000, 8188, 8192, 20_480, 33_000)
 """Around a sector, a block, a block with its checksum, and the least buffer."""
-SHIFTS = (0, 1, 512)
-"""Of memory against blocks."""
 
 
 def make(folder: Path, num_units: int, unit_nbytes: int) -> ShardFile:
@@ -52,32 +47,12 @@ def opened(file: ShardFile, access: Access | None = None) -> Iterator[OpenFile]:
         os.close(descriptor)
 
 
-def random_units(count: int, unit_nbytes: int) -> HostBytes:
-    return np.random.default_rng(count).integers(1, 256, count * unit_nbytes).astype(np.uint8)
-
-
-def shifted(nbytes: int, by: int) -> HostBytes:
-    """Memory that begins `by` bytes behind a block."""
-    memory = np.zeros(nbytes + 2 * BLOCK_NBYTES, np.uint8)
-    return memory[-memory.ctypes.data % BLOCK_NBYTES + by :][:nbytes]
-
-
 def written_file(folder: Path, num_units: int = 4, unit_nbytes: int = 10) -> ShardFile:
     file = make(folder, num_units, unit_nbytes)
     with opened(file) as writer:
         write_units(file, writer.descriptor, random_units(num_units, unit_nbytes))
         write_index(file, writer.descriptor, np.ones(num_units, np.bool_))
     return file
-
-
-@pytest.fixture(params=MODES, ids=["direct", "direct, blocks in memory", "buffered"])
-def access(request: pytest.FixtureRequest, tmp_path: Path) -> Access:
-    """Every way to open files that works in the tests' folder, with the least buffer."""
-    sample = tmp_path / "sample"
-    sample.write_bytes(bytes(BLOCK_NBYTES))
-    if request.param is not BUFFERED and Access.tried_on(sample).mode is BUFFERED:
-        pytest.skip("the file system of the temporary folder refuses direct I/O")
-    return Access(request.param, buffer_nbytes=LEAST_BUFFER)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])  # an access keeps no state
@@ -91,9 +66,7 @@ def test_any_units_are_read_back_and_stock_zarr_agrees(
     with opened(file, access) as reader:
         assert read_index(file, reader).all()
         for _ in range(6):
-            first = data.draw(st.integers(0, num_units - 1))
-            count = data.draw(st.integers(1, num_units - first))
-            out = shifted(count * unit_nbytes, by=data.draw(st.sampled_from(SHIFTS)))
+            first, count, out = draw_units(data, num_units, unit_nbytes)
             read_units(file, reader, first, count, out)
             assert np.array_equal(out, expected[first : first + count].reshape(-1))
     stock = zarr.open_array(file.path.parents[2], mode="r")

@@ -47,11 +47,10 @@ def _decoding(bench: Bench, codec: Codec, encoded: torch.Tensor, values: torch.T
     step, dtype = widened_rows(columns, bench.workers.threads), product_dtype(values.dtype)
     rooms = torch.empty((bench.workers.threads, step, columns), dtype=dtype)
 
-    def work(thread: int, item: int) -> None:
-        first, stop = item * step, min((item + 1) * step, matrix.out_features)
+    def work(thread: int, first: int, stop: int) -> None:
         matrix.part(first, stop, dtype, lambda rows: rooms[thread, :rows])
 
-    return lambda: bench.workers.draw(work, -(-matrix.out_features // step))
+    return lambda: bench.workers.draw(work, matrix.out_features, step=step)
 
 
 def _copies(sizes: Sizes, encoded: torch.Tensor) -> int:
