@@ -47,7 +47,7 @@ class KernelDecoder:
 
 
 class Codec(ABC):
-    """Stateless and thread-safe; called from the import, and from the compute and the attention lane at once."""
+    """Stateless and thread-safe; called from the import, and from lanes and the threads that share their work."""
 
     api_version: ClassVar[int] = API_VERSION
     name: ClassVar[str]
@@ -57,7 +57,8 @@ class Codec(ABC):
     """Whether encoded bytes are the tensor's own, so that what is encoded is computed on in place."""
 
     decodes_in_kernels: ClassVar[bool] = False
-    """Whether there is a `kernel_decoder`. Without one, pages of a cache are decoded before they are attended to."""
+    """Whether there is a `kernel_decoder`. Without one, pages of a cache are decoded before they are attended to, and
+    on the host weights before they are multiplied, both by one thread."""
 
     compresses: ClassVar[bool] = False
     """Whether there is a `compressor`: the store's files hold encoded units compressed. Such a codec is for weights."""
@@ -103,8 +104,8 @@ class Codec(ABC):
         """Largest absolute difference that a round trip of `values` [n, *shape] may show at each place, float32."""
 
     def kernel_decoder(self, shape: tuple[int, ...]) -> KernelDecoder:
-        """Compiled decoding of tensors of this shape, the very numbers of `decode`. Called before a run's first step,
-        once for each shape; only where `decodes_in_kernels`.
+        """Compiled decoding of tensors of this shape, the very numbers of `decode`. Called while a run is prepared, and
+        when a layer is first computed; only where `decodes_in_kernels`.
         """
         raise AssertionError(f"{type(self).__name__} does not decode in kernels")
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, widened_rows
+from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Shares, shared_rows
 from flexflow_engine.cpu.workers import Workers
 
 _INSTRUCTIONS = {
@@ -26,10 +26,6 @@ _INSTRUCTIONS = {
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """As `torch.nn.functional.linear`."""
-Room = Callable[[int], torch.Tensor]
-"""Memory for so many rows of a matrix, [rows, in_features], in the dtype of the product; the caller's until its next
-call.
-"""
 
 
 class Rows(Protocol):
@@ -42,8 +38,11 @@ class Rows(Protocol):
     def dtype(self) -> torch.dtype | None:
         """Of its numbers as they lie there; None where they are encoded."""
 
-    def part(self, first: int, stop: int, dtype: torch.dtype, room: Room) -> torch.Tensor:
-        """Rows [first, stop) in `dtype`, where they are or in a room. Called from several threads at once."""
+    def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:
+        """Rows [first, stop), made in a room [rows, in_features], in its dtype; without one, where and as they are.
+
+        Called from several threads at once.
+        """
 
 
 class PlainRows:
@@ -60,51 +59,59 @@ class PlainRows:
     def dtype(self) -> torch.dtype:
         return self._weight.dtype
 
-    def part(self, first: int, stop: int, dtype: torch.dtype, room: Room) -> torch.Tensor:
+    def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:
         rows = self._weight[first:stop]
-        return rows if dtype == rows.dtype else room(stop - first).copy_(rows)
+        return rows if room is None else room.copy_(rows)
 
 
 class HostProducts:
     """Products by some threads, one at a time.
 
-    Changing state: `_rooms`, each thread's memory for a part, kept from product to product: fresh memory is slow to
-    touch.
+    Changing state: `_room`, memory for the parts of all threads, kept from product to product: fresh memory is slow
+    to touch.
     """
 
     def __init__(self, workers: Workers, dtype: torch.dtype) -> None:
         """dtype: of what is multiplied with."""
         self._workers = workers
         self._dtype = product_dtype(dtype)
-        self._rooms: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+        self._room = torch.empty(0, dtype=torch.uint8)
 
     def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
         few = len(x) < WIDENED_FROM and matrix.dtype == x.dtype
         dtype, out_features = x.dtype if few else self._dtype, matrix.out_features
         output = x.new_empty((len(x), out_features))
-        step = widened_rows(x.shape[1], self._workers.threads)
+        shares = shared_rows(matrix.out_features, x.shape[1], self._workers.threads)
+        rooms = self._rooms(shares, x.shape[1], dtype) if matrix.dtype != dtype else None
         for tokens, target in zip(x.split(WIDENED_TOKENS), output.split(WIDENED_TOKENS), strict=True):
-            self._multiply(tokens.to(dtype), matrix, bias, target, step)
+            self._multiply(tokens.to(dtype), matrix, bias, target, shares, rooms)
         return output
 
     def _multiply(
-        self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None, target: torch.Tensor, step: int
+        self,
+        x: torch.Tensor,
+        matrix: Rows,
+        bias: torch.Tensor | None,
+        target: torch.Tensor,
+        shares: Shares,
+        rooms: torch.Tensor | None,
     ) -> None:
-        """Into `target`, `step` rows of the matrix at a time."""
+        """Into `target`, some rows of the matrix at a time. rooms: [threads, rows, in_features] where they are made."""
 
         def work(thread: int, first: int, stop: int) -> None:
-            part = matrix.part(first, stop, x.dtype, lambda rows: self._room(thread, rows, x))
+            part = matrix.part(first, stop, None if rooms is None else rooms[thread, : stop - first])
             some = None if bias is None else bias[first:stop].to(x.dtype)
             target[:, first:stop] = F.linear(x, part, some)
 
-        self._workers.draw(work, matrix.out_features, step=step)
+        self._workers.draw(work, matrix.out_features, step=shares.rows, threads=shares.threads)
 
-    def _room(self, thread: int, rows: int, x: torch.Tensor) -> torch.Tensor:
-        room, needed = self._rooms.get((thread, x.dtype)), rows * x.shape[1]
-        if room is None or room.numel() < needed:
-            room = self._rooms[thread, x.dtype] = x.new_empty(needed)
-        return room[:needed].view(rows, -1)
+    def _rooms(self, shares: Shares, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        numbers = shares.threads * shares.rows * columns
+        if len(self._room) < numbers * dtype.itemsize:
+            del self._room  # before the larger one is there
+            self._room = torch.empty(numbers * dtype.itemsize, dtype=torch.uint8)
+        return self._room.view(dtype)[:numbers].view(shares.threads, shares.rows, columns)
 
 
 def multiplication(memory: str | None, dtype: torch.dtype, workers: Workers) -> Multiply:

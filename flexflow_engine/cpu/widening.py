@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import ceil
+from math import ceil, isqrt
+from typing import NamedTuple
 
 WIDENED_FROM = 4
 """Tokens from which on it pays to widen numbers."""
@@ -17,9 +18,20 @@ _ROWS_A_THREAD = 256
 _WIDE_NBYTES = 4
 
 
-def widened_rows(columns: int, threads: int) -> int:
-    """Rows of a matrix with so many columns that a thread widens at a time."""
-    return max(1, min(_ROWS_A_THREAD, _all_rows(columns) // threads))
+class Shares(NamedTuple):
+    """How a matrix's rows are shared."""
+
+    threads: int
+    rows: int
+    """That a thread takes at a time."""
+
+
+def shared_rows(rows: int, columns: int, threads: int) -> Shares:
+    """Of a matrix [rows, columns] among at most so many threads."""
+    most = _rows_at_once(columns)
+    threads = min(threads, most)
+    parts = ceil(rows / min(_ROWS_A_THREAD, most // threads))
+    return Shares(min(threads, parts), ceil(rows / parts))
 
 
 def widened_times(tokens: int) -> int:
@@ -27,15 +39,17 @@ def widened_times(tokens: int) -> int:
     return ceil(tokens / WIDENED_TOKENS)
 
 
-def widened_nbytes(tokens: int, matrices: Iterable[tuple[int, int]]) -> int:
-    """Bytes of numbers, float32 at the widest, in products of `tokens` tokens and matrices [rows, columns], one at a
-    time, at most, whatever the number of threads. What threads hold of a matrix is kept for the next one.
+def product_nbytes(tokens: int, matrices: Iterable[tuple[int, int]], *, makes_rows: bool) -> int:
+    """Bytes that products of `tokens` tokens and matrices [rows, columns] take beside their results, one product at a
+    time, at most, whatever the number of threads. makes_rows: whether rows are widened or decoded, to float32 at the
+    widest; what that takes for a matrix is kept for the next one.
     """
     count = min(tokens, WIDENED_TOKENS)
-    held = [(min(rows, _all_rows(columns)), columns) for rows, columns in matrices]
-    rooms = max(rows * columns for rows, columns in held)
-    return _WIDE_NBYTES * (rooms + max(count * columns + (count + 1) * rows for rows, columns in held))  # and a bias
+    held = [(min(rows + isqrt(rows), _rows_at_once(columns)), columns) for rows, columns in matrices]  # the last is cut
+    made = max(rows * columns for rows, columns in held) if makes_rows else 0
+    products = ((count * columns if makes_rows else 0) + (count + 1) * rows for rows, columns in held)  # and a bias
+    return _WIDE_NBYTES * (made + max(products))
 
 
-def _all_rows(columns: int) -> int:
+def _rows_at_once(columns: int) -> int:
     return max(1, min(_ROWS, _NUMBERS // columns))

@@ -6,11 +6,14 @@ torch's, which split work evenly and wait for each other: where something else t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from threading import Lock
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
 class Workers:
@@ -20,49 +23,80 @@ class Workers:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        """threads: that work on one call, its caller among them; as many as torch computes with, if not given."""
-        self.threads = threads or torch.get_num_threads()
+        """threads: that work on one call, its caller among them; as many as `torch_threads`, if not given."""
+        self.threads = threads or torch_threads()
         self._pool = ThreadPoolExecutor(2 * self.threads, thread_name_prefix="kernel")  # two lanes; started when needed
 
     def share(self, work: Callable[[int], None], parts: int) -> None:
-        """Call `work` with 0 ... parts - 1, each in a thread, the first in this one. Raises what a call raised."""
-        others = [self._pool.submit(_inferring, work, part) for part in range(1, parts)]
-        work(0)
+        """Call `work` with 0 ... parts - 1, each in a thread, the first in this one. When all have ended, raises what
+        a call raised.
+        """
+        modes = _get_current_dispatch_mode_stack() if parts > 1 else ()
+        others = [self._pool.submit(_as_in_the_caller, modes, work, part) for part in range(1, parts)]
+        try:
+            work(0)
+        finally:
+            for other in others:
+                other.exception()
         for other in others:
             other.result()
 
-    def draw(self, work: Callable[[int, int, int], None], count: int, *, step: int = 1) -> None:
+    def draw(
+        self, work: Callable[[int, int, int], None], count: int, *, step: int = 1, threads: int | None = None
+    ) -> None:
         """Call `work` with a thread's number and the bounds [first, stop) of `step` adjoining ones of 0 ... count - 1,
-        which threads take part by part: who is kept from working takes fewer. Raises what a call raised.
+        which threads, at most so many, take part by part: who is kept from working takes fewer. When all have ended,
+        raises what a call raised; nothing more is drawn then.
         """
         parts = range(0, count, step)
         left = iter(parts)
 
         def take(thread: int) -> None:
-            for first in left:
-                work(thread, first, min(first + step, count))
+            try:
+                for first in left:
+                    work(thread, first, min(first + step, count))
+            except BaseException:
+                deque(left, maxlen=0)
+                raise
 
-        self.share(take, min(self.threads, len(parts)))
+        self.share(take, min(threads or self.threads, self.threads, len(parts)))
 
     def close(self) -> None:
         """End the threads. Idempotent."""
         self._pool.shutdown()
 
 
-def _inferring(work: Callable[[int], None], part: int) -> None:
-    """torch's inference mode is a thread's own."""
-    with torch.inference_mode():
+def _as_in_the_caller(modes: Sequence[AbstractContextManager[object]], work: Callable[[int], None], part: int) -> None:
+    """torch's inference mode and its dispatch modes are a thread's own."""
+    with torch.inference_mode(), ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
         work(part)
+
+
+_holders = Lock()
+_held: list[int] = []
+"""torch's threads before the first of those that hold it to one, once for each of them; guarded by `_holders`."""
+
+
+def torch_threads() -> int:
+    """How many threads torch computes with where nobody holds it to one."""
+    with _holders:
+        return _held[0] if _held else torch.get_num_threads()
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Have torch compute in the calling thread alone, in the whole process: where others share the work, or where it is
-    done before they would have woken.
+    done before they would have woken. Several may hold it to that, and leave in any order.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _holders:
+        _held.append(_held[0] if _held else torch.get_num_threads())
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _holders:
+            threads = _held.pop()
+            if not _held:
+                torch.set_num_threads(threads)

@@ -31,14 +31,14 @@ from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.widening import WIDENED_FROM, widened_nbytes
+from flexflow_engine.cpu.widening import WIDENED_FROM, product_nbytes
 from flexflow_engine.placement.activations import ActivationLayout, place_activations
 from flexflow_engine.placement.attention import AttentionSite, attention_site, direct_tiers
 from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import ALIGNMENT, Page, Run, WeightLayout, place_weights
-from flexflow_engine.placement.workspace import kernel_nbytes, pieces_nbytes, workspace_nbytes
+from flexflow_engine.placement.workspace import encoding_nbytes, kernel_nbytes, pieces_nbytes, workspace_nbytes
 
 WEIGHT_SLOTS = 2
 """One layer is computed while the next one loads."""
@@ -198,9 +198,16 @@ def make_layout(
     multiplies_encoded = multiplies_as_encoded(tiers[0], weight_codec)
     attended_in = tiers[0].memory if policy.attention == "device" else HOST
     in_kernel = attended_in == HOST and (kv_codec.keeps_bytes or kv_codec.decodes_in_kernels)
-    decode_attention = (kernel_nbytes if in_kernel else pieces_nbytes)(
-        model, policy.gpu_batch_size, workload.max_cached_tokens, policy.kv_page_tokens
-    )
+    sizes = policy.gpu_batch_size, workload.max_cached_tokens, policy.kv_page_tokens
+    decode_attention = (kernel_nbytes if in_kernel else pieces_nbytes)(model, *sizes)
+
+    def encoding(memory: str | None) -> int:
+        return 0 if kv_codec.keeps_bytes else encoding_nbytes(kv, *sizes, host=memory == HOST)
+
+    tokens = policy.gpu_batch_size * workload.max_prompt_tokens
+    widens = model.dtype != "float32" and tokens >= WIDENED_FROM
+    matrices = [matrix for layer in weights.layers for matrix in layer.matrices]
+    products = product_nbytes(tokens, matrices, makes_rows=multiplies_encoded or widens)
     return Layout(
         tiers=tiers,
         policy=policy,
@@ -224,16 +231,12 @@ def make_layout(
             table=table,
             rows=policy.gpu_batch_size,
             prompt_tokens=workload.max_prompt_tokens,
-            cached_tokens=workload.max_cached_tokens,
-            page_tokens=policy.kv_page_tokens,
-            page_nbytes=kv.page_nbytes,
+            encoding=encoding(tiers[0].memory),
             head_rows=head_rows,
             decode_attention=0 if attention.on_host else decode_attention,
         )
-        + _widened_nbytes(
-            tiers[0], model, weights, policy.gpu_batch_size * workload.max_prompt_tokens, always=multiplies_encoded
-        ),
-        attention_workspace_nbytes=decode_attention + kv.page_nbytes if attention.on_host else 0,
+        + (products if tiers[0].memory == HOST else 0),
+        attention_workspace_nbytes=decode_attention + encoding(attended_in) if attention.on_host else 0,
         staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),
     )
 
@@ -250,16 +253,6 @@ def _staging_nbytes(
 def multiplies_as_encoded(device: TierDescription, codec: Codec) -> bool:
     """Whether weights of this codec are multiplied without being decoded first, a layer at a time."""
     return device.memory == HOST and codec.decodes_in_kernels
-
-
-def _widened_nbytes(device: TierDescription, model: Model, weights: WeightLayout, tokens: int, *, always: bool) -> int:
-    """What products take on a host that multiplies only float32 fast; counted on every host, so that a plan does not
-    depend on the machine that makes it. always: float32 numbers and products of few tokens too.
-    """
-    pays = model.dtype != "float32" and tokens >= WIDENED_FROM
-    if device.memory != HOST or not (always or pays):
-        return 0
-    return widened_nbytes(tokens, [matrix for layer in weights.layers for matrix in layer.matrices])
 
 
 def _pack(tensors: tuple[PagedTensor, ...]) -> tuple[dict[str, int], int]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
+from flexflow_engine.placement.kv import KVLayout
 from flexflow_engine.placement.pages import PagedTensor
 
 SCORE_NBYTES = 4
 """Scores and probabilities are float32 whatever the cache's format."""
 LOOK_UP_ROWS = 256
 """Rows of the table that are looked up at a time."""
+_ENCODED_NBYTES = 2 * 2**20
+"""Of cache pages before they are encoded, that a host's threads encode at a time."""
 
 
 def workspace_nbytes(
@@ -18,21 +21,19 @@ def workspace_nbytes(
     table: PagedTensor,
     rows: int,
     prompt_tokens: int,
-    cached_tokens: int,
-    page_tokens: int,
-    page_nbytes: int,
+    encoding: int,
     head_rows: int,
     decode_attention: int,
 ) -> int:
     """The largest of all layers' workspaces on the compute tier.
 
-    rows: of a GPU batch. prompt_tokens: of the longest prompt. page_nbytes: of a cache page as it is stored.
-    head_rows: of the largest part of the head. decode_attention: bytes of `kernel_nbytes` or `pieces_nbytes`, 0 where
-    that is done elsewhere.
+    rows: of a GPU batch. prompt_tokens: of the longest prompt. encoding: bytes of `encoding_nbytes`. head_rows: of the
+    largest part of the head. decode_attention: bytes of `kernel_nbytes` or `pieces_nbytes`, 0 where that is done
+    elsewhere.
     """
     tokens = rows * prompt_tokens
     attention = max(_prefill_attention(model, tokens), decode_attention)
-    decoder = model.workspace_nbytes("decoder", tokens) + attention + -(-cached_tokens // page_tokens) * page_nbytes
+    decoder = model.workspace_nbytes("decoder", tokens) + attention + encoding
     head = rows * head_rows * (ITEM_NBYTES[model.dtype] + SCORE_NBYTES) + model.workspace_nbytes("head", rows)
     assembled = tokens * model.config.hidden_size * ITEM_NBYTES[model.dtype]
     return max(
@@ -42,6 +43,21 @@ def workspace_nbytes(
         model.workspace_nbytes("final", rows) + assembled,
         head,
     )
+
+
+def encoding_nbytes(kv: KVLayout, rows: int, cached_tokens: int, page_tokens: int, *, host: bool) -> int:
+    """Encoding pages of a cache: what they are encoded to, and their numbers in one piece.
+
+    host: whether its threads do, each some pages of a row at a time; else all pages of one row are encoded at a time.
+    """
+    pages = -(-cached_tokens // page_tokens)
+    at_once = min(rows * pages, pages_encoded_at_once(kv.tail_page_nbytes)) if host else pages
+    return at_once * (kv.page_nbytes + kv.tail_page_nbytes)
+
+
+def pages_encoded_at_once(plain_nbytes: int) -> int:
+    """How many pages, each of so many bytes before, all threads of a host encode at a time."""
+    return max(1, _ENCODED_NBYTES // plain_nbytes)
 
 
 def kernel_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
+from math import ceil
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -29,34 +31,61 @@ def attend_prompts(
     workers: Workers | None = None,
 ) -> torch.Tensor:
     """q [N, num_heads, head_dim], k and v [N, num_kv_heads, head_dim], the rows' tokens one row after another ->
-    [N, num_heads * head_dim]. Adjoining prompts of one length share a kernel call; workers: that share their calls, in
-    host memory.
+    [N, num_heads * head_dim]. workers: that share the prompts, in host memory; without them adjoining prompts of one
+    length share a kernel call.
     """
-    attended = torch.empty_like(q)
-    start = 0
-    for tokens, group in groupby(row.new_tokens for row in rows):
-        stop = start + tokens * len(list(group))
-        inputs = [
-            x[start:stop].view(-1, tokens, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)
-        ]  # [rows, heads, S, d]
-        _attend_alike(inputs, attended[start:stop].view(-1, tokens, *q.shape[1:]), scale, workers)
-        start = stop
+    attended, (num_heads, num_kv_heads) = torch.empty_like(q), (q.shape[1], k.shape[1])
+
+    def attend(call: PromptCall) -> None:
+        some_q, some_k, some_v = (call.of(x, num_kv_heads) for x in (q, k, v))
+        output = F.scaled_dot_product_attention(
+            some_q, some_k, some_v, is_causal=True, scale=scale, enable_gqa=num_heads != num_kv_heads
+        )
+        call.of(attended, num_kv_heads).copy_(output)
+
+    if workers is None:
+        for call in _alike(rows, num_kv_heads):
+            attend(call)
+    else:
+        calls = prompts_apart(rows, num_kv_heads, workers.threads)
+        workers.draw(lambda _, n, __: attend(calls[n]), len(calls))
     return attended.flatten(1)
 
 
-def _attend_alike(inputs: Sequence[torch.Tensor], out: torch.Tensor, scale: float, workers: Workers | None) -> None:
-    """Prompts of one length: q, k and v, each [rows, heads, S, head_dim], into out [rows, S, heads, head_dim]."""
-    grouped = inputs[0].shape[1] != inputs[1].shape[1]
+class PromptCall(NamedTuple):
+    """Prompts of one length that follow each other, and some of their key heads."""
 
-    def attend(first: int, stop: int) -> None:
-        q, k, v = (x[first:stop] for x in inputs)
-        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-        out[first:stop].copy_(output.transpose(1, 2))
+    start: int
+    """Their first token."""
+    prompts: int
+    tokens: int
+    """Of each prompt."""
+    heads: range
 
-    if workers is None:
-        attend(0, len(out))
-    else:
-        workers.draw(lambda _, first, stop: attend(first, stop), len(out))
+    def of(self, x: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
+        """Of x [N, heads, head_dim], with all heads that share a key head: [prompts, some heads, tokens, head_dim]."""
+        shared = x.shape[1] // num_kv_heads
+        tokens = x[self.start : self.start + self.prompts * self.tokens].view(self.prompts, self.tokens, *x.shape[1:])
+        return tokens[:, :, self.heads.start * shared : self.heads.stop * shared].transpose(1, 2)
+
+
+def _alike(rows: Sequence[RowStep], num_kv_heads: int) -> Iterator[PromptCall]:
+    start = 0
+    for tokens, group in groupby(row.new_tokens for row in rows):
+        prompts = len(list(group))
+        yield PromptCall(start, prompts, tokens, range(num_kv_heads))
+        start += prompts * tokens
+
+
+def prompts_apart(rows: Sequence[RowStep], num_kv_heads: int, threads: int) -> list[PromptCall]:
+    """Every prompt, in parts where there are fewer prompts than threads."""
+    step = ceil(num_kv_heads * min(1.0, len(rows) / threads))
+    ends = accumulate(row.new_tokens for row in rows)
+    return [
+        PromptCall(end - row.new_tokens, 1, row.new_tokens, range(first, min(num_kv_heads, first + step)))
+        for row, end in zip(rows, ends, strict=True)
+        for first in range(0, num_kv_heads, step)
+    ]
 
 
 def attend_tokens(

@@ -7,7 +7,6 @@ from math import prod
 import torch
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.cpu.matmul import Room
 
 
 class EncodedRows:
@@ -26,10 +25,11 @@ class EncodedRows:
         self._encoded, self._columns, self._size = encoded, unit_shape[1], prod(unit_shape)
         self._decoder = codec.kernel_decoder(unit_shape)
 
-    def part(self, first: int, stop: int, dtype: torch.dtype, room: Room) -> torch.Tensor:
+    def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:
         from flexflow_engine.cpu.decoding import Target, decode_numbers  # noqa: PLC0415  # Numba takes half a second to import
 
-        out, start = room(stop - first), first * self._columns
-        target = Target(out.data_ptr() - start * out.itemsize, self._size * out.itemsize, out.dtype)
+        assert room is not None
+        start = first * self._columns
+        target = Target(room.data_ptr() - start * room.itemsize, self._size * room.itemsize, room.dtype)
         decode_numbers(self._decoder, self._encoded, self._size, range(start, stop * self._columns), target)
-        return out
+        return room

@@ -16,6 +16,7 @@ from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import KVTile, Rectangle
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
+from flexflow_engine.placement.workspace import pages_encoded_at_once
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.memory import Memory
@@ -47,6 +48,8 @@ class TileCache:
     """The same for the host's kernel; None where torch attends: on other devices, and where pages are decoded first."""
     workers: Workers | None = None
     """Threads that write rows, each its own, in host memory."""
+    pages_at_once: int | None = None
+    """That all threads encode at a time; None where nothing is encoded, or where a row's are at once."""
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
@@ -88,7 +91,7 @@ class TileCache:
     def _each(self, work: Callable[[int], None], count: int) -> None:
         """Call `work` with 0 ... count - 1."""
         if self.workers is not None:
-            self.workers.draw(lambda _, n, __: work(n), count)
+            self.workers.draw(lambda _, n, __: work(n), count, threads=self.pages_at_once)
             return
         for n in range(count):
             work(n)
@@ -116,13 +119,22 @@ class TileCache:
             r = part.rectangle
             stop = min(r.stop_page, full)
             if r.first_row <= row.row < r.stop_row and stop > r.first_page:
-                tokens = slice(r.first_page * self.page_tokens, stop * self.page_tokens)
+                first_token = r.first_page * self.page_tokens
                 for target, source in ((part.keys, keys), (part.values, values)):
-                    pages = source[tokens].view(-1, self.page_tokens, *source.shape[1:]).transpose(1, 2)
-                    target.write(row.row - r.first_row, 0, pages)
+                    whole = source[first_token : stop * self.page_tokens]
+                    pages = whole.view(-1, self.page_tokens, *source.shape[1:]).transpose(1, 2)
+                    self._write_pages(target, row.row - r.first_row, pages)
         if rest:
             for page, source in zip(self._growing_page(row.row, full), (keys, values), strict=True):
                 page[:, :rest].copy_(source[full * self.page_tokens :].transpose(0, 1))
+
+    def _write_pages(self, target: Pages, row: int, pages: torch.Tensor) -> None:
+        """The first pages of a row, of which a thread encodes no more than its share at a time."""
+        step = len(pages)
+        if self.workers is not None and self.pages_at_once is not None:
+            step = max(1, self.pages_at_once // self.workers.threads)
+        for first in range(0, len(pages), step):
+            target.write(row, first, pages[first : first + step])
 
     def _growing_page(self, row: int, page: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [num_kv_heads, page_tokens, head_dim] of a page that isn't full yet."""
@@ -206,9 +218,19 @@ class KVCache:
         keys, values = None, None
         if tails.count:
             keys, values = self._memory.tensor(tails).view(self._dtype).view(2, len(tile.tail_rows), *self._page)
-        workers = self._workers if self._layout.tier(tails.tier).memory == HOST else None
-        sizes = self._layout.kv.page_tokens, self._page[0]
-        return TileCache(*sizes, tuple(parts), tile.tail_rows, keys, values, host=None, workers=workers)
+        on_host, kv = self._layout.tier(tails.tier).memory == HOST, self._layout.kv
+        encodes = on_host and not self._codec.keeps_bytes
+        return TileCache(
+            kv.page_tokens,
+            self._page[0],
+            tuple(parts),
+            tile.tail_rows,
+            keys,
+            values,
+            host=None,
+            workers=self._workers if on_host else None,
+            pages_at_once=pages_encoded_at_once(kv.tail_page_nbytes) if encodes else None,
+        )
 
 
 def attending_in_kernel(

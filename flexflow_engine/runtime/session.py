@@ -66,25 +66,27 @@ class Session:
         self._layout = layout
         self._compiler = StepCompiler(layout, store.page_nbytes)
         self.trace = trace()
-        self._memory = Memory(layout, tiers, store)
-        self._threads = ExitStack()
-        self._workers = self._threads.enter_context(closing(Workers()))
-        device = tiers[layout.device.name]
-        self._runner = TileRunner(
-            layout=layout,
-            memory=self._memory,
-            model=model,
-            weight_codec=weight_codec,
-            kv_codec=kv_codec,
-            device=device.torch_device,
-            prompts=prompts,
-            workers=self._workers,
-            source=source,
-        )
-        load_kernels(layout, model, weight_codec=weight_codec, kv_codec=kv_codec, workers=self._workers)
-        if layout.device.memory == HOST:
-            self._threads.enter_context(one_torch_thread())  # before lanes start, whose threads take over the number
-        self._executor = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
+        with ExitStack() as stack:
+            memory = stack.enter_context(closing(Memory(layout, tiers, store)))
+            workers = stack.enter_context(closing(Workers()))
+            device = tiers[layout.device.name]
+            self._runner = TileRunner(
+                layout=layout,
+                memory=memory,
+                model=model,
+                weight_codec=weight_codec,
+                kv_codec=kv_codec,
+                device=device.torch_device,
+                prompts=prompts,
+                workers=workers,
+                source=source,
+            )
+            load_kernels(layout, model, weight_codec=weight_codec, kv_codec=kv_codec, workers=workers)
+            if layout.device.memory == HOST:
+                stack.enter_context(one_torch_thread())  # before lanes start, whose threads take over the number
+            lanes = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
+            self._executor = stack.enter_context(closing(lanes))
+            self._owned = stack.pop_all()
 
     @property
     def lanes(self) -> tuple[str, ...]:
@@ -115,9 +117,7 @@ class Session:
 
     def close(self) -> None:
         """End the lanes, then give the memory back. Idempotent."""
-        self._executor.close()
-        self._threads.close()
-        self._memory.close()
+        self._owned.close()
 
     def _finish(self, step: Step, batcher: Batcher) -> list[FinishedSequence]:
         self._executor.wait(step.index)

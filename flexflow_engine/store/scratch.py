@@ -13,7 +13,6 @@ import fcntl
 import os
 import secrets
 import shutil
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -28,7 +27,7 @@ from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.index import write_index
 from flexflow_engine.store.settling import settle
 from flexflow_engine.store.shard import BLOCK_NBYTES, round_up
-from flexflow_engine.store.spans import read_span, shares_blocks, write_span
+from flexflow_engine.store.spans import read_span, write_span
 
 _LOCK = "lock"
 _VERIFIED_NBYTES = 4 * 2**20
@@ -109,10 +108,8 @@ class ScratchArray:
         Raises StorageError when the disk is full or fails.
         """
         units = self._file.as_units(first, count, data)
-        offset = first * self._file.stride
-        alone = nullcontext() if not shares_blocks(offset, len(data)) else self._edges
-        with self._access.lend(self._file.path, self._open) as file, alone:
-            write_span(self._file, file, offset, data)
+        with self._access.lend(self._file.path, self._open) as file:
+            write_span(self._file, file, first * self._file.stride, data, edges=self._edges)
         self._checksums[first : first + count] = checksums_of(units)
         fresh = count - int(np.count_nonzero(self._written[first : first + count]))
         self._written[first : first + count] = True

@@ -9,6 +9,7 @@ whole blocks    straight from and to the caller's memory where direct I/O takes 
 from __future__ import annotations
 
 import os
+from threading import Lock
 from typing import Any
 
 from flexflow_engine.abc.tier import HostBytes
@@ -39,21 +40,16 @@ def read_span(shard: ShardFile, file: OpenFile, offset: int, out: HostBytes) -> 
     out[len(out) - tail :] = last[:tail]
 
 
-def write_span(shard: ShardFile, file: OpenFile, offset: int, data: HostBytes) -> None:
+def write_span(shard: ShardFile, file: OpenFile, offset: int, data: HostBytes, *, edges: Lock) -> None:
     """`data`, uint8, as bytes [offset, offset + len(data)) of the file, whose other bytes stay as they are.
 
-    Where it begins or ends inside a block, nobody else may be writing to that block. Raises StorageError.
+    edges: held for blocks that it fills a part of, by everybody who writes to this file. Raises StorageError.
     """
     head, tail = _edges(offset, len(data))
     stop = len(data) - tail
-    _patch(shard, file, offset, data[:head])
+    _patch(shard, file, offset, data[:head], edges)
     _write_blocks(shard, file, offset + head, data[head:stop])
-    _patch(shard, file, offset + stop, data[stop:])
-
-
-def shares_blocks(offset: int, nbytes: int) -> bool:
-    """Whether the span begins or ends inside a block."""
-    return any(_edges(offset, nbytes))
+    _patch(shard, file, offset + stop, data[stop:], edges)
 
 
 def _edges(offset: int, nbytes: int) -> tuple[int, int]:
@@ -73,14 +69,15 @@ def _write_blocks(shard: ShardFile, file: OpenFile, offset: int, data: HostBytes
         write_from(shard, file.descriptor, offset + start, [file.buffer[: len(part)]])
 
 
-def _patch(shard: ShardFile, file: OpenFile, offset: int, data: HostBytes) -> None:
+def _patch(shard: ShardFile, file: OpenFile, offset: int, data: HostBytes, alone: Lock) -> None:
     """Less than a block, in one block; nothing where there is no data."""
     if not len(data):
         return
     block: Any = file.buffer[:BLOCK_NBYTES]  # numpy's types call no array a buffer before 3.12
     start = offset % BLOCK_NBYTES
-    with reporting(shard.path):
-        found = os.preadv(file.descriptor, [block], offset - start)  # short at the file's end
-    block[found:] = 0
-    block[start : start + len(data)] = data
-    write_from(shard, file.descriptor, offset - start, [block])
+    with alone:
+        with reporting(shard.path):
+            found = os.preadv(file.descriptor, [block], offset - start)  # short at the file's end
+        block[found:] = 0
+        block[start : start + len(data)] = data
+        write_from(shard, file.descriptor, offset - start, [block])

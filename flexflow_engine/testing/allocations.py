@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import RLock
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ class PeakAllocations(TorchDispatchMode):
         assert allocations.peak_bytes <= bound
 
     Operators made of others are taken apart first, so that their intermediates count too; what a kernel takes for
-    itself inside one operator stays unseen.
+    itself inside one operator stays unseen. What the engine's threads do for the caller counts as well.
+
+    Changing state, guarded by `_lock`: `live_bytes`, `peak_bytes`, `_known`.
     """
 
     live_bytes: int
@@ -28,6 +31,7 @@ class PeakAllocations(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.live_bytes = 0
         self.peak_bytes = 0
+        self._lock = RLock()  # storages may end while this thread holds it
         self._known: dict[int, weakref.finalize[..., Any]] = {}
         """Storages seen so far that are still alive, by address of the storage object: each with its end."""
 
@@ -54,16 +58,18 @@ class PeakAllocations(TorchDispatchMode):
 
     def _watch(self, storage: torch.UntypedStorage, *, nbytes: int) -> None:
         key = storage._cdata
-        if key not in self._known:
-            self.live_bytes += nbytes
-            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-            end = weakref.finalize(storage, self._ended, key, nbytes)
-            end.atexit = False
-            self._known[key] = end
+        with self._lock:
+            if key not in self._known:
+                self.live_bytes += nbytes
+                self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+                end = weakref.finalize(storage, self._ended, key, nbytes)
+                end.atexit = False
+                self._known[key] = end
 
     def _ended(self, key: int, nbytes: int) -> None:
-        del self._known[key]
-        self.live_bytes -= nbytes
+        with self._lock:
+            del self._known[key]
+            self.live_bytes -= nbytes
 
 
 def _storages(values: Any) -> Iterator[torch.UntypedStorage]:

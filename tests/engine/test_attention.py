@@ -20,9 +20,10 @@ from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import ATTENTION_LANE, Task
+from flexflow_engine.placement import workspace
 from flexflow_engine.placement.kv import KVTile, Rectangle, place_kv
 from flexflow_engine.runtime import host_attention
-from flexflow_engine.runtime.attention import attend_prompts, attend_tokens, attend_tokens_by_pieces
+from flexflow_engine.runtime.attention import attend_prompts, attend_tokens, attend_tokens_by_pieces, prompts_apart
 from flexflow_engine.runtime.executor import RunTask, SequentialExecutor
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.kv_cache import KVPart, TileCache
@@ -80,6 +81,18 @@ def test_prompts_attend_to_their_own_past(
     expected = torch.cat([plain_attention(*part) for part in parts])
     torch.testing.assert_close(attended.float(), expected, atol=TOLERANCE[dtype], rtol=0)
     assert attended.dtype == dtype
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("lengths", [[5, 5, 5, 5], [3, 9, 1, 9, 2], [17]])
+def test_threads_share_prompts_of_any_length_and_one_prompt_by_its_heads(
+    workers: Workers, heads: tuple[int, int], lengths: list[int]
+) -> None:
+    q, k, v = random_qkv(sum(lengths), *heads, torch.bfloat16, seed=3)
+    rows = [RowStep(row=n, sequence=n, new_tokens=length, context=0) for n, length in enumerate(lengths)]
+    drawn = attend_prompts(rows, q, k, v, SCALE, workers=workers)
+    assert torch.equal(drawn, attend_prompts(rows, q, k, v, SCALE))
+    assert len(prompts_apart(rows, heads[1], workers.threads)) >= workers.threads
 
 
 def stale_cache(
@@ -288,6 +301,51 @@ def test_the_bounds_of_both_tiers_hold_with_attention_on_the_host(
     result, peaks = run_measured(tmp_path, classes, chosen, {}, job)
     attended = {event.task.key for event in result.trace.events if event.task.lane == ATTENTION_LANE}
     assert max(peaks[key] for key in attended) <= result.layout.attention_workspace_nbytes
+    assert max(nbytes for key, nbytes in peaks.items() if key not in attended) <= result.layout.workspace_nbytes
+
+
+@pytest.mark.parametrize("pages_at_once", [1, 3, 1000])
+@pytest.mark.parametrize("threads", [1, 5])
+def test_threads_encode_no_more_pages_at_once_than_is_counted(threads: int, pages_at_once: int) -> None:
+    num_rows, page, pages, codec = 4, (4, 16, HEAD_DIM), 10, GroupInt4Codec().for_cache()
+    tile = KVTile(rectangles=(Rectangle("disk", "kv", 0, num_rows, 0, pages),), slotted=(), tail_rows=range(num_rows))
+    tokens = page[1] * pages
+    rows = [RowStep(row=row, sequence=row, new_tokens=tokens, context=0) for row in range(num_rows)]
+    _, k, v = random_qkv(num_rows * tokens, page[0], page[0], torch.bfloat16, seed=1)
+    with closing(Workers(threads)) as workers:
+        cache = replace(stale_cache(tile, page, codec, torch.bfloat16, workers), pages_at_once=pages_at_once)
+        with PeakAllocations() as peak:
+            cache.write_prompts(rows, k, v)
+    page_nbytes = codec.encoded_nbytes(page, "bfloat16") + 2 * prod(page)
+    assert 0 < peak.peak_bytes <= min(pages_at_once, num_rows * pages) * page_nbytes
+
+
+@pytest.fixture
+def five_threads() -> Iterator[None]:
+    """More than rows of a GPU batch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("five_threads")
+@pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec()], ids=lambda codec: codec.key)
+def test_the_bounds_hold_with_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: Mapping[str, type[Tier]], dtype: DType, codec: Codec
+) -> None:
+    """And with pages of which no two are encoded at once, so that it takes its turns."""
+    monkeypatch.setattr(workspace, "_ENCODED_NBYTES", 1)
+    monkeypatch.setattr(host_attention, "_BYTES_A_THREAD", 64)
+    second, third = list(classes)[1:]
+    attention = "device" if classes is DEVICE_FAR_DISK else "host"
+    chosen = {"kv_cache": {second: 50, third: 50}, "kv_page_tokens": 4, "attention": attention}
+    job = replace(LONG_PROMPTS, max_new_tokens=20, dtype=dtype, kv_codec=codec)
+    result, peaks = run_measured(tmp_path, classes, chosen, {}, job)
+    attended = {event.task.key for event in result.trace.events if event.task.lane == ATTENTION_LANE}
+    assert max((peaks[key] for key in attended), default=0) <= result.layout.attention_workspace_nbytes
     assert max(nbytes for key, nbytes in peaks.items() if key not in attended) <= result.layout.workspace_nbytes
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.cpu.matmul import HostProducts
-from flexflow_engine.cpu.widening import widened_nbytes, widened_rows
+from flexflow_engine.cpu.widening import product_nbytes, shared_rows
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
@@ -29,7 +29,7 @@ def test_rows_are_decoded_as_by_the_codec_wherever_they_begin(
     for dtype in (torch.float32, torch.bfloat16):
         expected = decoded(codec, data, shape, dtype)
         for first, stop in ((0, rows), (rows // 2, rows), (rows - 1, rows)):
-            part = matrix.part(first, stop, dtype, lambda n, dtype=dtype: torch.zeros((n, shape[1]), dtype=dtype))  # type: ignore[misc]  # the default binds the loop's value
+            part = matrix.part(first, stop, torch.zeros((stop - first, shape[1]), dtype=dtype))
             assert torch.equal(part, expected[first:stop])
 
 
@@ -54,11 +54,11 @@ def test_products_are_those_with_the_decoded_matrix_rounded_once(
     assert product.dtype == dtype
     assert ((product.double() - exact - bias.double()).abs() <= bound).all()
     assert ((products.linear(x, matrix).double() - exact).abs() <= bound).all()
-    assert peak.peak_bytes <= product.nbytes + widened_nbytes(tokens, [(rows, shape[1])])
+    assert peak.peak_bytes <= product.nbytes + product_nbytes(tokens, [(rows, shape[1])], makes_rows=True)
 
 
 def test_a_matrix_of_the_test_is_multiplied_in_several_parts() -> None:
-    assert widened_rows(64, 3) < 3001
+    assert shared_rows(3001, 64, 3).rows < 3001
 
 
 def decoded(codec: GroupQuantCodec, data: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flexflow_engine.cpu.matmul import HostProducts, PlainRows, is_emulated
-from flexflow_engine.cpu.widening import WIDENED_FROM, widened_nbytes, widened_rows
+from flexflow_engine.cpu.widening import WIDENED_FROM, product_nbytes, shared_rows
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.testing.allocations import PeakAllocations
 
@@ -46,17 +50,37 @@ def test_what_a_processor_multiplies_itself(dtype: torch.dtype, capabilities: di
     assert is_emulated(dtype, capabilities) == emulated
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
-def test_nothing_is_allocated_beyond_what_is_counted(workers: Workers, tokens: int, columns: int, rows: int) -> None:
-    x, weight, bias = (torch.zeros(s, dtype=torch.bfloat16) for s in [(tokens, columns), (rows, columns), (rows,)])
-    products = HostProducts(workers, torch.bfloat16)
+def test_nothing_is_allocated_beyond_what_is_counted(
+    workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype
+) -> None:
+    x, weight, bias = (torch.zeros(s, dtype=dtype) for s in [(tokens, columns), (rows, columns), (rows,)])
+    products = HostProducts(workers, dtype)
     with PeakAllocations() as peak:
-        products.linear(x, PlainRows(weight), bias)
-    assert peak.peak_bytes <= tokens * rows * 2 + widened_nbytes(tokens, [(rows, columns)])
+        product = products.linear(x, PlainRows(weight), bias)
+    bound = product_nbytes(tokens, [(rows, columns)], makes_rows=dtype != torch.float32)
+    assert peak.peak_bytes <= product.nbytes + bound
+
+
+@given(st.integers(1, 3000), st.sampled_from([1, 64, 2048, 49_152, 2**22]), st.integers(1, 300))
+def test_shares_cover_the_matrix_within_what_is_counted(rows: int, columns: int, threads: int) -> None:
+    shares = shared_rows(rows, columns, threads)
+    assert 1 <= shares.threads <= threads
+    assert 1 <= shares.rows <= rows
+    assert 4 * shares.threads * shares.rows * columns <= product_nbytes(0, [(rows, columns)], makes_rows=True)
+
+
+def test_more_threads_than_rows_fit_take_no_more_memory() -> None:
+    tokens, rows, columns = 4, 64, 2**17
+    x, weight = (torch.zeros((n, columns), dtype=torch.bfloat16) for n in (tokens, rows))
+    with closing(Workers(40)) as workers, PeakAllocations() as peak:
+        product = HostProducts(workers, torch.bfloat16).linear(x, PlainRows(weight))
+    assert peak.peak_bytes <= product.nbytes + product_nbytes(tokens, [(rows, columns)], makes_rows=True)
 
 
 def test_what_is_kept_of_one_matrix_is_counted_beside_the_next_one(workers: Workers) -> None:
-    shapes = [(3000, 64), (40, 5000)]
+    shapes = [(1024, 1024), (3000, 64), (40, 5000)]  # the second needs less room, the third more
     products = HostProducts(workers, torch.bfloat16)
     inputs = [
         (torch.zeros((100, c), dtype=torch.bfloat16), torch.zeros((r, c), dtype=torch.bfloat16)) for r, c in shapes
@@ -64,13 +88,13 @@ def test_what_is_kept_of_one_matrix_is_counted_beside_the_next_one(workers: Work
     with PeakAllocations() as peak:
         for x, weight in inputs:
             products.linear(x, PlainRows(weight))
-    assert peak.peak_bytes <= 100 * 3000 * 2 + widened_nbytes(100, shapes)
+    assert peak.peak_bytes <= 100 * 3000 * 2 + product_nbytes(100, shapes, makes_rows=True)
 
 
 def test_rooms_are_kept_from_product_to_product(workers: Workers) -> None:
     x, weight = torch.zeros((WIDENED_FROM, 64), dtype=torch.bfloat16), torch.zeros((3000, 64), dtype=torch.bfloat16)
-    products, room_nbytes = HostProducts(workers, torch.bfloat16), widened_rows(64, workers.threads) * 64 * 4
+    products, shares = HostProducts(workers, torch.bfloat16), shared_rows(3000, 64, workers.threads)
     products.linear(x, PlainRows(weight))
     with PeakAllocations() as peak:
         products.linear(x, PlainRows(weight))
-    assert peak.peak_bytes < 3000 * WIDENED_FROM * 2 + workers.threads * room_nbytes
+    assert peak.peak_bytes < 3000 * WIDENED_FROM * 2 + shares.threads * shares.rows * 64 * 4

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+import torch
 
-from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.cpu.workers import Workers, one_torch_thread
+from flexflow_engine.testing.allocations import PeakAllocations
 from watched import no_thread_left
 
 
@@ -57,6 +60,58 @@ def test_what_a_part_raises_reaches_the_caller(workers: Workers) -> None:
 
     with pytest.raises(ValueError, match="part 1"):
         workers.share(fail, 2)
+
+
+def test_a_failed_part_ends_the_others_before_the_caller_goes_on(workers: Workers) -> None:
+    """Whoever called may give back the memory that they write to."""
+    started, failed, done = threading.Event(), threading.Event(), list[int]()
+
+    def work(thread: int, item: int, stop: int) -> None:
+        if thread == 0:
+            assert started.wait(10)
+            failed.set()
+            raise ValueError("thread 0")
+        started.set()
+        assert failed.wait(10)
+        time.sleep(0.05)
+        done.append(item)
+
+    with pytest.raises(ValueError, match="thread 0"):
+        workers.draw(work, 1000)
+    ended = len(done)
+    time.sleep(0.1)
+    assert len(done) == ended < 100
+
+
+def test_at_most_so_many_threads_draw(workers: Workers) -> None:
+    drawn: set[int] = set()
+    workers.draw(lambda thread, _, __: drawn.add(thread), 100, threads=2)
+    assert drawn <= {0, 1}
+
+
+def test_what_threads_allocate_counts_for_the_caller(workers: Workers) -> None:
+    """Bounds on memory are tested with it."""
+    held: dict[int, torch.Tensor] = {}
+    with PeakAllocations() as peak:
+        workers.share(lambda part: held.update({part: torch.empty(1000, dtype=torch.uint8)}), 3)
+    assert peak.peak_bytes == 3000
+
+
+def test_torch_gets_its_threads_back_in_whatever_order_they_are_left() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        first, second = one_torch_thread(), one_torch_thread()
+        first.__enter__()
+        second.__enter__()
+        with closing(Workers()) as workers:
+            assert (torch.get_num_threads(), workers.threads) == (1, 3)
+        first.__exit__(None, None, None)
+        assert torch.get_num_threads() == 1
+        second.__exit__(None, None, None)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_workers_leave_no_thread_behind() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
+from flexflow_engine.cpu.workers import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, RecipeError
 from flexflow_engine.testing.codec_suite import encoded, normal, round_trip
 from flexflow_plugins.codecs import on_device
@@ -18,6 +20,7 @@ from flexflow_plugins.codecs.group_quant import (
     GroupInt8Options,
     GroupQuantCodec,
 )
+from flexflow_plugins.codecs.threads import share
 
 MINMAX = GroupInt4Codec(GroupInt4Options(encoder="minmax"))
 FIT = GroupInt4Codec(GroupInt4Options(encoder="fit"))
@@ -173,6 +176,19 @@ def test_torch_operators_do_what_the_kernels_do(
     bound = codec.error_bound(values)
     assert (((by_torch - values).abs() <= bound) | bound.isinf()).all()
     assert torch.equal(by_torch.isnan(), bound.isinf())
+
+
+def test_a_call_is_shared_by_as_many_threads_as_it_asks_for() -> None:
+    """Whatever torch computes with: an import keeps it to one thread, and searches with every core."""
+    together, shares = threading.Barrier(8), list[tuple[int, int]]()
+
+    def work(first: int, stop: int) -> None:
+        together.wait(10)
+        shares.append((first, stop))
+
+    with one_torch_thread():
+        share(work, 16, 8)
+    assert sorted(shares) == [(first, first + 2) for first in range(0, 16, 2)]
 
 
 def test_many_threads_make_the_same_bytes() -> None:

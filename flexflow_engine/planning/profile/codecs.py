@@ -11,7 +11,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import CodecRates
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.matmul import product_dtype
-from flexflow_engine.cpu.widening import widened_rows
+from flexflow_engine.cpu.widening import shared_rows
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.runtime.encoded_rows import EncodedRows
@@ -44,13 +44,13 @@ def _decoding(bench: Bench, codec: Codec, encoded: torch.Tensor, values: torch.T
         return lambda: codec.decode(encoded, values)
     units, unit_rows, columns = values.shape
     matrix = EncodedRows(codec, encoded, (unit_rows, columns), rows=units * unit_rows)
-    step, dtype = widened_rows(columns, bench.workers.threads), product_dtype(values.dtype)
-    rooms = torch.empty((bench.workers.threads, step, columns), dtype=dtype)
+    shares = shared_rows(matrix.out_features, columns, bench.workers.threads)
+    rooms = torch.empty((*shares, columns), dtype=product_dtype(values.dtype))
 
     def work(thread: int, first: int, stop: int) -> None:
-        matrix.part(first, stop, dtype, lambda rows: rooms[thread, :rows])
+        matrix.part(first, stop, rooms[thread, : stop - first])
 
-    return lambda: bench.workers.draw(work, matrix.out_features, step=step)
+    return lambda: bench.workers.draw(work, matrix.out_features, step=shares.rows, threads=shares.threads)
 
 
 def _copies(sizes: Sizes, encoded: torch.Tensor) -> int:

@@ -12,6 +12,8 @@ from typing import Self
 
 import torch
 
+from flexflow_engine.cpu.workers import torch_threads
+
 DISTRIBUTIONS = ("flexflow-engine", "torch", "numba", "numpy")
 
 
@@ -34,7 +36,7 @@ class Machine:
         return cls(
             processor=_processor_name(),
             cores=len(os.sched_getaffinity(0)),
-            threads=torch.get_num_threads(),
+            threads=torch_threads(),
             memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
             gpus=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
             versions=(platform.python_version(), *(f"{name} {version(name)}" for name in DISTRIBUTIONS)),

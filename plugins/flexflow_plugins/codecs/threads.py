@@ -58,7 +58,7 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     size = prod(out.shape[1:])
     compiled, place = decoder(form, size), Target(target.data_ptr(), target.stride(0) * target.itemsize, target.dtype)
     parts = min(torch.get_num_threads(), out.numel() // _NUMBERS_PER_THREAD["decode"])
-    _share(lambda first, stop: decode_numbers(compiled, source, size, range(first, stop), place), out.numel(), parts)
+    share(lambda first, stop: decode_numbers(compiled, source, size, range(first, stop), place), out.numel(), parts)
     if target is not out:
         out.copy_(target)
 
@@ -80,7 +80,7 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
 
     # an import keeps torch to one thread, and searching is what it then waits for: that takes every core
     limit = _num_cores() if form.encoder == "search" else torch.get_num_threads()
-    _share(work, _groups(form, values), min(limit, values.numel() // _NUMBERS_PER_THREAD[form.encoder]))
+    share(work, _groups(form, values), min(limit, values.numel() // _NUMBERS_PER_THREAD[form.encoder]))
     if target is not out:
         out.copy_(target)
 
@@ -94,13 +94,13 @@ def _groups(form: Format, values: torch.Tensor) -> int:
     return len(values) * ceil(prod(values.shape[1:]) / form.group_size)
 
 
-def _share(work: Callable[[int, int], None], count: int, parts: int) -> None:
-    """Call `work` with ranges that cover 0 ... count, in `parts` threads, this one among them."""
+def share(work: Callable[[int, int], None], count: int, parts: int) -> None:
+    """Call `work` with ranges that cover 0 ... count, in `parts` threads at once, this one among them."""
     if parts <= 1:
         work(0, count)
         return
     bounds = [count * part // parts for part in range(parts + 1)]
-    with closing(Workers()) as workers:
+    with closing(Workers(parts)) as workers:
         workers.share(lambda part: work(bounds[part], bounds[part + 1]), parts)
 
 
