@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, groupby
+from math import ceil
 
 import torch
 
@@ -76,8 +78,7 @@ class TileCache:
         tail_index = [rows[n].row - self.tail_rows.start for n in chosen], self._offsets(rows, chosen)
         _scatter(self.tail_keys, keys, chosen, tail_index)
         _scatter(self.tail_values, values, chosen, tail_index)
-        full = [rows[n] for n in chosen if (rows[n].context + 1) % self.page_tokens == 0]
-        self._each(lambda n: self._flush_tail(full[n]), len(full))
+        self._flush_tails([rows[n] for n in chosen if (rows[n].context + 1) % self.page_tokens == 0])
 
     def tail_tokens(self, row: RowStep, cached: int) -> int:
         """How many of a row's `cached` tokens, the last one among them, are in its tail page; 0 when it is written
@@ -99,15 +100,35 @@ class TileCache:
     def _part(self, row: int, page: int) -> KVPart:
         return next(part for part in self.parts if part.rectangle.holds(row, page))
 
-    def _flush_tail(self, row: RowStep) -> None:
-        """A full tail becomes a page, from which it is stored if it must be; attention still reads the tail."""
+    def _flush_tails(self, rows: Sequence[RowStep]) -> None:
+        """Full tails become pages, from which they are stored if they must be; attention still reads the tails."""
+        step = self._pages_a_thread
+        if self.workers is not None:
+            step = min(step, ceil(len(rows) / self.workers.threads))
+        runs = [
+            run[first : first + step]
+            for run in _adjoining(rows, lambda row: self._part(row.row, row.context // self.page_tokens))
+            for first in range(0, len(run), step)
+        ]
+        self._each(lambda n: self._flush(runs[n]), len(runs))
+
+    def _flush(self, rows: Sequence[RowStep]) -> None:
+        """The tails of adjoining rows, to pages of one number in one part."""
         assert self.tail_keys is not None
         assert self.tail_values is not None
-        page, tail = row.context // self.page_tokens, row.row - self.tail_rows.start
-        part = self._part(row.row, page)
-        place = row.row - part.rectangle.first_row, page - part.rectangle.first_page
-        part.keys.write(*place, self.tail_keys[tail : tail + 1])
-        part.values.write(*place, self.tail_values[tail : tail + 1])
+        page, first = rows[0].context // self.page_tokens, rows[0].row
+        part = self._part(first, page)
+        place = slice(first - part.rectangle.first_row, first - part.rectangle.first_row + len(rows))
+        tails = slice(first - self.tail_rows.start, first - self.tail_rows.start + len(rows))
+        part.keys.write_rows(place, page - part.rectangle.first_page, self.tail_keys[tails])
+        part.values.write_rows(place, page - part.rectangle.first_page, self.tail_values[tails])
+
+    @property
+    def _pages_a_thread(self) -> int:
+        """That one encodes at a time."""
+        if self.workers is None:
+            return max(part.rectangle.stop_page for part in self.parts)
+        return sys.maxsize if self.pages_at_once is None else max(1, self.pages_at_once // self.workers.threads)
 
     def _offsets(self, rows: Sequence[RowStep], chosen: Sequence[int]) -> list[int]:
         return [rows[n].context % self.page_tokens for n in chosen]
@@ -130,9 +151,7 @@ class TileCache:
 
     def _write_pages(self, target: Pages, row: int, pages: torch.Tensor) -> None:
         """The first pages of a row, of which a thread encodes no more than its share at a time."""
-        step = len(pages)
-        if self.workers is not None and self.pages_at_once is not None:
-            step = max(1, self.pages_at_once // self.workers.threads)
+        step = self._pages_a_thread
         for first in range(0, len(pages), step):
             target.write(row, first, pages[first : first + step])
 
@@ -248,6 +267,14 @@ def attending_in_kernel(
         workers=workers,
     )
     return replace(cache, host=host)
+
+
+def _adjoining(rows: Sequence[RowStep], part_of: Callable[[RowStep], KVPart]) -> list[list[RowStep]]:
+    """Rows in runs that follow each other in one part, with pages of one number."""
+    numbered = groupby(
+        enumerate(rows), lambda numbered: (numbered[1].row - numbered[0], numbered[1].context, id(part_of(numbered[1])))
+    )
+    return [[row for _, row in run] for _, run in numbered]
 
 
 def _scatter(

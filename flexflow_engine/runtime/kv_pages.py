@@ -54,3 +54,10 @@ class Pages:
         encoded = torch.empty((len(pages), self.stored.shape[2]), dtype=torch.uint8, device=pages.device)
         self._codec.encode(pages, encoded)
         self.stored[first : first + len(pages), row].copy_(encoded)
+
+    def write_rows(self, rows: slice, page: int, pages: torch.Tensor) -> None:
+        """Put pages [n, num_kv_heads, page_tokens, head_dim], one of each of some adjoining rows, at place `page`."""
+        if self.plain is not None:
+            self.plain[page, rows].copy_(pages)
+        else:
+            self._codec.encode(pages, self.stored[page, rows])
