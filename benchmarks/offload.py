@@ -43,9 +43,8 @@ OPT_1_3B = Configuration(
     activations_percent=100,
 )
 OPT_6_7B = replace(
-    OPT_1_3B, name="opt-6.7b-4GiB", model="opt-6.7b", cap_nbytes=4 * GIB, new_tokens=32, gpu_batch_size=64,
-    num_gpu_batches=4, weights_percent=14,
-)  # fmt: skip
+    OPT_1_3B, name="opt-6.7b-4GiB", model="opt-6.7b", cap_nbytes=4 * GIB, new_tokens=32, weights_percent=13
+)
 SMOKE = replace(
     OPT_1_3B, name="opt-125m-1GiB", model="opt-125m", cap_nbytes=GIB, new_tokens=16, sequences=32, gpu_batch_size=16,
     num_gpu_batches=2,
@@ -62,6 +61,7 @@ CONFIGURATIONS = (
         cap_nbytes=2 * GIB,
         sequences=128,
         gpu_batch_size=32,
+        num_gpu_batches=4,
         kv_page_tokens=2,
         weights_percent=2,
     ),

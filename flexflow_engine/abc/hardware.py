@@ -79,6 +79,7 @@ class CodecRates:
 
     encode_values_per_s: float
     decode_values_per_s: float
+    """Where the host decodes weights while it multiplies them: by what that takes longer than plain ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

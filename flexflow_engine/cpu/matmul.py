@@ -109,16 +109,15 @@ class HostProducts:
     def _rooms(self, shares: Shares, columns: int, dtype: torch.dtype) -> torch.Tensor:
         numbers = shares.threads * shares.rows * columns
         if len(self._room) < numbers * dtype.itemsize:
-            del self._room  # before the larger one is there
+            self._room = torch.empty(0, dtype=torch.uint8)  # the old one ends before the larger one begins
             self._room = torch.empty(numbers * dtype.itemsize, dtype=torch.uint8)
         return self._room.view(dtype)[:numbers].view(shares.threads, shares.rows, columns)
 
 
-def multiplication(memory: str | None, dtype: torch.dtype, workers: Workers) -> Multiply:
-    """How plain numbers of this dtype are multiplied that lie in this kind of memory."""
+def multiplication(memory: str | None, products: HostProducts) -> Multiply:
+    """How plain numbers are multiplied that lie in this kind of memory; products: for those on the host."""
     if memory != HOST:
         return F.linear
-    products = HostProducts(workers, dtype)
     return lambda x, weight, bias: products.linear(x, PlainRows(weight), bias)
 
 

@@ -30,19 +30,19 @@ class PagedMatrix:
 
     def __init__(self, parts: Sequence[tuple[int, Linear]]) -> None:
         """parts: rows and product of each, in order."""
-        self._rows, self._parts = [rows for rows, _ in parts], [linear for _, linear in parts]
+        self._rows, self._linears = [rows for rows, _ in parts], [linear for _, linear in parts]
 
     def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] -> [N, out_features]; bias [out_features]."""
-        if len(self._parts) == 1:
-            return self._parts[0](x, bias)
-        biases = [None] * len(self._parts) if bias is None else torch.split(bias, self._rows)
-        outputs = [linear(x, piece) for linear, piece in zip(self._parts, biases, strict=True)]
+        if len(self._linears) == 1:
+            return self._linears[0](x, bias)
+        biases = [None] * len(self._linears) if bias is None else torch.split(bias, self._rows)
+        outputs = [linear(x, piece) for linear, piece in zip(self._linears, biases, strict=True)]
         return torch.cat(outputs, dim=1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _Block:
     """Adjoining rows of one tensor as they lie in memory: uint8 [units, unit_nbytes]."""
 
     tensor: PagedTensor
@@ -62,8 +62,8 @@ class Weights:
 
     def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:
         self._layout, self._memory, self._codec, self._dtype = layout, memory, codec, dtype
-        self._multiply = multiplication(layout.device.memory, dtype, workers)
         self._products = HostProducts(workers, dtype)
+        self._multiply = multiplication(layout.device.memory, self._products)
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
         self._decodes: dict[tuple[int, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
@@ -83,8 +83,8 @@ class Weights:
         key = index, slot
         if key not in self._decodes:
             layer = self._layout.weights.layers[index]
-            parts = [part for parts in self._parts(layer, slot).values() for part in parts]
-            self._decodes[key] = [(part.encoded, self._target(layer, part)) for part in parts]
+            blocks = [block for blocks in self._blocks(layer, slot).values() for block in blocks]
+            self._decodes[key] = [(block.encoded, self._target(layer, block)) for block in blocks]
         for encoded, out in self._decodes[key]:
             self._codec.decode(encoded, out)
 
@@ -112,29 +112,31 @@ class Weights:
         return rows
 
     def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[tuple[int, Linear]]]:
-        return {name: [self._part(part) for part in parts] for name, parts in self._parts(layer, slot).items()}
+        return {name: [self._linear(block) for block in blocks] for name, blocks in self._blocks(layer, slot).items()}
 
-    def _part(self, part: _Part) -> tuple[int, Linear]:
+    def _linear(self, block: _Block) -> tuple[int, Linear]:
         if self._codec.keeps_bytes:
-            return self._plain(part.encoded.view(self._dtype).view(-1, part.tensor.columns)[: part.rows])
-        shape = part.tensor.unit_rows, part.tensor.columns
-        matrix, products = EncodedRows(self._codec, part.encoded, shape, rows=part.rows), self._products
-        return part.rows, lambda x, bias: products.linear(x, matrix, bias)
+            return self._plain_linear(block.encoded.view(self._dtype).view(-1, block.tensor.columns)[: block.rows])
+        shape = block.tensor.unit_rows, block.tensor.columns
+        matrix, products = EncodedRows(self._codec, block.encoded, shape, rows=block.rows), self._products
+        return block.rows, lambda x, bias: products.linear(x, matrix, bias)
 
-    def _plain(self, weight: torch.Tensor) -> tuple[int, Linear]:
+    def _plain_linear(self, weight: torch.Tensor) -> tuple[int, Linear]:
         multiply = self._multiply  # not `self`, which holds the result: a circle is freed late, and with it the memory
         return len(weight), lambda x, bias: multiply(x, weight, bias)
 
     def _decoded(self, layer: PlacedLayer) -> dict[str, list[tuple[int, Linear]]]:
         tensors = {run.tensor.name: run.tensor for run in layer.runs}
         rows = {name: sum(r.stop_row - r.first_row for r in layer.runs if r.tensor.name == name) for name in tensors}
-        return {name: [self._plain(self._dense(layer, tensor)[: rows[name]])] for name, tensor in tensors.items()}
+        return {
+            name: [self._plain_linear(self._dense(layer, tensor)[: rows[name]])] for name, tensor in tensors.items()
+        }
 
-    def _target(self, layer: PlacedLayer, part: _Part) -> torch.Tensor:
-        """Where a part's units are decoded to: [units, unit_rows, columns]."""
-        rows = len(part.encoded) * part.tensor.unit_rows
-        out = self._dense(layer, part.tensor)[part.first_row : part.first_row + rows]
-        return out.view(-1, part.tensor.unit_rows, part.tensor.columns)
+    def _target(self, layer: PlacedLayer, block: _Block) -> torch.Tensor:
+        """Where a block's units are decoded to: [units, unit_rows, columns]."""
+        rows = len(block.encoded) * block.tensor.unit_rows
+        out = self._dense(layer, block.tensor)[block.first_row : block.first_row + rows]
+        return out.view(-1, block.tensor.unit_rows, block.tensor.columns)
 
     def _dense(self, layer: PlacedLayer, tensor: PagedTensor) -> torch.Tensor:
         """The decoded rows of a tensor, whole units: [rows, columns]."""
@@ -144,17 +146,17 @@ class Weights:
         span = Span(self._layout.device.name, "weights.decoded", offsets[tensor.name], nbytes)
         return self._memory.tensor(span).view(self._dtype).view(rows, tensor.columns)
 
-    def _parts(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[_Part]]:
+    def _blocks(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[_Block]]:
         """The blocks of each matrix, in order of rows."""
-        parts: dict[str, list[_Part]] = {name: [] for name in layer.spec.matrices.values()}
+        blocks: dict[str, list[_Block]] = {name: [] for name in layer.spec.matrices.values()}
         order = self._layout.weights.page_order(layer, self._layout.direct)
         offsets = {run.region: offset for run, _, offset in reversed(order)}  # of each run's first page
         for group in _adjoining(layer.runs, self._layout.direct):
             run = group[0]
             encoded = self._resident(run) if run.tier in self._layout.direct else self._slotted(group, slot, offsets)
             first_row = run.first_row - layer.first_row
-            parts[run.tensor.name].append(_Part(run.tensor, first_row, group[-1].stop_row - run.first_row, encoded))
-        return parts
+            blocks[run.tensor.name].append(_Block(run.tensor, first_row, group[-1].stop_row - run.first_row, encoded))
+        return blocks
 
     def _resident(self, run: Run) -> torch.Tensor:
         return self._memory.region_tensor(run.tier, run.region).view(-1, run.tensor.unit_nbytes)

@@ -11,7 +11,7 @@ import torch
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST, Tier
-from flexflow_engine.cpu.matmul import multiplication
+from flexflow_engine.cpu.matmul import HostProducts, multiplication
 from flexflow_engine.cpu.workers import Workers, one_torch_thread
 
 BATCHES = 5
@@ -30,7 +30,7 @@ class Bench:
         self.memory = tier.memory
         self._stack = ExitStack()
         self.workers = self._stack.enter_context(closing(Workers()))
-        self.multiply = multiplication(self.memory, self.torch_dtype, self.workers)
+        self.multiply = multiplication(self.memory, HostProducts(self.workers, self.torch_dtype))
         """As a run multiplies plain weights."""
         if self.memory == HOST:
             self._stack.enter_context(one_torch_thread())
