@@ -1,13 +1,12 @@
 """Predicted against measured tokens a second: many small jobs of different shapes, placements and codecs.
 
-    python benchmarks/prediction.py [--work FOLDER] [--output F.json] [--only NAME] [--keep-profile]
+    python benchmarks/prediction.py [--work FOLDER] [--output F.json] [--only NAME] [--repeats 3] [--keep-profile]
 
-Each job is a run of its own, as a user starts it: what it predicts comes from a profile of this machine, which it
-measures right before. Tiers behind a throttled link stand in for slow ones. Every result is written to a file as it
-comes; jobs that are in it are not run again. Nothing else should run meanwhile: *other load* tells how many processors
-worked for others. A machine that grows slower or faster meanwhile, as a shared one does, spoils a comparison: a fixed
-piece of work is timed before and after, and where the two differ by more than a tenth the job is tried again, up to
-three times, and the try with the least drift counts.
+Each job is run `--repeats` times, each time in a process of its own, as a user starts it: what it predicts comes from a
+profile of this machine, which it measures right before. Tiers behind a throttled link stand in for slow ones. A shared
+machine grows slower or faster from minute to minute, so that one pair of prediction and run tells little: the error is
+the median of the pairs'. Every pair is written to a file as it comes; those that are in it are not run again. Nothing
+else should run meanwhile: *other load* tells how many processors worked for others.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,8 +53,7 @@ SLICE = {
     "vocab_size": 50272,
 }
 """OPT-1.3B with its first 4 of 24 layers."""
-TRIES, STEADY = 3, 0.1
-HEADER = ("job", "predicted", "measured", "error", "busiest lane", "drift", "other load")
+HEADER = ("job", "predicted", "measured", "error", "of single runs", "busiest lane", "other load")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +176,7 @@ JOBS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Tokens a second of one job."""
+    """Tokens a second of one run of a job."""
 
     job: str
     predicted: float
@@ -185,8 +184,6 @@ class Result:
     bound_by: str
     other_load: float
     """Processors that worked for others, on average, from the start of the job's process to its end."""
-    drift: float
-    """By how much a fixed piece of work took longer after the job than before it, as a fraction."""
 
     @property
     def error(self) -> float:
@@ -200,21 +197,27 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=[job.name for job in JOBS], help="run these, known or not")
     parser.add_argument("--work", type=Path, help="folder for weights and the disk tier; default: a temporary one")
     parser.add_argument("--output", type=Path, default=Path("prediction.json"), help="results, and those of before")
-    parser.add_argument("--keep-profile", action="store_true", help="measure the machine once, not for each job")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each job")
+    parser.add_argument("--keep-profile", action="store_true", help="measure the machine once, not for each run")
     options = parser.parse_args()
     results = read_results(options.output)
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).resolve()
         prepare(work)
-        for job in chosen(options.only or [], results):
-            results[job.name] = steadiest(job, work, keep_profile=options.keep_profile)
+        for job in chosen(options.only or [], results, options.repeats):
+            if not options.keep_profile:
+                forget_profiles(work)
+            results.append(run(job, work))
             write_results(options.output, results)
-    print(table([results[job.name] for job in JOBS if job.name in results]))
+    print(table(results))
 
 
-def chosen(only: Sequence[str], known: Mapping[str, Result]) -> list[Job]:
-    """Those that are asked for, else those that have no result yet."""
-    return [job for job in JOBS if (job.name in only if only else job.name not in known)]
+def chosen(only: Sequence[str], known: Sequence[Result], repeats: int) -> list[Job]:
+    """One round of jobs after the other: those that are asked for, else what is missing of `repeats` runs of each."""
+    if only:
+        return [job for _ in range(repeats) for job in JOBS if job.name in only]
+    done = Counter(result.job for result in known)
+    return [job for turn in range(repeats) for job in JOBS if done[job.name] <= turn]
 
 
 def prepare(work: Path) -> None:
@@ -235,23 +238,18 @@ def install_throttled_tier(work: Path) -> Path:
     return work / "site"
 
 
-def steadiest(job: Job, work: Path, *, keep_profile: bool) -> Result:
-    """The first try during which the machine kept its speed, or of all of them the one that came nearest to that."""
-    tries: list[Result] = []
-    while len(tries) < TRIES and not any(abs(result.drift) <= STEADY for result in tries):
-        if not keep_profile:
-            for profiles in (work / "cache").glob("*/hardware"):  # beside compiled kernels, which may stay
-                shutil.rmtree(profiles)
-        tries.append(run(job, work))
-    return min(tries, key=lambda result: abs(result.drift))
+def forget_profiles(work: Path) -> None:
+    """What jobs have measured of the machine; compiled kernels beside it may stay."""
+    for profiles in (work / "cache").glob("*/hardware"):
+        shutil.rmtree(profiles)
 
 
 def run(job: Job, work: Path) -> Result:
-    """Import what the job needs, then run it. Raises SystemExit when that fails."""
+    """Import what the job needs, then run it once. Raises SystemExit when that fails."""
     recipe = work / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(job.recipe(work), sort_keys=False))
     engine(work, "import", str(recipe))
-    before, speed_s = Load.now(), fixed_work_s()
+    before = Load.now()
     metrics = json.loads(engine(work, "run", str(recipe), "--json", "--output", str(work / "out.jsonl")))
     result = Result(
         job=job.name,
@@ -259,25 +257,10 @@ def run(job: Job, work: Path) -> Result:
         measured=metrics["tokens_per_s"],
         bound_by=metrics["bound_by"],
         other_load=Load.now().others_since(before),
-        drift=fixed_work_s() / speed_s - 1,
     )
     figures = f"predicted {result.predicted:.1f}, measured {result.measured:.1f} tokens/s"
-    say(f"{job.name}: {figures}, drift {100 * result.drift:+.0f} %")
+    say(f"{job.name}: {figures}")
     return result
-
-
-def fixed_work_s() -> float:
-    """Seconds of some products of many tokens and of few: median of several times."""
-    matrices = torch.rand(16, 1024, 1024)
-    times = []
-    for _ in range(9):
-        begin = time.perf_counter()
-        for tokens in (8, 256):
-            x = torch.rand(tokens, 1024)
-            for matrix in matrices:
-                torch.nn.functional.linear(x, matrix)
-        times.append(time.perf_counter() - begin)
-    return median(times)
 
 
 def engine(work: Path, *arguments: str) -> str:
@@ -320,39 +303,38 @@ class Load:
 
 
 def table(results: Sequence[Result]) -> str:
+    """One line a job, in the order of `JOBS`."""
+    by_job = {job.name: [result for result in results if result.job == job.name] for job in JOBS}
+    ran = {name: runs for name, runs in by_job.items() if runs}
     rows = [
         (
-            r.job,
-            f"{r.predicted:.1f}",
-            f"{r.measured:.1f}",
-            f"{100 * r.error:+.0f} %",
-            r.bound_by,
-            f"{100 * r.drift:+.0f} %",
-            f"{r.other_load:.2f}",
+            name,
+            f"{median(run.predicted for run in runs):.1f}",
+            f"{median(run.measured for run in runs):.1f}",
+            f"{100 * error(runs):+.0f} %",
+            ", ".join(f"{100 * run.error:+.0f}" for run in runs),
+            runs[0].bound_by,
+            f"{median(run.other_load for run in runs):.2f}",
         )
-        for r in results
+        for name, runs in ran.items()
     ]
-    middle, worst = 100 * median_error(results), 100 * worst_error(results)
-    return f"{markdown(HEADER, rows)}\n\nmedian error {middle:.1f} %, worst {worst:.1f} %, {len(results)} runs"
+    errors = [100 * abs(error(runs)) for runs in ran.values()]
+    judged = f"median error {median(errors):.1f} %, worst {max(errors):.1f} %, {len(errors)} jobs"
+    return f"{markdown(HEADER, rows)}\n\n{judged}"
 
 
-def median_error(results: Sequence[Result]) -> float:
-    """Fraction."""
-    return median(abs(result.error) for result in results)
+def error(runs: Sequence[Result]) -> float:
+    """Of a job's predictions: the median of its runs', as a fraction."""
+    return median(run.error for run in runs)
 
 
-def worst_error(results: Sequence[Result]) -> float:
-    """Fraction."""
-    return max(abs(result.error) for result in results)
+def read_results(path: Path) -> list[Result]:
+    """None where there is no file."""
+    return [Result(**x) for x in json.loads(path.read_text())] if path.exists() else []
 
 
-def read_results(path: Path) -> dict[str, Result]:
-    """By job; none where there is no file."""
-    return {x["job"]: Result(**x) for x in json.loads(path.read_text())} if path.exists() else {}
-
-
-def write_results(path: Path, results: Mapping[str, Result]) -> None:
-    path.write_text(json.dumps([asdict(result) for result in results.values()], indent=2) + "\n")
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    path.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
 
 
 if __name__ == "__main__":

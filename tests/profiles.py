@@ -21,7 +21,7 @@ TINY = Sizes(
     link_seconds=2e-3,
     tokens=(1, 4),
     features=32,
-    out_features=(64,),
+    small_features=8,
     cold_nbytes=2**14,
     prompts=(4, 8),
     contexts=(4, 8),
@@ -31,6 +31,7 @@ TINY = Sizes(
     page_tokens=4,
     page_nbytes=8192,
     pages=4,
+    written_pages=8,
     small_nbytes=512,
 )
 
@@ -47,7 +48,7 @@ def both_ways(of: Link) -> Mapping[Direction, Link]:
     return {"read": of, "write": of}
 
 
-def processor(*, task_s: float = 0.0) -> Processor:
+def processor(*, task_s: float = 0.0, layer_s: float = 0.0, product_s: float = 0.0) -> Processor:
     """A million of everything a second; decoding goes at 2 million numbers, encoding at half a million."""
     return Processor(
         matmul_flops_per_s={"float32": constant(1e6), "float16": constant(1e6)},
@@ -56,6 +57,8 @@ def processor(*, task_s: float = 0.0) -> Processor:
         codecs={"group-int4": CodecRates(encode_values_per_s=0.5e6, decode_values_per_s=2e6)},
         memory_bytes_per_s=1e6,
         task_s=task_s,
+        layer_s=layer_s,
+        product_s=product_s,
     )
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
+import re
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 from flexflow_engine.abc.tier import Region, RegionSpec, Tier
 from flexflow_engine.graph.task import Task
@@ -111,3 +116,12 @@ def no_thread_left() -> Iterator[None]:
     yield
     left = {thread.name for thread in set(threading.enumerate()) - before} - {"zarr_io"}
     assert not left, left
+
+
+def openmp_team() -> int:
+    """How many threads OpenMP would start from this one, for a BLAS that torch calls. Skips where torch has none."""
+    paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    libraries = [ctypes.CDLL(path) for path in paths if re.search(r"/lib[gi]?omp[^/]*\.so", path)]
+    if not libraries:
+        pytest.skip("torch has no OpenMP here")
+    return max(int(library.omp_get_max_threads()) for library in libraries)

@@ -98,10 +98,11 @@ class Processor:
     memory_bytes_per_s: float
     """Reads and writes together: norms, additions, copies."""
     task_s: float
-    """What a task takes beside its arithmetic: calls, kernel launches, threads to wake."""
-    matmul_left_by_out_features: Curve = Curve(((1.0, 1.0),))
-    """What is left of `matmul_flops_per_s` by the out_features of one matrix, as a fraction: libraries pack a matrix
-    before they multiply it, and a packed wide one falls out of the processor's cache."""
+    """What any task takes beside its arithmetic: its lane, and its calls."""
+    layer_s: float = 0.0
+    """What a decoder layer takes beside that: the calls of its norms and additions, and of its attention."""
+    product_s: float = 0.0
+    """What multiplying by a matrix takes beside its operations, whatever its size: threads to wake and to wait for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,7 +78,12 @@ def _processor(processor: Processor) -> Iterator[tuple[str, str, str]]:
         encode, decode = rates.encode_values_per_s / 1e9, rates.decode_values_per_s / 1e9
         yield name, f"{encode:.2f} encoded, {decode:.2f} decoded", "10^9 numbers/s"
     yield "norms, additions", f"{processor.memory_bytes_per_s / 1e9:.1f}", "GB/s"
-    yield "a task", f"{processor.task_s * 1e6:.0f}", "microseconds beside its arithmetic"
+    for name, seconds in (
+        ("a task", processor.task_s),
+        ("a layer", processor.layer_s),
+        ("a product", processor.product_s),
+    ):
+        yield name, f"{seconds * 1e6:.0f}", "microseconds beside its arithmetic"
 
 
 def _curve(curve: Curve) -> str:

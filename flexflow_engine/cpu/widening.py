@@ -27,11 +27,12 @@ class Shares(NamedTuple):
 
 
 def shared_rows(rows: int, columns: int, threads: int) -> Shares:
-    """Of a matrix [rows, columns] among at most so many threads."""
+    """Of a matrix [rows, columns] among at most so many threads: as many parts for each of them."""
     most = _rows_at_once(columns)
-    threads = min(threads, most)
-    parts = ceil(rows / min(_ROWS_A_THREAD, most // threads))
-    return Shares(min(threads, parts), ceil(rows / parts))
+    threads = min(threads, most, rows)
+    rounds = ceil(rows / (threads * min(_ROWS_A_THREAD, most // threads)))
+    part = ceil(rows / (threads * rounds))
+    return Shares(min(threads, ceil(rows / part)), part)
 
 
 def widened_times(tokens: int) -> int:

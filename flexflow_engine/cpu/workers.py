@@ -25,7 +25,9 @@ class Workers:
     def __init__(self, threads: int | None = None) -> None:
         """threads: that work on one call, its caller among them; as many as `torch_threads`, if not given."""
         self.threads = threads or torch_threads()
-        self._pool = ThreadPoolExecutor(2 * self.threads, thread_name_prefix="kernel")  # two lanes; started when needed
+        self._pool = ThreadPoolExecutor(  # two lanes' threads, started when needed
+            2 * self.threads, thread_name_prefix="kernel", initializer=take_over_torch_threads
+        )
 
     def share(self, work: Callable[[int], None], parts: int) -> None:
         """Call `work` with 0 ... parts - 1, each in a thread, the first in this one. When all have ended, raises what
@@ -72,6 +74,13 @@ def _as_in_the_caller(modes: Sequence[AbstractContextManager[object]], work: Cal
         for mode in modes:
             stack.enter_context(mode)
         work(part)
+
+
+def take_over_torch_threads() -> None:
+    """Have libraries that torch calls in this thread keep to torch's number of threads. A thread learns it when it
+    first asks for it; until then a BLAS starts a team of its own in it, and two such teams hinder each other.
+    """
+    torch.get_num_threads()
 
 
 _holders = Lock()

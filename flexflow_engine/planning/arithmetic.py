@@ -32,13 +32,14 @@ class Arithmetic:
         """What any task takes beside its arithmetic."""
         return self._processor.task_s
 
-    def matmul(self, weights: int, tokens: int, out_features: int = 1) -> float:
-        """Matrices of so many numbers in all times `tokens` vectors each: 2 * weights * n / (rate(n) * left(out)).
+    @property
+    def layer_s(self) -> float:
+        """What a decoder layer takes beside that."""
+        return self._processor.layer_s
 
-        out_features: of each matrix.
-        """
-        left = self._processor.matmul_left_by_out_features.at(out_features)
-        return 2.0 * weights * tokens / (self._matmul.at(tokens) * left)
+    def matmul(self, weights: int, tokens: int, products: int = 1) -> float:
+        """So many products, with `weights` numbers in all: products * product_s + 2 * weights * n / rate(n)."""
+        return products * self._processor.product_s + 2.0 * weights * tokens / self._matmul.at(tokens)
 
     def memory(self, numbers: float) -> float:
         """Numbers in the model's dtype that kernels between matmuls read or write: numbers * item / memory rate."""

@@ -11,7 +11,7 @@ depends on where attention runs.
 
 With L decoder layers and b GPU batches of r rows, c numbers of keys and values and a of the query a token:
 
-    attention lane    L * b * (task + r * attention of one token over its context)         host's processor
+    attention lane    L * b * (task + layer + r * attention of one token over its context)         host's processor
     host.write        L * b transfers of r * (a + c) numbers
     host.read         L * b transfers of r * a numbers
 
@@ -60,7 +60,8 @@ class AttentionCosts:
         if not self.is_apart(shape):
             return work.lanes
         tiles = self._tiles(shape)
-        work.lanes[ATTENTION_LANE] = tiles * (self._arithmetic(shape).task_s + self.tile_s(shape))
+        arithmetic = self._arithmetic(shape)
+        work.lanes[ATTENTION_LANE] = tiles * (arithmetic.task_s + arithmetic.layer_s + self.tile_s(shape))
         if site.across_link:
             query = self._config.num_heads * self._config.head_dim
             cached = 2 * self._config.num_kv_heads * self._config.head_dim

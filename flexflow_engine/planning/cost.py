@@ -7,6 +7,7 @@ takes of its link or processor while it has that for itself; tasks that run at o
     gather rows   fixed = looked-up units * host's time for a row     shared = units * latency + bytes / rate
     decode        fixed = task_s    shared = numbers / decode rate
     compute       fixed = task_s    shared = matmuls + vectors + attention (planning.arithmetic)
+                  fixed = task_s + layer_s for a decoder layer
     attend        the same of attention on the host's processor; inputs and output of it: their part of the layer
 
 Left out, because no profile knows them: file system caches, the two directions of a link that get in each other's way
@@ -82,8 +83,10 @@ class CostModel:
         if isinstance(operation, GatherRows):
             return self._gather(operation, task)
         if isinstance(operation, Attend):
-            return Work(self._attention.task_s, self._attention.token_attention(operation.batch.rows))
-        return Work(self._arithmetic.task_s, self._computed(operation))
+            fixed_s = self._attention.task_s + self._attention.layer_s
+            return Work(fixed_s, self._attention.token_attention(operation.batch.rows))
+        layer_s = self._arithmetic.layer_s if self._ends_layer(operation) else 0.0
+        return Work(self._arithmetic.task_s + layer_s, self._computed(operation))
 
     def link(self, lane: str) -> Link:
         """The link that a lane stands for."""
@@ -125,6 +128,12 @@ class CostModel:
             return self._layer(layer, batch.new_tokens) - self._attention_inputs(batch)
         return self._compute(operation)
 
+    def _ends_layer(self, operation: _Computation) -> bool:
+        """Whether it is a decoder layer, or what is left of one after its attention."""
+        layers = self._layout.weights.layers
+        whole = isinstance(operation, Compute) and layers[operation.layer].spec.kind == "decoder"
+        return whole or isinstance(operation, AttentionOutput)
+
     def _compute(self, compute: Compute) -> float:
         layer, batch = self._layout.weights.layers[compute.layer], compute.batch
         return {
@@ -147,18 +156,17 @@ class CostModel:
         """The part of a decoder layer that makes queries, keys and values."""
         width, hidden_size = self._layout.inputs_width, self._layout.hidden_size
         vectors = self._arithmetic.memory(batch.new_tokens * 2 * width)
-        matmul = self._arithmetic.matmul(hidden_size * width, batch.new_tokens, hidden_size)
+        matmul = self._arithmetic.matmul(hidden_size * width, batch.new_tokens, products=3)
         return matmul + self._decoded(hidden_size * width, batch.new_tokens) + vectors
 
     def _last_tokens(self, layer: PlacedLayer, batch: BatchStep) -> float:
         return self._layer(layer, len(batch.rows))
 
     def _layer(self, layer: PlacedLayer, tokens: int) -> float:
-        """Matrix by matrix: a wide one may be multiplied slower."""
         matrices = self._matrices[layer.index]
         vectors = self._arithmetic.vectors(sum(rows for rows, _ in matrices), tokens)
-        matmuls = sum(self._arithmetic.matmul(rows * columns, tokens, rows) for rows, columns in matrices)
-        return matmuls + self._decoded(sum(rows * columns for rows, columns in matrices), tokens) + vectors
+        numbers = sum(rows * columns for rows, columns in matrices)
+        return self._arithmetic.matmul(numbers, tokens, len(matrices)) + self._decoded(numbers, tokens) + vectors
 
     def _decoded(self, numbers: int, tokens: int) -> float:
         """Of weights that are decoded while they are multiplied."""

@@ -139,7 +139,8 @@ class ProcessorSection(_Section):
     codecs: dict[str, CodecSection] = Field(default_factory=dict)
     memory_bytes_per_s: Rate
     task_s: Seconds
-    matmul_left_by_out_features: Points = Field(default_factory=lambda: {"1": 1.0})
+    layer_s: Seconds = 0.0
+    product_s: Seconds = 0.0
 
     def processor(self) -> Processor:
         return Processor(
@@ -151,7 +152,8 @@ class ProcessorSection(_Section):
             codecs={name: CodecRates(**section.model_dump()) for name, section in self.codecs.items()},
             memory_bytes_per_s=self.memory_bytes_per_s,
             task_s=self.task_s,
-            matmul_left_by_out_features=_curve(self.matmul_left_by_out_features),
+            layer_s=self.layer_s,
+            product_s=self.product_s,
         )
 
 

@@ -119,8 +119,9 @@ class StepCostModel:
         whole, last = _new_tokens(shape), shape.gpu_batch_size
         tokens = whole if layer.kind in {"embed", "decoder"} else last
         tile = self._arithmetic.task_s + self._arithmetic.vectors(layer.out_features, tokens)
-        tile += sum(self._arithmetic.matmul(rows * columns, tokens, rows) for rows, columns in layer.matrices)
+        tile += self._arithmetic.matmul(layer.numbers, tokens, len(layer.matrices))
         if layer.kind == "decoder":
+            tile += self._arithmetic.layer_s
             apart = self._attention.is_apart(shape)
             tile += self._arithmetic.task_s if apart else self._attention.tile_s(shape)
         if not layer.numbers or self._weight_codec.keeps_bytes:

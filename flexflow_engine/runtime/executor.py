@@ -25,6 +25,7 @@ from typing import NoReturn
 import torch
 
 from flexflow_engine.abc.tier import Completion, LaneContext
+from flexflow_engine.cpu.workers import take_over_torch_threads
 from flexflow_engine.errors import StalledError, TaskError
 from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.task import HOST_OPERATIONS, TOKENS_LANE, Task
@@ -156,6 +157,7 @@ class DataflowExecutor(Executor):
         self._lanes[task.lane].queue.append(task)
 
     def _work(self, lane_name: str, worker: int, context_for: ContextFor) -> None:
+        take_over_torch_threads()
         try:
             with ExitStack() as stack:
                 context = context_for(lane_name)

@@ -81,9 +81,9 @@ class Session:
                 workers=workers,
                 source=source,
             )
-            load_kernels(layout, model, weight_codec=weight_codec, kv_codec=kv_codec, workers=workers)
             if layout.device.memory == HOST:
-                stack.enter_context(one_torch_thread())  # before lanes start, whose threads take over the number
+                stack.enter_context(one_torch_thread())  # before threads start, which take over the number
+            load_kernels(layout, model, weight_codec=weight_codec, kv_codec=kv_codec, workers=workers)
             lanes = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
             self._executor = stack.enter_context(closing(lanes))
             self._owned = stack.pop_all()

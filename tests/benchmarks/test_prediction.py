@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import prediction
 from lp_grid import CONFIGURATIONS, GRID_POLICIES, LP, Policy, Results, hand_policies, spread, verdict
-from prediction import JOBS, Load, Result, chosen, median_error, read_results, worst_error, write_results
+from prediction import JOBS, Load, Result, chosen, error, read_results, table, write_results
 
 
 def result(job: str, predicted: float, measured: float) -> Result:
-    return Result(job=job, predicted=predicted, measured=measured, bound_by="compute", other_load=0.0, drift=0.0)
+    return Result(job=job, predicted=predicted, measured=measured, bound_by="compute", other_load=0.0)
 
 
 def test_an_error_is_relative_to_what_was_measured() -> None:
     results = [result("a", 12, 10), result("b", 7, 10), result("c", 10, 10)]
     assert [r.error for r in results] == pytest.approx([0.2, -0.3, 0.0])
-    assert (median_error(results), worst_error(results)) == pytest.approx((0.2, 0.3))
 
 
-def test_jobs_with_a_result_are_not_run_again_unless_asked_for(tmp_path: Path) -> None:
-    write_results(tmp_path / "r.json", {JOBS[0].name: result(JOBS[0].name, 1, 2)})
+def test_a_jobs_error_is_the_median_of_its_runs() -> None:
+    first, second = JOBS[0].name, JOBS[1].name
+    pairs = [(first, 12, 10), (second, 9, 10), (first, 20, 10), (second, 7, 10), (first, 9, 10)]
+    results = [result(*pair) for pair in pairs]
+    assert error([r for r in results if r.job == first]) == pytest.approx(0.2)
+    assert "median error 20.0 %, worst 20.0 %, 2 jobs" in table(results)
+    assert "+20, +100, -10" in table(results)
+
+
+def test_runs_that_are_known_are_not_made_again_unless_asked_for(tmp_path: Path) -> None:
+    write_results(tmp_path / "r.json", [result(JOBS[0].name, 1, 2)])
     known = read_results(tmp_path / "r.json")
-    assert known == {JOBS[0].name: result(JOBS[0].name, 1, 2)}
-    assert chosen([], known) == list(JOBS[1:])
-    assert chosen([JOBS[0].name], known) == [JOBS[0]]
+    assert known == [result(JOBS[0].name, 1, 2)]
+    assert chosen([], known, 2) == [*JOBS[1:], *JOBS]
+    assert chosen([JOBS[0].name], known, 2) == [JOBS[0], JOBS[0]]
     assert len({job.name for job in JOBS}) == len(JOBS) >= 12
-
-
-def test_the_try_with_the_least_drift_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drifts = iter((0.5, -0.2, 0.3, 0.4, 0.05))
-    monkeypatch.setattr(prediction, "run", lambda job, work: replace(result(job.name, 1, 1), drift=next(drifts)))
-    assert prediction.steadiest(JOBS[0], tmp_path, keep_profile=False).drift == -0.2
-    assert prediction.steadiest(JOBS[0], tmp_path, keep_profile=False).drift == 0.05
 
 
 def test_what_others_took_is_all_that_own_processes_did_not() -> None:

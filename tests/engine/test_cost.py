@@ -116,14 +116,14 @@ def test_so_many_draws_meet_so_many_units() -> None:
 def test_a_decoder_layers_prompt_costs_its_matmuls_vectors_scores_and_cache() -> None:
     """hidden 64, feed-forward 256, 2 prompts of 8 tokens, a million of everything a second."""
     layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy(), prompt_tokens=PROMPTS)
-    costs = cost_model(layout, profile(cpu=processor(task_s=3.0)))
+    costs = cost_model(layout, profile(cpu=processor(task_s=3.0, layer_s=2.0, product_s=0.5)))
     task = next(t for t in tasks_of(layout) if isinstance(t.operation, Compute) and t.tile.layer == 1)
     matmul = 2 * (4 * 64 * 64 + 2 * 64 * 256) * 16
     vectors = 16 * (2 * (5 * 64 + 256) + 6 * 64) * 4
     scores = 2 * (2 * 8 * 9 * 64)
     cached = 2 * 16 * 2 * 64 * 4
-    assert costs.work(task).fixed_s == 3.0
-    assert costs.work(task).shared_s == pytest.approx((matmul + vectors + scores + cached) / 1e6)
+    assert costs.work(task).fixed_s == 5.0
+    assert costs.work(task).shared_s == pytest.approx(6 * 0.5 + (matmul + vectors + scores + cached) / 1e6)
 
 
 def test_a_decoder_layers_token_reads_what_is_cached() -> None:
@@ -226,7 +226,11 @@ def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(
 ) -> None:
     """Every tensor class on one tier, so that there are no fractions of pages; lanes are as wide as they are."""
     model, tiers = opt(), list(classes)
-    machine = profile(links={"zarr": link(3e6), "pinned": link(2e6)}, cpu=processor(task_s=0.1), gather_row_s=0.01)
+    machine = profile(
+        links={"zarr": link(3e6), "pinned": link(2e6)},
+        cpu=processor(task_s=0.1, layer_s=0.2, product_s=0.05),
+        gather_row_s=0.01,
+    )
     chosen = policy(
         setups(classes),
         gpu_batch_size=2,

@@ -12,6 +12,7 @@ import pytest
 
 from flexflow_engine.abc.tier import HostContext, LaneContext
 from flexflow_engine.cli.exits import USER_ERROR, with_exit_status
+from flexflow_engine.cpu.workers import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StalledError, StorageError, TaskError
 from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.task import Task
@@ -20,7 +21,7 @@ from flexflow_engine.runtime.trace import Trace
 from harness import policy, random_prompts, run_job, save_opt
 from layouts import DEVICE_FAR_DISK, disk_setups
 from small_graphs import graph, task
-from watched import Regions, no_thread_left, with_run
+from watched import Regions, no_thread_left, openmp_team, with_run
 
 WIDTHS = {"one": 1, "two": 1, "wide": 2}
 LONG = 60.0
@@ -173,6 +174,13 @@ def test_a_task_starts_after_all_its_predecessors(slow: str) -> None:
         run_step(executor, graph([*before, last], [(first, last) for first in before]))
     assert ran[-1] == last.key
     assert len(ran) == 4
+
+
+def test_a_blas_starts_no_team_of_its_own_in_a_lane() -> None:
+    teams: list[int] = []
+    with one_torch_thread(), closing(dataflow(lambda task: teams.append(openmp_team()))) as executor:
+        run_step(executor, graph([task("product", "one")]))
+    assert teams == [1]
 
 
 def test_a_wide_lane_runs_as_many_tasks_at_once_as_it_is_wide() -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from checkpoint.checkpoints import imported, opened
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import HardwareProfile
-from flexflow_engine.abc.tier import Tier
+from flexflow_engine.abc.tier import HostBytes, Region, Tier
 from flexflow_engine.planning.hardware import read_profile
 from flexflow_engine.planning.profile.cache import profile_path, this_machine
 from flexflow_engine.planning.profile.load import Load, rates
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
+from flexflow_engine.planning.profile.stored import stored_tensors
 from flexflow_engine.testing.tiers import IslandTier, LinkOptions, ThrottledTier
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
@@ -23,6 +25,7 @@ from flexflow_plugins.models.opt import OPTModel
 from flexflow_tiers.cpu import CpuTier
 from flexflow_tiers.pinned import PinnedTier
 from flexflow_tiers.zarr import ZarrOptions, ZarrTier
+from harness import save_opt
 from profiles import TINY
 
 SLOW = LinkOptions(bytes_per_second=20e6)
@@ -122,6 +125,36 @@ def test_a_memory_of_its_own_is_reached_through_the_host(keeper: Bookkeeper, tmp
 def test_a_throttled_link_is_as_slow_as_it_is_throttled(keeper: Bookkeeper, tmp_path: Path) -> None:
     link = keeper.measure(needs(tmp_path, choice("far", ThrottledTier, SLOW))).links["far"]["read"]
     assert link.bytes_per_s <= SLOW.bytes_per_second * 1.01, "the throttle can only be late"
+
+
+def test_a_disk_that_weights_lie_on_is_measured_by_reading_them(
+    keeper: Bookkeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that were just written may still be somewhere else than on the disk."""
+    keeper.measure(needs(tmp_path))
+    imported(opened(save_opt(tmp_path / "model")), tmp_path / "disk").close()
+    read: set[str] = set()
+    reads = ZarrTier.read
+
+    def watched(tier: ZarrTier, region: Region, first: int, count: int, out: HostBytes) -> None:
+        read.add(region.spec.name)
+        reads(tier, region, first, count, out)
+
+    monkeypatch.setattr(ZarrTier, "read", watched)
+    keeper.measure(needs(tmp_path))
+    assert keeper.measured == ["the link of disk"]
+    cut_alike = stored_tensors(tmp_path / "disk")
+    assert {tensor.name for tensor in cut_alike} == read - {"profile.disk.s"}
+    assert len(cut_alike) > 1
+    assert len({(tensor.unit_nbytes, tensor.units_per_page) for tensor in cut_alike}) == 1
+
+
+def test_stores_that_can_not_be_read_as_they_are_are_not_measured(tmp_path: Path) -> None:
+    assert stored_tensors(tmp_path) == ()
+    store = imported(opened(save_opt(tmp_path / "model")), tmp_path)
+    (store.path / "zarr.json").write_text("{}")
+    store.close()
+    assert stored_tensors(tmp_path) == ()
 
 
 def test_the_cache_is_a_hardware_file(keeper: Bookkeeper, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from flexflow_engine.cpu.workers import Workers, one_torch_thread
 from flexflow_engine.testing.allocations import PeakAllocations
-from watched import no_thread_left
+from watched import no_thread_left, openmp_team
 
 
 @pytest.fixture
@@ -112,6 +112,14 @@ def test_torch_gets_its_threads_back_in_whatever_order_they_are_left() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_blas_starts_no_team_of_its_own_in_threads_that_work(workers: Workers) -> None:
+    """OpenMP's number is a thread's own, and torch's reaches it late."""
+    teams = dict[int, int]()
+    with one_torch_thread():
+        workers.share(lambda part: teams.update({part: openmp_team()}), 3)
+    assert [teams[1], teams[2]] == [1, 1]
 
 
 def test_workers_leave_no_thread_behind() -> None:

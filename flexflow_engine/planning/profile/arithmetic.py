@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
+from statistics import median
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -15,20 +16,27 @@ from flexflow_engine.planning.profile.sizes import Sizes
 LOAD_TOKENS = 16
 """Rows of the matmuls that run beside links: enough to keep a processor and its memory busy."""
 
-WIDE_TOKENS = 32
+
+def matmul_flops_per_s(bench: Bench, sizes: Sizes, one_product_s: float) -> Curve:
+    """By rows of one call, without what a product takes whatever its size; at least half of its time is left to
+    operations. The matrices come from memory, as a layer's do, not from a cache.
+    """
+    matrices, operations = _matrices(bench, sizes.features, sizes), 2.0 * sizes.features**2
+    seconds = ((float(tokens), _product_s(bench, matrices, tokens)) for tokens in sizes.tokens)
+    return Curve(tuple((tokens, operations * tokens / max(s - one_product_s, s / 2)) for tokens, s in seconds))
 
 
-def matmul_flops_per_s(bench: Bench, sizes: Sizes) -> Curve:
-    """By rows of one call; the matrices come from memory, as a layer's do, not from a cache."""
-    matrices = _matrices(bench, sizes)
-    return Curve(tuple((float(tokens), _matmul_rate(bench, sizes, matrices, tokens)) for tokens in sizes.tokens))
-
-
-def matmul_left_by_out_features(bench: Bench, sizes: Sizes) -> Curve:
-    """What wide matrices leave of the rate of square ones; they come from memory as well."""
-    square = _wide_rate(bench, sizes, sizes.features)
-    wide = [(float(rows), min(1.0, _wide_rate(bench, sizes, rows) / square)) for rows in sizes.out_features]
-    return Curve(((float(sizes.features), 1.0), *wide))
+def product_s(bench: Bench, sizes: Sizes) -> float:
+    """What a product takes whatever its size: where the line through a small and a large matrix begins. The median of
+    three: it is a small difference of large numbers.
+    """
+    small, large = sizes.small_features**2, sizes.features**2
+    matrices = [_matrices(bench, features, sizes) for features in (sizes.small_features, sizes.features)]
+    begins = []
+    for _ in range(3):
+        small_s, large_s = (_product_s(bench, some, LOAD_TOKENS) for some in matrices)
+        begins.append(small_s - small * (large_s - small_s) / (large - small))
+    return max(0.0, median(begins))
 
 
 def memory_bytes_per_s(bench: Bench, sizes: Sizes) -> float:
@@ -45,7 +53,7 @@ def memory_bytes_per_s(bench: Bench, sizes: Sizes) -> float:
 
 def matmul_load(bench: Bench, sizes: Sizes) -> Load:
     """Matmuls without end, in operations, to see what they and the links leave each other."""
-    turn, x = cycle(_matrices(bench, sizes)), bench.numbers(LOAD_TOKENS, sizes.features)
+    turn, x = cycle(_matrices(bench, sizes.features, sizes)), bench.numbers(LOAD_TOKENS, sizes.features)
 
     def work(worker: int) -> None:
         bench.finish(lambda: bench.multiply(x, next(turn), None))
@@ -53,19 +61,12 @@ def matmul_load(bench: Bench, sizes: Sizes) -> Load:
     return Load(work, 2.0 * LOAD_TOKENS * sizes.features**2)
 
 
-def _matrices(bench: Bench, sizes: Sizes, rows: int | None = None) -> list[torch.Tensor]:
-    """[rows, features] each, square ones where no rows are given."""
-    shape = rows or sizes.features, sizes.features
-    nbytes = shape[0] * shape[1] * bench.torch_dtype.itemsize
-    return [bench.numbers(*shape) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
+def _matrices(bench: Bench, features: int, sizes: Sizes) -> list[torch.Tensor]:
+    """Square ones, more than the processor's caches hold."""
+    nbytes = features**2 * bench.torch_dtype.itemsize
+    return [bench.numbers(features, features) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
 
 
-def _wide_rate(bench: Bench, sizes: Sizes, rows: int) -> float:
-    """Operations a second over matrices of so many rows, by as many tokens as a GPU batch may have."""
-    matrices = _matrices(bench, sizes, rows)
-    return _matmul_rate(bench, sizes, matrices, min(WIDE_TOKENS, sizes.tokens[-1]))
-
-
-def _matmul_rate(bench: Bench, sizes: Sizes, matrices: list[torch.Tensor], tokens: int) -> float:
-    turn, x = cycle(matrices), bench.numbers(tokens, sizes.features)
-    return 2.0 * tokens * matrices[0].numel() / bench.time(lambda: bench.multiply(x, next(turn), None))
+def _product_s(bench: Bench, matrices: list[torch.Tensor], tokens: int) -> float:
+    turn, x = cycle(matrices), bench.numbers(tokens, matrices[0].shape[1])
+    return bench.time(lambda: bench.multiply(x, next(turn), None))

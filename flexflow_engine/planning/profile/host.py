@@ -48,8 +48,8 @@ def host_costs(bench: Bench, sizes: Sizes, codec: Codec, tasks: TaskCosts) -> Ho
     return HostCosts(compile_task_s=tasks.compile_s, gather_row_s=_gather_row_s(bench, sizes, codec))
 
 
-def task_s(bench: Bench, sizes: Sizes, codec: Codec, tasks: TaskCosts) -> float:
-    """What a decoder layer takes beside its matrices and what is cached, and the lane for any task.
+def layer_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
+    """What a decoder layer takes beside its matrices and what is cached.
 
     Calls find nothing in the processor's caches after a matrix has passed through, and take several times what they
     take in a loop of their own. So a layer is timed with its matrices and without everything else, and subtracted.
@@ -73,7 +73,7 @@ def task_s(bench: Bench, sizes: Sizes, codec: Codec, tasks: TaskCosts) -> float:
         attend(x)
 
     times = [(bench.time(layer), bench.time(products)) for _ in range(3)]
-    return tasks.run_s + max(0.0, median(whole - part for whole, part in times) - cached_s)
+    return max(0.0, median(whole - part for whole, part in times) - cached_s)
 
 
 def _cold_matrices(bench: Bench, sizes: Sizes, width: int) -> int:

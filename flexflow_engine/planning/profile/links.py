@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import cycle
 from statistics import median
 
 import numpy as np
 
 from flexflow_engine.abc.hardware import Beside, Direction, Link
-from flexflow_engine.abc.tier import HOST, RegionSpec, Tier
+from flexflow_engine.abc.tier import HOST, Region, RegionSpec, StoredTensor, Tier
 from flexflow_engine.planning.profile.load import Load, rate, rates
 from flexflow_engine.planning.profile.sizes import Sizes
+from flexflow_engine.planning.profile.stored import stored_tensors
 from flexflow_engine.runtime.memory import Place, transfer_in, transfer_out
 
 SMALL_CALLS = 15
@@ -20,10 +22,28 @@ SMALL_CALLS = 15
 DIRECTIONS: tuple[Direction, ...] = ("read", "write")
 
 
+@dataclass(frozen=True, slots=True)
+class _Pages:
+    """Pages of a far tier, alike, and a near region with room for one for each worker."""
+
+    spans: tuple[tuple[Region, int, int], ...]
+    """Region, first unit, number of units."""
+    near: Region
+    units: int
+    """A page's, but for the last one of a region."""
+
+    @property
+    def nbytes(self) -> float:
+        """Of a page, on average."""
+        return sum(count * region.spec.unit_nbytes for region, _, count in self.spans) / len(self.spans)
+
+
 class Probe:
     """Transfers between a far tier and the near one: where the model computes, or host memory where bytes are staged.
 
-    Owns regions on both and a lane context; the tiers stay their opener's.
+    A disk reads imported weights, if there are any: what it has just written it may have somewhere else yet. And it
+    writes where nothing was written before, for as long as that lasts. Owns regions on both tiers and a lane context;
+    the tiers stay their opener's.
     """
 
     def __init__(self, far: Tier, near: Tier, sizes: Sizes) -> None:
@@ -32,37 +52,57 @@ class Probe:
         owner = far if far.memory not in {None, HOST} else near
         self._context = owner.lane_context()
         self._workers = max(far.read_concurrency, far.write_concurrency)
-        name = f"profile.{far.label}"
-        self._far = far.allocate(RegionSpec(name=name, num_units=sizes.pages, unit_nbytes=sizes.page_nbytes))
-        self._near = near.allocate(RegionSpec(name=name, num_units=self._workers, unit_nbytes=sizes.page_nbytes))
-        self._far_small = far.allocate(RegionSpec(name=f"{name}.s", num_units=1, unit_nbytes=sizes.small_nbytes))
-        self._near_small = near.allocate(RegionSpec(name=f"{name}.s", num_units=1, unit_nbytes=sizes.small_nbytes))
+        self._near: list[Region] = []
+        num_pages = sizes.pages if far.memory else sizes.written_pages
+        self._far = self._allocate_far("", num_pages, sizes.page_nbytes)
+        self._written = self._pages([(self._far, page, 1) for page in range(num_pages)], "")
+        self._far_small = self._allocate_far(".s", 1, sizes.small_nbytes)
+        self._small = self._pages([(self._far_small, 0, 1)], ".s")
+        self._places = cycle(self._written.spans)
         self._fill()
+        root = far.store_root(far.options)
+        stored = stored_tensors(root) if root else ()
+        self._attached = [far.attach(tensor, placed_units=tensor.num_units) for tensor in stored]
+        pages = [_pages_of(region, tensor) for region, tensor in zip(self._attached, stored, strict=True)]
+        spans = [span for some in pages for span in some]
+        self._read = self._pages(spans, ".w") if spans else replace(self._written, spans=self._filled)
 
     def close(self) -> None:
-        for region in (self._near_small, self._near):
+        for region in reversed(self._near):
             self.near.free(region)
-        for region in (self._far_small, self._far):
+        for region in (*self._attached, self._far_small, self._far):
             self.far.free(region)
         self._context.close()
 
     def load(self, direction: Direction) -> Load:
         """Pages carried without end, as many at once as the lane is wide, in bytes."""
+        pages = self._read if direction == "read" else self._written
         workers = self.far.read_concurrency if direction == "read" else self.far.write_concurrency
-        turns = [cycle(range(worker, self.sizes.pages, workers)) for worker in range(workers)]
+        places = cycle(pages.spans) if direction == "read" else self._places
 
         def work(worker: int) -> None:
-            far = Place(self.far, self._far, next(turns[worker]), 1)
-            self._carry(direction, far, Place(self.near, self._near, worker, 1))
+            region, first, count = next(places)
+            near = Place(self.near, pages.near, worker * pages.units, count)
+            self._carry(direction, Place(self.far, region, first, count), near)
 
-        return Load(work, float(self.sizes.page_nbytes), workers)
+        return Load(work, pages.nbytes, workers)
 
     def latency(self, direction: Direction, bytes_per_s: float) -> float:
-        """Seconds that a small transfer takes beyond what its bytes take."""
-        far, near = Place(self.far, self._far_small, 0, 1), Place(self.near, self._near_small, 0, 1)
-        self._carry(direction, far, near)
-        seconds = median(_elapsed(lambda: self._carry(direction, far, near)) for _ in range(SMALL_CALLS))
-        return max(0.0, seconds - self.sizes.small_nbytes / bytes_per_s)
+        """Seconds that a small transfer takes beyond what its bytes take; of weights a unit is read."""
+        pages = self._read if self._attached and direction == "read" else self._small
+        places = cycle(pages.spans[:: max(1, len(pages.spans) // SMALL_CALLS)])
+
+        def call() -> None:
+            region, first, _ = next(places)
+            self._carry(direction, Place(self.far, region, first, 1), Place(self.near, pages.near, 0, 1))
+
+        call()
+        seconds = median(_elapsed(call) for _ in range(SMALL_CALLS))
+        return max(0.0, seconds - pages.spans[0][0].spec.unit_nbytes / bytes_per_s)
+
+    @property
+    def _filled(self) -> tuple[tuple[Region, int, int], ...]:
+        return self._written.spans[: self.sizes.pages]
 
     def _carry(self, direction: Direction, far: Place, near: Place) -> None:
         with self._context:
@@ -70,16 +110,34 @@ class Probe:
             self._context.record().wait()
 
     def _fill(self) -> None:
-        """Write everything once: bytes that were never written may cost nothing to read."""
+        """Write what is read, once: bytes that were never written may cost nothing to read."""
         numbers = np.random.default_rng(0).integers(0, 256, self.sizes.page_nbytes, dtype=np.uint8)
         with self._context:
-            self.near.write(self._near, 0, 1, numbers)
-            self.near.write(self._near_small, 0, 1, numbers[: self.sizes.small_nbytes])
+            self.near.write(self._written.near, 0, 1, numbers)
+            self.near.write(self._small.near, 0, 1, numbers[: self.sizes.small_nbytes])
             self._context.record().wait()
-        for page in range(self.sizes.pages):
-            self._carry("write", Place(self.far, self._far, page, 1), Place(self.near, self._near, 0, 1))
-        small = Place(self.far, self._far_small, 0, 1), Place(self.near, self._near_small, 0, 1)
+        for region, page, _ in self._filled:
+            self._carry("write", Place(self.far, region, page, 1), Place(self.near, self._written.near, 0, 1))
+            next(self._places)
+        small = Place(self.far, self._far_small, 0, 1), Place(self.near, self._small.near, 0, 1)
         self._carry("write", *small)
+
+    def _allocate_far(self, suffix: str, num_units: int, unit_nbytes: int) -> Region:
+        name = f"profile.{self.far.label}{suffix}"
+        return self.far.allocate(RegionSpec(name=name, num_units=num_units, unit_nbytes=unit_nbytes))
+
+    def _pages(self, spans: Sequence[tuple[Region, int, int]], suffix: str) -> _Pages:
+        """With a near region of their own."""
+        units, name = max(count for _, _, count in spans), f"profile.{self.far.label}{suffix}"
+        unit_nbytes = spans[0][0].spec.unit_nbytes
+        near = self.near.allocate(RegionSpec(name=name, num_units=self._workers * units, unit_nbytes=unit_nbytes))
+        self._near.append(near)
+        return _Pages(tuple(spans), near, units)
+
+
+def _pages_of(region: Region, tensor: StoredTensor) -> list[tuple[Region, int, int]]:
+    starts = range(0, tensor.num_units, tensor.units_per_page)
+    return [(region, first, min(tensor.units_per_page, tensor.num_units - first)) for first in starts]
 
 
 def measure_link(probe: Probe, direction: Direction, others: Sequence[Probe], compute: Load) -> Link:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from flexflow_engine.cpu.workers import take_over_torch_threads
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -57,6 +59,7 @@ def _calls_a_second(runs: Sequence[_Run]) -> float:
 
 def _repeat(work: Callable[[int], None], worker: int, start: threading.Barrier, seconds: float) -> _Run:
     """The first call is not counted: it loads what is loaded late, and touches fresh memory."""
+    take_over_torch_threads()
     try:
         with torch.inference_mode():
             work(worker)

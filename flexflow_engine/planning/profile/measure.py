@@ -14,14 +14,14 @@ from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import FlexFlowError, HardwareError
 from flexflow_engine.planning.profile.arithmetic import (
     matmul_flops_per_s,
-    matmul_left_by_out_features,
     matmul_load,
     memory_bytes_per_s,
+    product_s,
 )
 from flexflow_engine.planning.profile.attention import decode_bytes_per_s, prefill_flops_per_s
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.codecs import codec_rates
-from flexflow_engine.planning.profile.host import host_costs, measure_tasks, task_s
+from flexflow_engine.planning.profile.host import host_costs, layer_s, measure_tasks
 from flexflow_engine.planning.profile.links import DIRECTIONS, Probe, measure_link
 from flexflow_engine.planning.profile.needs import CodecPart, LinkPart, Needs, Part, ProcessorPart, TierChoice
 from flexflow_engine.planning.profile.sizes import Sizes
@@ -78,14 +78,16 @@ class _Workbench:
     def _add_processor(self, profile: HardwareProfile, part: ProcessorPart) -> HardwareProfile:
         bench, sizes, plain = self._bench(part.memory), self._sizes, self._needs.plain
         tasks = measure_tasks(self._needs.model, plain, self._tier(self._in_memory(part.memory)))
+        one_product_s = product_s(bench, sizes)
         processor = Processor(
-            matmul_flops_per_s={bench.dtype: matmul_flops_per_s(bench, sizes)},
+            matmul_flops_per_s={bench.dtype: matmul_flops_per_s(bench, sizes, one_product_s)},
             prefill_attention_flops_per_s=prefill_flops_per_s(bench, sizes),
             decode_attention_bytes_per_s={PLAIN: decode_bytes_per_s(bench, sizes, plain)},
             codecs={},
             memory_bytes_per_s=memory_bytes_per_s(bench, sizes),
-            task_s=task_s(bench, sizes, plain, tasks),
-            matmul_left_by_out_features=matmul_left_by_out_features(bench, sizes),
+            task_s=tasks.run_s,
+            layer_s=layer_s(bench, sizes, plain),
+            product_s=one_product_s,
         )
         measured = replace(profile, processors={**profile.processors, part.memory: processor})
         return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, plain, tasks))

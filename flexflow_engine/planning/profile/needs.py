@@ -11,6 +11,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.planning.profile.stored import is_imported_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,12 @@ class TierChoice:
 
     @property
     def link_name(self) -> str:
-        """What the tier's speed follows from: its plugin and options, of a path only the disk that it is on."""
+        """What the tier's speed follows from: its plugin and options, of a path only the disk that it is on, and
+        whether there are weights to be read.
+        """
         options = [f"{field.name}={_described(getattr(self.options, field.name))}" for field in fields(self.options)]
+        root = self.tier_class.store_root(self.options)
+        options += ["imported weights"] if root and is_imported_to(root) else []
         return f"{self.tier_class.name}({', '.join(options)})" if options else self.tier_class.name
 
 

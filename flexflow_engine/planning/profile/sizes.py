@@ -15,11 +15,11 @@ class Sizes:
     """For one figure of a link."""
     tokens: tuple[int, ...] = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     """Rows of one matmul."""
-    features: int = 1024
+    features: int = 4096
     """Matrices are [features, features]."""
-    out_features: tuple[int, ...] = (4096, 16384)
-    """Of wide matrices, [out_features, features]."""
-    cold_nbytes: int = 96 * 2**20
+    small_features: int = 1024
+    """Of matrices that hardly take more than what a product takes whatever its size."""
+    cold_nbytes: int = 128 * 2**20
     """What is read anew has more bytes than any cache: weights, a KV cache."""
     prompts: tuple[int, ...] = (16, 64, 256, 1024)
     """Tokens of the prompts that attend to themselves."""
@@ -34,5 +34,7 @@ class Sizes:
     """What one transfer carries."""
     pages: int = 16
     """Pages of a region that transfers go through in turn."""
+    written_pages: int = 128
+    """Of a region on a disk, which are written in turn: writing what was written before may cost less."""
     small_nbytes: int = 4096
     """A transfer that is hardly more than its latency."""

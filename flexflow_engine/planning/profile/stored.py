@@ -1,0 +1,58 @@
+"""Weights that lie on a tier already: what a disk reads of them, and not of what it has just written, is its rate."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from flexflow_engine.abc.tier import StoredTensor
+from flexflow_engine.checkpoint.importing import WEIGHTS
+from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.store.array import METADATA, read_layout
+from flexflow_engine.store.header import StoreHeader, read_header
+from flexflow_engine.store.weights import stored_tensor
+
+
+def stored_tensors(root: Path) -> tuple[StoredTensor, ...]:
+    """Of the largest model that is imported under `root`: those that are cut alike and have the most bytes.
+
+    Empty where nothing is imported, or nothing that lies there as it is read: compressed units are not.
+    """
+    stores = _stores(root)
+    if not stores:
+        return ()
+    folder = max(stores, key=lambda path: stores[path].nbytes)
+    alike: dict[tuple[int, int], list[StoredTensor]] = defaultdict(list)
+    for name in stores[folder].arrays.values():
+        tensor = _tensor(folder, name)
+        if tensor is not None:
+            alike[tensor.unit_nbytes, tensor.units_per_page].append(tensor)
+    return tuple(max(alike.values(), key=lambda some: sum(x.num_units * x.unit_nbytes for x in some), default=()))
+
+
+def is_imported_to(root: Path) -> bool:
+    """Whether there is any model."""
+    return bool(_stores(root))
+
+
+def _stores(root: Path) -> dict[Path, StoreHeader]:
+    """The complete ones, by folder."""
+    folders = [path.parent for path in (root / WEIGHTS).glob(f"*/{METADATA}")]
+    return {folder: header for folder in folders if (header := _header(folder))}
+
+
+def _header(folder: Path) -> StoreHeader | None:
+    """None for what can't be read: that is the business of the run that needs it."""
+    try:
+        header = read_header(folder)
+    except (CorruptDataError, StorageError):
+        return None
+    return header if header.complete else None
+
+
+def _tensor(folder: Path, name: str) -> StoredTensor | None:
+    try:
+        layout = read_layout(folder / name)
+    except (CorruptDataError, StorageError):
+        return None
+    return stored_tensor(name, folder / name, layout, None) if layout.compression is None else None
