@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexflow_engine.checkpoint.importing import WEIGHTS, locked
-from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.errors import StorageError
 from flexflow_engine.store.array import METADATA
 from flexflow_engine.store.failures import reporting
-from flexflow_engine.store.header import StoreHeader, read_header
+from flexflow_engine.store.header import header_or_none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ def remove_store(root: Path, name: str) -> StoreEntry:
 
 
 def _entry(path: Path) -> StoreEntry:
-    header = _header_or_none(path)
+    header = header_or_none(path)
     return StoreEntry(
         name=path.name,
         path=path,
@@ -62,10 +62,3 @@ def _entry(path: Path) -> StoreEntry:
         nbytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         complete=header is not None and header.complete,
     )
-
-
-def _header_or_none(path: Path) -> StoreHeader | None:
-    try:
-        return read_header(path)
-    except (CorruptDataError, StorageError):
-        return None

@@ -28,7 +28,7 @@ from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.store.array import METADATA, read_layout
 from flexflow_engine.store.failures import reporting
-from flexflow_engine.store.header import StoreHeader, read_header
+from flexflow_engine.store.header import StoreHeader, header_or_none, read_header
 from flexflow_engine.store.weights import WeightStore
 from flexflow_engine.store.writing import StoreWriter, missing_nbytes
 
@@ -115,11 +115,8 @@ def _others(folder: Path, checkpoint: Checkpoint) -> dict[Path, StoreHeader]:
     """Complete stores of the same checkpoint beside `folder`, by path."""
     found = {}
     for path in sorted(folder.parent.glob(f"{checkpoint.content_key()[:16]}-*/{METADATA}")):
-        try:
-            header = read_header(path.parent)
-        except (CorruptDataError, StorageError):
-            continue  # of a newer version, or damaged: nothing to share
-        if header.complete and path.parent != folder and header.content_key == checkpoint.content_key():
+        header = header_or_none(path.parent)  # of a newer version, or damaged: nothing to share
+        if header and header.complete and path.parent != folder and header.content_key == checkpoint.content_key():
             found[path.parent] = header
     return found
 

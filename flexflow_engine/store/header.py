@@ -61,6 +61,14 @@ def read_header(folder: Path) -> StoreHeader:
     return StoreHeader(**{name: header[name] for name in names})
 
 
+def header_or_none(folder: Path) -> StoreHeader | None:
+    """The same; None for what can't be read: that is the business of who needs this very store."""
+    try:
+        return read_header(folder)
+    except (CorruptDataError, StorageError):
+        return None
+
+
 def _check_version(folder: Path, version: Any) -> None:
     if not isinstance(version, int):
         raise _foreign(folder)

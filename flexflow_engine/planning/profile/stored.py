@@ -9,7 +9,7 @@ from flexflow_engine.abc.tier import StoredTensor
 from flexflow_engine.checkpoint.importing import WEIGHTS
 from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.store.array import METADATA, read_layout
-from flexflow_engine.store.header import StoreHeader, read_header
+from flexflow_engine.store.header import StoreHeader, header_or_none
 from flexflow_engine.store.weights import stored_tensor
 
 
@@ -38,16 +38,7 @@ def is_imported_to(root: Path) -> bool:
 def _stores(root: Path) -> dict[Path, StoreHeader]:
     """The complete ones, by folder."""
     folders = [path.parent for path in (root / WEIGHTS).glob(f"*/{METADATA}")]
-    return {folder: header for folder in folders if (header := _header(folder))}
-
-
-def _header(folder: Path) -> StoreHeader | None:
-    """None for what can't be read: that is the business of the run that needs it."""
-    try:
-        header = read_header(folder)
-    except (CorruptDataError, StorageError):
-        return None
-    return header if header.complete else None
+    return {folder: header for folder in folders if (header := header_or_none(folder)) and header.complete}
 
 
 def _tensor(folder: Path, name: str) -> StoredTensor | None:
