@@ -15,8 +15,11 @@ from flexflow_plugins.codecs import on_device_parts
 from flexflow_plugins.codecs.threads import Format
 from flexflow_plugins.codecs.threads import encode as encode_on_host
 
-_NUMBERS_AT_ONCE = 2**22
-"""Bounds the temporary float32 numbers, whatever the tensors' size."""
+_DECODED_AT_ONCE = 2**25
+_ENCODED_AT_ONCE = 2**22
+"""Numbers; bound what is held beside the tensors, whatever their size: a byte and a half a number that is decoded, some
+twenty of one that is encoded.
+"""
 _MAX_HALF = 65504.0
 
 
@@ -28,13 +31,17 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     start = (size * form.bits + 7) // 8
     codes, settings = encoded[:, :start], encoded[:, start:].clone(memory_format=torch.contiguous_format)
     target = out.view(len(out), size) if out.is_contiguous() else out.new_empty(len(out), size)
-    for first, stop in _spans(form, len(out), size):
-        part = _codes(form, codes, first, stop)  # [n, groups * group_size]
-        numbers = F.pad(part, (0, -part.shape[1] % form.group_size)).view(len(out), -1, form.group_size)
+    for first, stop in _spans(form, len(out), size, _DECODED_AT_ONCE):
         groups = slice(first // form.group_size, -(-stop // form.group_size))
-        scale, low = _grids(form, settings, groups)
-        numbers = (numbers * scale).add_(low).flatten(1)[:, : stop - first]
-        target[:, first:stop] = numbers.clamp_(-_MAX_HALF, _MAX_HALF) if out.dtype == torch.float16 else numbers
+        scale, low = _grids(form, settings, groups)  # [n, groups, grids, 1]
+        places = _codes(form, codes, first, stop).view(*scale.shape[:3], form.group_size // scale.shape[2])
+        if (stop - first) % form.group_size:
+            numbers = torch.addcmul(low, places, scale).flatten(1)
+            target[:, first:stop] = numbers[:, : stop - first]
+        else:
+            torch.addcmul(low, places, scale, out=target[:, first:stop].view(places.shape))
+    if out.dtype == torch.float16:
+        target.clamp_(-_MAX_HALF, _MAX_HALF)
     if not out.is_contiguous():
         out.copy_(target.view(out.shape))
 
@@ -47,7 +54,7 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(found)
         return
     size = prod(values.shape[1:])
-    for first, stop in _spans(form, len(values), size):
+    for first, stop in _spans(form, len(values), size, _ENCODED_AT_ONCE):
         _encode_groups(form, values.flatten(1)[:, first:stop], out, (first, stop, size))
 
 
@@ -63,12 +70,14 @@ def _encode_groups(form: Format, values: torch.Tensor, out: torch.Tensor, place:
         low, halves = _cover(numbers, levels)
         _put(out, start + 2 * at, halves)
         _put(out, start + 2 * (groups + at), torch.where(finite, low, torch.nan))
-        scale, low = halves.float()[:, :, None], low.float()[:, :, None]
+        scale, low = halves.float()[:, :, None, None], low.float()[:, :, None, None]
     else:
         words = on_device_parts.find(numbers)
         _put(out, start + 4 * at, on_device_parts.damaged(words, finite))
         scale, low = on_device_parts.grids(words, form.group_size)
-    codes = _places(numbers, low, scale, levels).flatten(1)[:, : stop - first].to(torch.uint8)
+    codes = (
+        _places(numbers.view(*scale.shape[:3], -1), low, scale, levels).flatten(1)[:, : stop - first].to(torch.uint8)
+    )
     _store(form, out, codes, first)
 
 
@@ -80,7 +89,7 @@ def _cover(numbers: torch.Tensor, levels: float) -> tuple[torch.Tensor, torch.Te
 
 
 def _places(numbers: torch.Tensor, low: torch.Tensor, scale: torch.Tensor, levels: float) -> torch.Tensor:
-    """The codes float32 [n, groups, group_size] of the places next to the numbers; low and scale may be one a group."""
+    """The codes, float32, of the places next to numbers [n, groups, grids, numbers of each]."""
     inverse = torch.where(scale > 0, 1 / scale, 0)
     return ((numbers - low) * inverse).clamp_(0, levels).add_(0.5).floor_()
 
@@ -100,27 +109,31 @@ def _store(form: Format, out: torch.Tensor, codes: torch.Tensor, first: int) -> 
 
 
 def _grids(form: Format, settings: torch.Tensor, groups: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and low float32, of each group [n, groups, 1] or each number [n, groups, group_size].
+    """Scale and low of groups, float32 [n, groups, grids, 1]: a group's numbers are as many runs of one grid each.
 
     settings: all bytes behind the codes, contiguous.
     """
     if form.encoder != "minmax":
         return on_device_parts.grids(settings.view(torch.int32)[:, groups], form.group_size)
     scales, lows = settings.view(torch.float16).chunk(2, dim=1)
-    return scales[:, groups, None].float(), lows[:, groups, None].float()
+    return scales[:, groups, None, None].float(), lows[:, groups, None, None].float()
 
 
 def _codes(form: Format, codes: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-    """Codes [first, stop) of every tensor as float32 [n, stop - first]."""
-    part = codes[:, first * form.bits // 8 : (stop * form.bits + 7) // 8]
-    if form.bits == 4:
-        part = torch.stack((part & 15, part >> 4), dim=2).flatten(1)[:, : stop - first]
-    return part.float()
+    """Codes [first, stop) of every tensor, uint8 [n, numbers]: of whole groups, whatever stands where none is."""
+    part, numbers = codes[:, first * form.bits // 8 : (stop * form.bits + 7) // 8], stop - first
+    numbers += -numbers % form.group_size
+    if form.bits == 8:
+        return F.pad(part, (0, numbers - part.shape[1]))
+    pairs = part.new_empty(len(part), numbers // 2, 2)
+    torch.bitwise_and(part, 15, out=pairs[:, : part.shape[1], 0])
+    torch.bitwise_right_shift(part, 4, out=pairs[:, : part.shape[1], 1])
+    return pairs.flatten(1)
 
 
-def _spans(form: Format, count: int, size: int) -> list[tuple[int, int]]:
-    """Runs of whole groups, as ranges of a tensor's numbers, each short enough for all tensors at once."""
-    step = max(1, _NUMBERS_AT_ONCE // max(1, count * form.group_size)) * form.group_size
+def _spans(form: Format, count: int, size: int, at_once: int) -> list[tuple[int, int]]:
+    """Runs of whole groups, as ranges of a tensor's numbers, with no more than `at_once` of all tensors if possible."""
+    step = max(1, at_once // max(1, count * form.group_size)) * form.group_size
     return [(first, min(first + step, size)) for first in range(0, size, step)]
 
 

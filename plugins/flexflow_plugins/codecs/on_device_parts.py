@@ -22,14 +22,18 @@ def part_size(group_size: int) -> int:
 
 
 def grids(words: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and low of each number, float32 [n, groups, group_size]; words int32 [n, groups]."""
+    """Scale and low of a group's grids, float32 [n, groups, grids, 1], each of the next `group_size / grids` numbers:
+    the four parts, or each number where parts are not alike. words: int32 [n, groups].
+    """
     exponent = words & 0xFF
     step = _step(exponent)[:, :, None]
     constant = (words & ~0xFF).view(torch.float32)[:, :, None]
     bits = words[:, :, None] >> torch.arange(8, 32, 6, device=words.device, dtype=torch.int32) & 63
     scale = ((bits & 7) + 1).float() * (step * 0.125)
     low = torch.where(exponent[:, :, None] == 0, constant, (bits >> 3).float() * (step * -_LOW_UNIT))
-    return _for_each(scale, group_size), _for_each(low, group_size)
+    if part_size(group_size) * NUM_PARTS != group_size:
+        scale, low = _for_each(scale, group_size), _for_each(low, group_size)
+    return scale[..., None], low[..., None]
 
 
 def find(numbers: torch.Tensor) -> torch.Tensor:
