@@ -12,7 +12,9 @@ SCORE_NBYTES = 4
 LOOK_UP_ROWS = 256
 """Rows of the table that are looked up at a time."""
 _ENCODED_NBYTES = 2 * 2**20
-"""Of cache pages before they are encoded, that a host's threads encode at a time."""
+"""Of cache pages before they are encoded, that a host's threads encode at a time: what their caches hold."""
+_ENCODED_ON_DEVICE_NBYTES = 16 * 2**20
+"""That a device encodes at a time: enough work for all of it."""
 
 
 def workspace_nbytes(
@@ -48,16 +50,16 @@ def workspace_nbytes(
 def encoding_nbytes(kv: KVLayout, rows: int, cached_tokens: int, page_tokens: int, *, host: bool) -> int:
     """Encoding pages of a cache: what they are encoded to, and their numbers in one piece.
 
-    host: whether its threads do, each some pages of a row at a time; else all pages of one row are encoded at a time.
+    host: whether its threads do, each some pages of a row at a time; else pages of several rows are encoded at a time.
     """
     pages = -(-cached_tokens // page_tokens)
-    at_once = min(rows * pages, pages_encoded_at_once(kv.tail_page_nbytes)) if host else pages
+    at_once = min(rows * pages, pages_encoded_at_once(kv.tail_page_nbytes, host=host))
     return at_once * (kv.page_nbytes + kv.tail_page_nbytes)
 
 
-def pages_encoded_at_once(plain_nbytes: int) -> int:
-    """How many pages, each of so many bytes before, all threads of a host encode at a time."""
-    return max(1, _ENCODED_NBYTES // plain_nbytes)
+def pages_encoded_at_once(plain_nbytes: int, *, host: bool) -> int:
+    """How many pages, each of so many bytes before, all threads of a host or a device encode at a time."""
+    return max(1, (_ENCODED_NBYTES if host else _ENCODED_ON_DEVICE_NBYTES) // plain_nbytes)
 
 
 def kernel_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from math import ceil
@@ -51,17 +51,19 @@ class TileCache:
     workers: Workers | None = None
     """Threads that write rows, each its own, in host memory."""
     pages_at_once: int | None = None
-    """That all threads encode at a time; None where nothing is encoded, or where a row's are at once."""
+    """That all threads encode at a time; None where nothing is encoded."""
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
-        ends = list(accumulate(row.new_tokens for row in rows))
+        starts = [0, *accumulate(row.new_tokens for row in rows)]
+        runs = list(self._written_together(rows))
 
         def write(n: int) -> None:
-            tokens = slice(ends[n] - rows[n].new_tokens, ends[n])
-            self._write_prompt(rows[n], keys[tokens], values[tokens])
+            run = runs[n]
+            tokens = slice(starts[run.start], starts[run.stop])
+            self._write_alike(rows[run.start : run.stop], keys[tokens], values[tokens])
 
-        self._each(write, len(rows))
+        self._each(write, len(runs))
 
     def append(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store one new token of each row: keys and values [rows, num_kv_heads, head_dim]."""
@@ -118,54 +120,69 @@ class TileCache:
         assert self.tail_values is not None
         page, first = rows[0].context // self.page_tokens, rows[0].row
         part = self._part(first, page)
-        place = slice(first - part.rectangle.first_row, first - part.rectangle.first_row + len(rows))
-        tails = slice(first - self.tail_rows.start, first - self.tail_rows.start + len(rows))
-        part.keys.write_rows(place, page - part.rectangle.first_page, self.tail_keys[tails])
-        part.values.write_rows(place, page - part.rectangle.first_page, self.tail_values[tails])
+        place, tails = (_rows_from(start, rows) for start in (part.rectangle.first_row, self.tail_rows.start))
+        part.keys.write(place, page - part.rectangle.first_page, self.tail_keys[tails, None])
+        part.values.write(place, page - part.rectangle.first_page, self.tail_values[tails, None])
 
     @property
     def _pages_a_thread(self) -> int:
         """That one encodes at a time."""
-        if self.workers is None:
-            return max(part.rectangle.stop_page for part in self.parts)
-        return sys.maxsize if self.pages_at_once is None else max(1, self.pages_at_once // self.workers.threads)
+        threads = 1 if self.workers is None else self.workers.threads
+        return sys.maxsize if self.pages_at_once is None else max(1, self.pages_at_once // threads)
 
     def _offsets(self, rows: Sequence[RowStep], chosen: Sequence[int]) -> list[int]:
         return [rows[n].context % self.page_tokens for n in chosen]
 
-    def _write_prompt(self, row: RowStep, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Full pages go where their rectangle is, in place or in its slot; the rest to a page that grows."""
-        full, rest = divmod(row.new_tokens, self.page_tokens)
+    def _written_together(self, rows: Sequence[RowStep]) -> Iterator[range]:
+        """Places in `rows`: each by itself where threads share them, else adjoining rows with prompts of one length."""
+        if self.workers is not None:
+            yield from (range(n, n + 1) for n in range(len(rows)))
+            return
+        for (_, tokens), group in groupby(enumerate(rows), lambda one: (one[1].row - one[0], one[1].new_tokens)):
+            places = [n for n, _ in group]
+            step = max(1, self._pages_a_thread // max(1, tokens // self.page_tokens))
+            for first in range(places[0], places[-1] + 1, step):
+                yield range(first, min(first + step, places[-1] + 1))
+
+    def _write_alike(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Adjoining rows' prompts of one length. Full pages go where their rectangle is, in place or in its slot; the
+        rest to a page that grows.
+        """
+        full, rest = divmod(rows[0].new_tokens, self.page_tokens)
+        sources = [x.view(len(rows), rows[0].new_tokens, *x.shape[1:]) for x in (keys, values)]
         for part in self.parts:
             r = part.rectangle
+            some = [row for row in rows if r.first_row <= row.row < r.stop_row]
             stop = min(r.stop_page, full)
-            if r.first_row <= row.row < r.stop_row and stop > r.first_page:
-                first_token = r.first_page * self.page_tokens
-                for target, source in ((part.keys, keys), (part.values, values)):
-                    whole = source[first_token : stop * self.page_tokens]
-                    pages = whole.view(-1, self.page_tokens, *source.shape[1:]).transpose(1, 2)
-                    self._write_pages(target, row.row - r.first_row, pages)
+            if some and stop > r.first_page:
+                chosen, place = _rows_from(rows[0].row, some), _rows_from(r.first_row, some)
+                for target, source in zip((part.keys, part.values), sources, strict=True):
+                    whole = source[chosen, r.first_page * self.page_tokens : stop * self.page_tokens]
+                    self._write_pages(target, place, whole.unflatten(1, (-1, self.page_tokens)).transpose(2, 3))
         if rest:
-            for page, source in zip(self._growing_page(row.row, full), (keys, values), strict=True):
-                page[:, :rest].copy_(source[full * self.page_tokens :].transpose(0, 1))
+            for part, group in groupby(rows, lambda row: self._part(row.row, full)):
+                some = list(group)
+                for pages, source in zip(self._growing_pages(part, some, full), sources, strict=True):
+                    tokens = source[_rows_from(rows[0].row, some), full * self.page_tokens :]
+                    pages[:, :, :rest].copy_(tokens.transpose(1, 2))
 
-    def _write_pages(self, target: Pages, row: int, pages: torch.Tensor) -> None:
-        """The first pages of a row, of which a thread encodes no more than its share at a time."""
+    def _write_pages(self, target: Pages, rows: slice, pages: torch.Tensor) -> None:
+        """The first pages of some rows, of which a thread encodes no more than its share at a time."""
         step = self._pages_a_thread
-        for first in range(0, len(pages), step):
-            target.write(row, first, pages[first : first + step])
+        for first in range(0, pages.shape[1], step):
+            target.write(rows, first, pages[:, first : first + step])
 
-    def _growing_page(self, row: int, page: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [num_kv_heads, page_tokens, head_dim] of a page that isn't full yet."""
-        part = self._part(row, page)
+    def _growing_pages(self, part: KVPart, rows: Sequence[RowStep], page: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [rows, num_kv_heads, page_tokens, head_dim] of adjoining rows' pages that aren't full yet."""
         if part.takes_tokens:
             assert part.keys.plain is not None
             assert part.values.plain is not None
-            index = page - part.rectangle.first_page, row - part.rectangle.first_row
+            index = page - part.rectangle.first_page, _rows_from(part.rectangle.first_row, rows)
             return part.keys.plain[index], part.values.plain[index]
         assert self.tail_keys is not None
         assert self.tail_values is not None
-        return self.tail_keys[row - self.tail_rows.start], self.tail_values[row - self.tail_rows.start]
+        tails = _rows_from(self.tail_rows.start, rows)
+        return self.tail_keys[tails], self.tail_values[tails]
 
 
 class KVCache:
@@ -237,10 +254,9 @@ class KVCache:
         keys, values = None, None
         if tails.count:
             keys, values = self._memory.tensor(tails).view(self._dtype).view(2, len(tile.tail_rows), *self._page)
-        on_host, kv = self._layout.tier(tails.tier).memory == HOST, self._layout.kv
-        encodes = on_host and not self._codec.keeps_bytes
+        on_host, plain_nbytes = self._layout.tier(tails.tier).memory == HOST, self._layout.kv.tail_page_nbytes
         return TileCache(
-            kv.page_tokens,
+            self._layout.kv.page_tokens,
             self._page[0],
             tuple(parts),
             tile.tail_rows,
@@ -248,7 +264,7 @@ class KVCache:
             values,
             host=None,
             workers=self._workers if on_host else None,
-            pages_at_once=pages_encoded_at_once(kv.tail_page_nbytes) if encodes else None,
+            pages_at_once=None if self._codec.keeps_bytes else pages_encoded_at_once(plain_nbytes, host=on_host),
         )
 
 
@@ -275,6 +291,12 @@ def _adjoining(rows: Sequence[RowStep], part_of: Callable[[RowStep], KVPart]) ->
         enumerate(rows), lambda numbered: (numbered[1].row - numbered[0], numbered[1].context, id(part_of(numbered[1])))
     )
     return [[row for _, row in run] for _, run in numbered]
+
+
+def _rows_from(first: int, rows: Sequence[RowStep]) -> slice:
+    """Adjoining rows, counted from row `first`."""
+    start = rows[0].row - first
+    return slice(start, start + len(rows))
 
 
 def _scatter(

@@ -43,21 +43,15 @@ class Pages:
         self._codec.decode(self.stored[:count].flatten(0, 1), decoded)
         return decoded.view(count, *self._shape)
 
-    def write(self, row: int, first: int, pages: torch.Tensor) -> None:
-        """Put whole pages [n, num_kv_heads, page_tokens, head_dim] of one row at pages first, first + 1, ….
+    def write(self, rows: slice, first: int, pages: torch.Tensor) -> None:
+        """Put whole pages [rows, n, num_kv_heads, page_tokens, head_dim] of adjoining rows from page `first` on.
 
-        Row and pages are counted from the rectangle's own first.
+        Rows and pages are counted from the rectangle's own first.
         """
+        count = pages.shape[1]
         if self.plain is not None:
-            self.plain[first : first + len(pages), row].copy_(pages)
+            self.plain[first : first + count, rows].copy_(pages.transpose(0, 1))
             return
-        encoded = torch.empty((len(pages), self.stored.shape[2]), dtype=torch.uint8, device=pages.device)
-        self._codec.encode(pages, encoded)
-        self.stored[first : first + len(pages), row].copy_(encoded)
-
-    def write_rows(self, rows: slice, page: int, pages: torch.Tensor) -> None:
-        """Put pages [n, num_kv_heads, page_tokens, head_dim], one of each of some adjoining rows, at place `page`."""
-        if self.plain is not None:
-            self.plain[page, rows].copy_(pages)
-        else:
-            self._codec.encode(pages, self.stored[page, rows])
+        encoded = torch.empty((len(pages) * count, self.stored.shape[2]), dtype=torch.uint8, device=pages.device)
+        self._codec.encode(pages.flatten(0, 1), encoded)
+        self.stored[first : first + count, rows].copy_(encoded.view(len(pages), count, -1).transpose(0, 1))

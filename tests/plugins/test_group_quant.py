@@ -163,8 +163,8 @@ def test_a_dtypes_numbers_are_the_float32_ones_rounded(codec: GroupQuantCodec) -
 def test_torch_operators_do_what_the_kernels_do(
     codec: GroupQuantCodec, dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for bound in ("_DECODED_AT_ONCE", "_ENCODED_AT_ONCE"):
-        monkeypatch.setattr(on_device, bound, 512)
+    monkeypatch.setattr(on_device, "_DECODED_AT_ONCE", 512)
+    monkeypatch.setattr(on_device, "_ENCODED_AT_ONCE", 512)
     values = (normal(5, shape, "float32") * torch.logspace(-9, 4, 5).view(5, *[1] * len(shape))).to(dtype)
     values[1] = 0
     values[2].view(-1)[0] = NAN

@@ -16,7 +16,7 @@ from flexflow_plugins.codecs.threads import Format
 from flexflow_plugins.codecs.threads import encode as encode_on_host
 
 _DECODED_AT_ONCE = 2**25
-_ENCODED_AT_ONCE = 2**22
+_ENCODED_AT_ONCE = 2**23
 """Numbers; bound what is held beside the tensors, whatever their size: a byte and a half a number that is decoded, some
 twenty of one that is encoded.
 """
@@ -62,7 +62,10 @@ def _encode_groups(form: Format, values: torch.Tensor, out: torch.Tensor, place:
     """values [n, stop - first] into their places of `out`; place: first and stop, in numbers, of the size."""
     first, stop, size = place
     levels, padding = float(2**form.bits - 1), -values.shape[1] % form.group_size
-    numbers = F.pad(values.float()[:, None], (0, padding), mode="replicate").view(len(values), -1, form.group_size)
+    numbers = values.float()
+    if padding:
+        numbers = F.pad(numbers[:, None], (0, padding), mode="replicate")
+    numbers = numbers.view(len(values), -1, form.group_size)
     finite = numbers.isfinite().all(2)  # [n, groups]
     numbers = torch.where(finite[:, :, None], numbers, 0)
     start, at, groups = (size * form.bits + 7) // 8, first // form.group_size, -(-size // form.group_size)

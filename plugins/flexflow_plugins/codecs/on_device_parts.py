@@ -39,8 +39,8 @@ def grids(words: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Ten
 def find(numbers: torch.Tensor) -> torch.Tensor:
     """Words int32 [n, groups] for numbers [n, groups, group_size], finite."""
     numbers = numbers.clamp(-_HUGE, _HUGE)
-    columns = _parts(numbers)  # [n, groups, 4, numbers a part]
-    smallest, largest = columns.amin(3), columns.amax(3)
+    columns = _parts(numbers)  # [numbers a part, n, groups, 4]
+    smallest, largest = columns.amin(0), columns.amax(0)
     exponent = _exponent_at_least(_needed_step(smallest, largest))  # [n, groups]
     step = _step(exponent)[:, :, None]
     best, least = _covering_bits(smallest, largest, step), torch.full_like(smallest, torch.inf)
@@ -70,7 +70,7 @@ def damaged(words: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
 def bound(numbers: torch.Tensor) -> torch.Tensor:
     """How far numbers [n, groups, group_size] may be from their places: a covering step, and what no step covers."""
     columns = _parts(numbers)
-    smallest, largest = columns.amin(3), columns.amax(3)
+    smallest, largest = columns.amin(0), columns.amax(0)
     needed = _needed_step(smallest, largest)
     step = _step(_exponent_at_least(needed))[:, :, None]
     constant = numbers.abs() * 2**-15 + (numbers.abs() - _HUGE).clamp(min=0)
@@ -81,11 +81,13 @@ def bound(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _parts(numbers: torch.Tensor) -> torch.Tensor:
-    """[n, groups, group_size] as [n, groups, 4, numbers a part], the last number repeated to the end."""
+    """[n, groups, group_size] as [numbers a part, n, groups, 4], the last number repeated to the end: what is done to
+    all numbers of a part is done along the first dimension, where a device's threads read side by side.
+    """
     n, groups, size = numbers.shape
-    part = part_size(size)
-    padded = F.pad(numbers.flatten(0, 1)[:, None], (0, NUM_PARTS * part - size), mode="replicate")
-    return padded.view(n, groups, NUM_PARTS, part)
+    if padding := NUM_PARTS * part_size(size) - size:
+        numbers = F.pad(numbers.flatten(0, 1)[:, None], (0, padding), mode="replicate")
+    return numbers.view(n, groups, NUM_PARTS, -1).movedim(3, 0).contiguous()
 
 
 def _for_each(values: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -125,6 +127,5 @@ def _covering_bits(smallest: torch.Tensor, largest: torch.Tensor, step: torch.Te
 
 def _squared_error(columns: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
     """[n, groups, 4]"""
-    scale, low = scale[:, :, :, None], low[:, :, :, None]
     codes = ((columns - low) / scale).clamp_(0, _LEVELS).add_(0.5).floor_()
-    return (low + codes * scale - columns).square().sum(3)
+    return (low + codes * scale - columns).square().sum(0)
