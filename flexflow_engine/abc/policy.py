@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from flexflow_engine.abc.tier import HOST
+
 TensorClass = Literal["weights", "kv_cache", "activations"]
 TENSOR_CLASSES: tuple[TensorClass, ...] = ("weights", "kv_cache", "activations")
 
@@ -74,6 +76,11 @@ class TierDescription:
     write_concurrency: int
     placeable: bool = True
     """Whether tensors may lie there: not on a staging tier that the recipe doesn't name."""
+
+    @property
+    def read_by_host(self) -> bool:
+        """Whether the host computes on its bytes in place."""
+        return self.memory == HOST and self.direct
 
 
 @dataclass(frozen=True, slots=True)

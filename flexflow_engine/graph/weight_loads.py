@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 from flexflow_engine.abc.step import BatchStep, Step
 from flexflow_engine.graph.builder import GraphBuilder
@@ -97,12 +98,29 @@ class WeightLoads:
             self._builder.begin(f"weights.slot.{self._slots[index]}")
         pages = self._order.pages[index]
         tile = Tile(self._step.index, index, self._step.batches[position].gpu_batch)
-        for run, page, offset in pages[len(pages) * position // count : len(pages) * (position + 1) // count]:
-            self._load_page(tile, run, page, offset)
+        share = pages[len(pages) * position // count : len(pages) * (position + 1) // count]
+        for in_memory, group in groupby(share, lambda one: self._layout.tier(one[0].tier).read_by_host):
+            if in_memory:
+                self._load_together(tile, list(group))
+            else:
+                for run, page, offset in group:
+                    move = self._transfer(tile, run, page, offset)
+                    self._transfers.load(_name(page), tile, [move], reads=[], adds=move.target.region)
 
-    def _load_page(self, tile: Tile, run: Run, page: Page, offset: int) -> None:
+    def _load_together(self, tile: Tile, pages: Sequence[tuple[Run, Page, int]]) -> None:
+        """Pages in host memory: a copy is quickly done, and what a task takes beside it would be a part of it."""
+        for _, group in groupby(pages, lambda one: one[0].tier):
+            some = list(group)
+            moves = [self._transfer(tile, *one) for one in some]
+            name = _name(some[0][1]) + (f" and {len(some) - 1} more" if len(some) > 1 else "")
+            self._transfers.load(name, tile, moves, reads=[], adds=moves[0].target.region)
+
+    def _transfer(self, tile: Tile, run: Run, page: Page, offset: int) -> Transfer:
         location = f"weights.slot.{self._slots[tile.layer]}"
         target = Span(self._layout.device.name, location, offset, page.nbytes)
         source, read_nbytes = self._layout.page_span(run, page), self._order.read_nbytes(run, page)
-        move = Transfer(source, target, page.tensor.unit_nbytes, read_nbytes)
-        self._transfers.load(f"{page.tensor.name}[{page.index}]", tile, [move], reads=[], adds=location)
+        return Transfer(source, target, page.tensor.unit_nbytes, read_nbytes)
+
+
+def _name(page: Page) -> str:
+    return f"{page.tensor.name}[{page.index}]"

@@ -100,13 +100,9 @@ def direct_tiers(tiers: tuple[TierDescription, ...]) -> frozenset[str]:
     """
     device = tiers[0]
     beside = device.memory == HOST
-    return frozenset(t.name for t in tiers if t is device or (beside and _is_read_by_host(t)))
+    return frozenset(t.name for t in tiers if t is device or (beside and t.read_by_host))
 
 
 def _read_by_host(tiers: tuple[TierDescription, ...]) -> list[str]:
     """The tiers that the host computes on in place, the compute tier last."""
-    return [tier.name for tier in (*tiers[1:], tiers[0]) if _is_read_by_host(tier)]
-
-
-def _is_read_by_host(tier: TierDescription) -> bool:
-    return tier.memory == HOST and tier.direct
+    return [tier.name for tier in (*tiers[1:], tiers[0]) if tier.read_by_host]

@@ -101,17 +101,17 @@ class CostModel:
         return Work(len(copy.moves) * link.latency_s, task.nbytes / link.bytes_per_s)
 
     def _gather(self, gather: GatherRows, task: Task) -> Work:
-        """The units of the far part of the table that hold the batch's tokens, each read once, one after another.
-
-        Beside pages their latency grows as bytes do: these small reads queue behind what the pages asked for.
+        """The units of the far part of the table that hold the batch's tokens. Where the host doesn't pick them itself,
+        each is read once, one after another. Beside pages their latency grows as bytes do: these small reads queue
+        behind what the pages asked for.
         """
-        link = self.link(task.lane)
+        link, picked = self.link(task.lane), self._layout.tier(gather.far).read_by_host
         units = sum(
             distinct(run.num_units, gather.batch.new_tokens * (run.stop_row - run.first_row) / run.tensor.rows)
             for run in self._layout.weights.table
             if run.tier == gather.far
         )
-        shared_s = units * link.latency_s + task.nbytes / link.bytes_per_s
+        shared_s = task.nbytes / link.bytes_per_s + (0.0 if picked else units * link.latency_s)
         return Work(units * self._profile.host.gather_row_s, shared_s)
 
     def _computed(self, operation: _Computation) -> float:

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.kv_cache import TileCache
 
 
@@ -106,7 +107,7 @@ def attend_tokens_by_pieces(
 
     Works on the pages where they lie, part by part: scores of all parts, one softmax, sums of values of all parts.
     """
-    places = torch.tensor([row.row for row in rows], device=q.device)
+    places = indices([row.row for row in rows], q.device)
     pieces = list(_pieces(rows, cache))
     grouped = q.view(len(rows), cache.num_kv_heads, -1, q.shape[2])
     query = q.new_zeros((gpu_batch_size, *grouped.shape[1:]))
@@ -185,6 +186,6 @@ def _visible(
         tail[row.row] = cache.tail_tokens(row, row.context + 1)
         paged[row.row] = row.context + 1 - tail[row.row]
     column = torch.arange(columns, device=device)
-    in_pages = column < torch.tensor(paged, device=device)[:, None]
-    in_tail = (column >= tail_start) & (column < tail_start + torch.tensor(tail, device=device)[:, None])
+    in_pages = column < indices(paged, device)[:, None]
+    in_tail = (column >= tail_start) & (column < tail_start + indices(tail, device)[:, None])
     return (in_pages | in_tail)[:, None, None, :]

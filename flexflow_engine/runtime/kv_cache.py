@@ -20,6 +20,7 @@ from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.workspace import pages_encoded_at_once
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
+from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.memory import Memory
 
@@ -307,6 +308,6 @@ def _scatter(
     """
     if chosen:
         assert target is not None
-        *leading, offsets = (torch.tensor(list(x), device=target.device) for x in index)
+        *leading, offsets = (indices(x, target.device) for x in index)
         place: tuple[torch.Tensor | slice, ...] = (*leading, slice(None), offsets)
-        target[place] = source[torch.tensor(list(chosen), device=source.device)]
+        target[place] = source[indices(chosen, source.device)]

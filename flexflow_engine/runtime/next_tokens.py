@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.step import BatchStep, NextTokens
+from flexflow_engine.runtime.indices import indices
 
 ROW_DTYPES = {"values": torch.float32, "ids": torch.int64, "logsumexps": torch.float32, "logits": torch.float32}
 TokenIds = NDArray[np.int64]
@@ -86,7 +87,7 @@ class Forced(TokenSource):
         self._completions = tuple(completions)
 
     def reduce(self, logits: torch.Tensor, first_id: int, batch: BatchStep, rows: RowNumbers) -> None:
-        places = torch.from_numpy(self._given(batch) - first_id).to(logits.device)
+        places = indices(self._given(batch) - first_id, logits.device)
         inside = (places >= 0) & (places < logits.shape[1])
         picked = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
         part = _logsumexp_in_place(logits)

@@ -27,9 +27,10 @@ from flexflow_engine.graph.task import (
 )
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
-from flexflow_engine.placement.weights import PlacedLayer, Run
+from flexflow_engine.placement.weights import PlacedLayer
 from flexflow_engine.runtime.decoder import Decoder
 from flexflow_engine.runtime.hidden import HiddenStates
+from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.kv_cache import KVCache
 from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.next_tokens import ROW_DTYPES, Fetched, TokenIds, TokenSource
@@ -108,7 +109,7 @@ class TileRunner:
         rows = self._rows(f"embed.slot.{compute.embed_slot}", len(ids), self._layout.embed_row_nbytes)
         self._weights.look_up(ids, rows)
         positions = np.concatenate([np.arange(r.context, r.context + r.new_tokens) for r in compute.batch.rows])
-        hidden = self._model.embed(weights, rows, torch.from_numpy(positions).to(self._device))
+        hidden = self._model.embed(weights, rows, indices(positions, self._device))
         self._hidden.write(compute.batch, compute.hidden_slot, hidden)
 
     def _decode_layer(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
@@ -117,7 +118,7 @@ class TileRunner:
     def _final(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
         hidden = self._hidden.gather(compute.batch, compute.hidden_slot)
         last = np.cumsum([row.new_tokens for row in compute.batch.rows]) - 1
-        features = self._model.final(weights, hidden[torch.from_numpy(last).to(self._device)])
+        features = self._model.final(weights, hidden[indices(last, self._device)])
         self._features(compute.batch).copy_(features)
 
     def _head(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
@@ -127,22 +128,9 @@ class TileRunner:
         self._source.reduce(logits, layer.first_row, batch, partial(self._candidates, batch))
 
     def _gather(self, gather: GatherRows) -> None:
-        """Read each distinct token's unit once, and copy its row to every place that wants it."""
         ids = self._token_ids(gather.batch)
         target = self._memory.tensor(gather.target).view(self._dtype).view(len(ids), -1)
-        for run in self._layout.weights.table:
-            if run.tier == gather.far:
-                self._gather_run(run, ids, target)
-
-    def _gather_run(self, run: Run, ids: TokenIds, target: torch.Tensor) -> None:
-        table = run.tensor
-        unit = np.empty(table.unit_nbytes, np.uint8)
-        units = ids // table.unit_rows
-        for index in np.unique(units[(ids >= run.first_row) & (ids < run.stop_row)]):
-            self._memory.read(self._layout.unit_span(run, int(index)), unit)
-            rows = self._weights.decode_units(table, torch.from_numpy(unit)[None])[0]
-            for place in np.flatnonzero(units == index):
-                target[place] = rows[ids[place] - index * table.unit_rows]
+        self._weights.look_up(ids, target, tier=gather.far)
 
     def _fetch(self, fetch: FetchTokens, step: int) -> None:
         """Start the copy; the tokens are looked at once the task counts as issued, when the copy is done."""

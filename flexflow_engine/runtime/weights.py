@@ -19,6 +19,7 @@ from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import PlacedLayer, Run
 from flexflow_engine.placement.workspace import LOOK_UP_ROWS
 from flexflow_engine.runtime.encoded_rows import EncodedRows
+from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.memory import Memory
 
 Linear = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -88,28 +89,34 @@ class Weights:
         for encoded, out in self._decodes[key]:
             self._codec.decode(encoded, out)
 
-    def look_up(self, ids: NDArray[np.int64], target: torch.Tensor) -> None:
-        """Copy the embedding rows of those token ids that lie where the compute tier reads them to their places in
-        `target` [len(ids), table width].
+    def look_up(self, ids: NDArray[np.int64], target: torch.Tensor, *, tier: str | None = None) -> None:
+        """Copy the embedding rows of those token ids that lie where the compute tier reads them, or on `tier`, to their
+        places in `target` [len(ids), table width], which is in the memory of the first, or the host's.
         """
         for run in self._layout.weights.table:
-            if run.tier in self._layout.direct:
+            if run.tier in self._layout.direct if tier is None else run.tier == tier:
                 places = np.flatnonzero((ids >= run.first_row) & (ids < run.stop_row))
                 for start in range(0, len(places), LOOK_UP_ROWS):
                     self._look_up(run, ids, places[start : start + LOOK_UP_ROWS], target)
 
     def _look_up(self, run: Run, ids: NDArray[np.int64], places: NDArray[np.int64], target: torch.Tensor) -> None:
         """Decode each unit that is wanted once, and copy its rows to every place that wants them."""
-        unit_rows = run.tensor.unit_rows
-        units, which = np.unique(ids[places] // unit_rows, return_inverse=True)
-        rows = self.decode_units(run.tensor, self._resident(run)[_index(units - run.first_unit, target)])
-        target[_index(places, target)] = rows[_index(which, target), _index(ids[places] % unit_rows, target)]
-
-    def decode_units(self, tensor: PagedTensor, encoded: torch.Tensor) -> torch.Tensor:
-        """Units uint8 [n, unit_nbytes] as rows [n, unit_rows, columns]."""
-        rows = torch.empty((len(encoded), tensor.unit_rows, tensor.columns), dtype=self._dtype, device=encoded.device)
+        table, device = run.tensor, target.device
+        units, which = np.unique(ids[places] // table.unit_rows, return_inverse=True)
+        encoded = self._units(run, units, device)
+        rows = torch.empty((len(units), table.unit_rows, table.columns), dtype=self._dtype, device=device)
         self._codec.decode(encoded, rows)
-        return rows
+        within = indices(ids[places] % table.unit_rows, device)
+        target[indices(places, device)] = rows[indices(which, device), within]
+
+    def _units(self, run: Run, units: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+        """Some units of a run, counted from the tensor's start: uint8 [n, unit_nbytes], on the device or the host."""
+        if run.tier in self._layout.direct or self._layout.tier(run.tier).read_by_host:
+            return self._resident(run)[indices(units - run.first_unit, device)]
+        encoded = np.empty((len(units), run.tensor.unit_nbytes), np.uint8)
+        for unit, into in zip(units, encoded, strict=True):
+            self._memory.read(self._layout.unit_span(run, int(unit)), into)
+        return torch.from_numpy(encoded)
 
     def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[tuple[int, Linear]]]:
         return {name: [self._linear(block) for block in blocks] for name, blocks in self._blocks(layer, slot).items()}
@@ -171,10 +178,6 @@ class Weights:
         offset = self._layout.small_offsets[name]
         encoded = self._memory.tensor(Span(self._layout.device.name, "small", offset, tensor.nbytes))
         return encoded.view(self._dtype).view(tensor.shape)
-
-
-def _index(values: NDArray[np.int64], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values).to(like.device)
 
 
 def _adjoining(runs: Sequence[Run], direct: frozenset[str]) -> list[list[Run]]:

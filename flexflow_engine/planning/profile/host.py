@@ -21,6 +21,7 @@ from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.placement.layout import Layout, make_layout
 from flexflow_engine.placement.pages import paged_tensors
+from flexflow_engine.placement.workspace import LOOK_UP_ROWS
 from flexflow_engine.planning.plan import describe_tiers
 from flexflow_engine.planning.profile.attention import one_more_token
 from flexflow_engine.planning.profile.bench import Bench
@@ -32,7 +33,7 @@ STEPS = 8
 """Steps that are compiled and handed over; their median counts."""
 GPU_BATCHES = 2
 ROWS = 4
-LOOK_UPS = 200
+LOOK_UPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +134,18 @@ def _step(index: int) -> Step:
 
 
 def _gather_row_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
-    """As the runtime looks up a row that lies far off: its unit decoded into fresh memory, and copied to its place."""
-    unit = torch.zeros((1, sizes.features * bench.torch_dtype.itemsize), dtype=torch.uint8)
-    target = torch.zeros((1, sizes.features), dtype=bench.torch_dtype)
+    """As the runtime looks up rows of a far tier: their units decoded into fresh memory, and copied to their places."""
+    units = torch.zeros((LOOK_UP_ROWS, sizes.features * bench.torch_dtype.itemsize), dtype=torch.uint8)
+    target = torch.zeros((LOOK_UP_ROWS, sizes.features), dtype=bench.torch_dtype)
+    places = torch.arange(LOOK_UP_ROWS)
 
     def look_up() -> None:
-        rows = torch.empty((1, 1, sizes.features), dtype=bench.torch_dtype)
-        codec.decode(unit, rows)
-        target[0] = rows[0, 0]
+        rows = torch.empty((LOOK_UP_ROWS, 1, sizes.features), dtype=bench.torch_dtype)
+        codec.decode(units, rows)
+        target[places] = rows[places, 0]
 
+    look_up()
     begin = time.perf_counter()
     for _ in range(LOOK_UPS):
         look_up()
-    return (time.perf_counter() - begin) / LOOK_UPS
+    return (time.perf_counter() - begin) / (LOOK_UPS * LOOK_UP_ROWS)
