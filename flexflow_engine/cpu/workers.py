@@ -6,6 +6,7 @@ torch's, which split work evenly and wait for each other: where something else t
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from threading import Lock
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+SWITCH_SECONDS = 0.0005
 
 
 class Workers:
@@ -109,3 +112,18 @@ def one_torch_thread() -> Iterator[None]:
             threads = _held.pop()
             if not _held:
                 torch.set_num_threads(threads)
+
+
+@contextmanager
+def quick_switches() -> Iterator[None]:
+    """While it lasts, a thread that computes in Python hands its lock over after half a millisecond.
+
+    A lane that queues kernels asks for the lock after each of them. Beside a thread that compiles a step it would wait
+    for Python's usual 5 ms each time, longer than the kernels take.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

@@ -13,7 +13,7 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, LaneContext, Tier
-from flexflow_engine.cpu.workers import Workers, one_torch_thread
+from flexflow_engine.cpu.workers import Workers, one_torch_thread, quick_switches
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.compile import StepCompiler
@@ -84,6 +84,7 @@ class Session:
             if layout.device.memory == HOST:
                 stack.enter_context(one_torch_thread())  # before threads start, which take over the number
             load_kernels(layout, model, weight_codec=weight_codec, kv_codec=kv_codec, workers=workers)
+            stack.enter_context(quick_switches())
             lanes = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
             self._executor = stack.enter_context(closing(lanes))
             self._owned = stack.pop_all()

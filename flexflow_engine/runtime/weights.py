@@ -102,6 +102,10 @@ class Weights:
     def _look_up(self, run: Run, ids: NDArray[np.int64], places: NDArray[np.int64], target: torch.Tensor) -> None:
         """Decode each unit that is wanted once, and copy its rows to every place that wants them."""
         table, device = run.tensor, target.device
+        if self._codec.keeps_bytes and self._is_in_memory(run):
+            rows = self._resident(run).view(self._dtype).view(-1, table.columns)
+            target[indices(places, device)] = rows[indices(ids[places] - run.first_row, device)]
+            return
         units, which = np.unique(ids[places] // table.unit_rows, return_inverse=True)
         encoded = self._units(run, units, device)
         rows = torch.empty((len(units), table.unit_rows, table.columns), dtype=self._dtype, device=device)
@@ -111,12 +115,16 @@ class Weights:
 
     def _units(self, run: Run, units: NDArray[np.int64], device: torch.device) -> torch.Tensor:
         """Some units of a run, counted from the tensor's start: uint8 [n, unit_nbytes], on the device or the host."""
-        if run.tier in self._layout.direct or self._layout.tier(run.tier).read_by_host:
+        if self._is_in_memory(run):
             return self._resident(run)[indices(units - run.first_unit, device)]
         encoded = np.empty((len(units), run.tensor.unit_nbytes), np.uint8)
         for unit, into in zip(units, encoded, strict=True):
             self._memory.read(self._layout.unit_span(run, int(unit)), into)
         return torch.from_numpy(encoded)
+
+    def _is_in_memory(self, run: Run) -> bool:
+        """Of whoever looks its rows up: the compute tier's processor, or the host."""
+        return run.tier in self._layout.direct or self._layout.tier(run.tier).read_by_host
 
     def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[tuple[int, Linear]]]:
         return {name: [self._linear(block) for block in blocks] for name, blocks in self._blocks(layer, slot).items()}

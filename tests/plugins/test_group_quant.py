@@ -179,6 +179,36 @@ def test_torch_operators_do_what_the_kernels_do(
     assert torch.equal(by_torch.isnan(), bound.isinf())
 
 
+@pytest.mark.cuda
+@each_codec
+@pytest.mark.parametrize("triton", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1,), (65,), (7, 80), (64,), (32, 16, 64)])
+def test_a_gpu_reads_what_the_host_reads_and_writes_as_well(
+    codec: GroupQuantCodec,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    triton: bool,  # noqa: FBT001  # a parameter of the test
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if triton and on_device._kernels("cuda") is None:
+        pytest.skip("there is no Triton here, or no C compiler for it")
+    if not triton:
+        monkeypatch.setattr(on_device, "_kernels", lambda device_type: None)
+    values = (normal(70, shape, "float32") * torch.logspace(-9, 4, 70).view(70, *[1] * len(shape))).to(dtype)
+    values[1] = 0
+    values[2].view(-1)[0] = NAN
+    data = torch.empty(70, codec.encoded_nbytes(shape, "float32"), dtype=torch.uint8, device="cuda")
+    codec.encode(values.cuda(), data)
+    on_host, on_gpu = torch.empty_like(values), torch.empty_like(values, device="cuda")
+    codec.decode(data.cpu(), on_host)
+    codec.decode(data, on_gpu)
+    assert torch.equal(on_host.nan_to_num(7), on_gpu.cpu().nan_to_num(7))
+    bound = codec.error_bound(values)
+    assert (((on_host - values).abs() <= bound) | bound.isinf()).all()
+    assert torch.equal(on_host.isnan(), bound.isinf())
+
+
 def test_a_call_is_shared_by_as_many_threads_as_it_asks_for() -> None:
     """Whatever torch computes with: an import keeps it to one thread, and searches with every core."""
     together, shares = threading.Barrier(8), list[tuple[int, int]]()

@@ -1,4 +1,4 @@
-"""The same formats with torch operators, for tensors that are not in host memory.
+"""The same formats for tensors that are not in host memory: with torch operators, and where Triton works with a kernel.
 
 Decoding gives the very numbers that the compiled kernels give: the product of code and scale is exact in float32, and
 one sum is rounded. Searching is done on the host.
@@ -6,7 +6,10 @@ one sum is rounded. Searching is done on the host.
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from math import prod
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -34,7 +37,13 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     for first, stop in _spans(form, len(out), size, _DECODED_AT_ONCE):
         groups = slice(first // form.group_size, -(-stop // form.group_size))
         scale, low = _grids(form, settings, groups)  # [n, groups, grids, 1]
-        places = _codes(form, codes, first, stop).view(*scale.shape[:3], form.group_size // scale.shape[2])
+        length = form.group_size // scale.shape[2]
+        if kernels := _kernels(out.device.type):
+            part = codes[:, first * form.bits // 8 : (stop * form.bits + 7) // 8]
+            grids = scale.flatten(1), low.flatten(1)
+            kernels.decode(part, grids, target[:, first:stop], length=length, bits=form.bits)
+            continue
+        places = _codes(form, codes, first, stop).view(*scale.shape[:3], length)
         if (stop - first) % form.group_size:
             numbers = torch.addcmul(low, places, scale).flatten(1)
             target[:, first:stop] = numbers[:, : stop - first]
@@ -53,9 +62,28 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
         encode_on_host(form, values.cpu(), found)
         out.copy_(found)
         return
-    size = prod(values.shape[1:])
-    for first, stop in _spans(form, len(values), size, _ENCODED_AT_ONCE):
-        _encode_groups(form, values.flatten(1)[:, first:stop], out, (first, stop, size))
+    numbers, kernels = values.flatten(1), _kernels(out.device.type)
+    if kernels and form.encoder == "fit" and kernels.fits(numbers, out, form.group_size):
+        kernels.fit(numbers, out)
+        return
+    for first, stop in _spans(form, len(values), numbers.shape[1], _ENCODED_AT_ONCE):
+        _encode_groups(form, numbers[:, first:stop], out, (first, stop, numbers.shape[1]))
+
+
+@cache
+def _kernels(device_type: str) -> ModuleType | None:
+    """Compiled kernels; None where there is no Triton, or it finds no C compiler. Asked once: it may take seconds."""
+    if device_type != "cuda":
+        return None
+    try:
+        from flexflow_plugins.codecs import triton_kernels  # noqa: PLC0415  # Triton takes long to import
+
+        places, grid = (torch.zeros(1, 32, dtype=x, device=device_type) for x in (torch.uint8, torch.float32))
+        triton_kernels.decode(places, (grid, grid), torch.empty(1, 64, device=device_type), length=2, bits=4)
+    except Exception as error:  # whatever its compilers fail with
+        warnings.warn(f"codecs run slower on the GPU, without Triton: {error}", stacklevel=2)
+        return None
+    return triton_kernels
 
 
 def _encode_groups(form: Format, values: torch.Tensor, out: torch.Tensor, place: tuple[int, int, int]) -> None:

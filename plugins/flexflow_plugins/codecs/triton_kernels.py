@@ -1,0 +1,172 @@
+"""What `on_device` does in many passes over the device's memory, in one. Imported where Triton is.
+
+Decoding gives the very numbers that torch's operators give; of two grids that are about as good, encoding may take the
+other one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+BYTES = 512
+"""Of codes that one program decodes."""
+GROUP_SIZE, GROUPS = 64, 16
+"""Numbers of a group, and groups that one program encodes."""
+
+MAX_HALF = tl.constexpr(65504.0)
+FIRST_EXPONENT = tl.constexpr((127 - 18) * 8)
+LAST_EXPONENT = tl.constexpr(254)
+NO_NUMBER = tl.constexpr(255)
+LEVELS, LOW_UNIT, DEEPEST = tl.constexpr(15.0), tl.constexpr(1.25), tl.constexpr(7.0)
+INSIDE, HUGE = tl.constexpr(0.95), tl.constexpr(1e18)
+"""As in `parts.py`."""
+
+
+def decode(
+    codes: torch.Tensor, grids: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor, *, length: int, bits: int
+) -> None:
+    """codes uint8 [n, bytes] into out [n, numbers], the bytes and numbers of a row adjoining. grids: scale and low,
+    float32 [n, grids], contiguous, each of the next `length` numbers.
+    """
+    (scale, low), numbers = grids, out.shape[1]
+    blocks = triton.cdiv(triton.cdiv(numbers * bits, 8), BYTES)
+    _decode[(len(out) * blocks,)](
+        codes,
+        scale,
+        low,
+        out,
+        codes.stride(0),
+        out.stride(0),
+        numbers,
+        scale.shape[1],
+        blocks,
+        length=length,
+        bits=bits,
+        half=out.dtype == torch.float16,
+        num_bytes=BYTES,
+    )
+
+
+def fits(values: torch.Tensor, out: torch.Tensor, group_size: int) -> bool:
+    """Whether `fit` takes them."""
+    whole = group_size == GROUP_SIZE and values.shape[1] % GROUP_SIZE == 0
+    return whole and values.is_contiguous() and out.is_contiguous() and out.data_ptr() % 4 == 0
+
+
+def fit(values: torch.Tensor, out: torch.Tensor) -> None:
+    """values [n, numbers] into out uint8 [n, nbytes], as group-int4 of version 2."""
+    count = values.numel() // GROUP_SIZE
+    _fit[(triton.cdiv(count, GROUPS),)](
+        values, out, out.view(torch.int32), count, values.shape[1] // GROUP_SIZE, out.shape[1], num_groups=GROUPS
+    )
+
+
+@triton.jit
+def _decode(
+    codes: Any,
+    scales: Any,
+    lows: Any,
+    out: Any,
+    code_stride: Any,
+    out_stride: Any,
+    numbers: Any,
+    grids: Any,
+    blocks: Any,
+    length: tl.constexpr,
+    bits: tl.constexpr,
+    half: tl.constexpr,
+    num_bytes: tl.constexpr,
+) -> Any:
+    row, first = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * num_bytes
+    at = first + tl.arange(0, num_bytes)
+    code = tl.load(codes + row * code_stride + at, mask=at * 8 < numbers * bits, other=0)
+    if bits == 4:
+        even = _place(code & 15, 2 * at, scales, lows, row * grids, numbers, length)
+        odd = _place(code >> 4, 2 * at + 1, scales, lows, row * grids, numbers, length)
+        number, at = tl.interleave(even, odd), 2 * first + tl.arange(0, 2 * num_bytes)
+    else:
+        number = _place(code, at, scales, lows, row * grids, numbers, length)
+    if half:
+        number = tl.where(number > MAX_HALF, MAX_HALF, tl.where(number < -MAX_HALF, -MAX_HALF, number))
+    tl.store(out + row * out_stride + at, number.to(out.dtype.element_ty), mask=at < numbers)
+
+
+@triton.jit
+def _place(code: Any, at: Any, scales: Any, lows: Any, first_grid: Any, numbers: Any, length: tl.constexpr) -> Any:
+    grid = first_grid + at // length
+    scale, low = tl.load(scales + grid, mask=at < numbers, other=0), tl.load(lows + grid, mask=at < numbers, other=0)
+    return low + code.to(tl.float32) * scale
+
+
+@triton.jit
+def _fit(
+    values: Any, out: Any, out_words: Any, count: Any, row_groups: Any, row_nbytes: Any, num_groups: tl.constexpr
+) -> Any:
+    group = tl.program_id(0).to(tl.int64) * num_groups + tl.arange(0, num_groups)
+    real = group < count
+    numbers = tl.load(values + group[:, None] * 64 + tl.arange(0, 64)[None, :], mask=real[:, None], other=0).to(
+        tl.float32
+    )
+    damaged = tl.max((tl.abs(numbers) < float("inf")).to(tl.int32) ^ 1, 1) > 0
+    numbers = tl.where(damaged[:, None], 0.0, numbers)
+    numbers = tl.minimum(tl.maximum(numbers, -HUGE), HUGE)
+    columns = tl.reshape(numbers, (num_groups * 4, 16))
+    smallest, largest = tl.min(columns, 1), tl.max(columns, 1)  # of the four parts of each group
+    constant = _of_group(smallest, num_groups, False) == _of_group(largest, num_groups, True)
+    below = tl.minimum(smallest, 0.0)
+    levels = tl.where(below < 0, LEVELS - LOW_UNIT, LEVELS)
+    needed = tl.maximum((tl.maximum(largest, 0.0) - below) / levels, -below / (DEEPEST * LOW_UNIT))
+    needed = tl.where(constant, 0.0, _of_group(needed, num_groups, True))
+    exponent = ((needed.to(tl.int32, bitcast=True) + 0xFFFFF) >> 20) - FIRST_EXPONENT
+    exponent = tl.where(needed > 0, tl.minimum(tl.maximum(exponent, 1), LAST_EXPONENT), 0)
+    step = ((tl.maximum(exponent, 1) + FIRST_EXPONENT) << 20).to(tl.float32, bitcast=True)
+    step = tl.reshape(tl.broadcast_to(step[:, None], (num_groups, 4)), (num_groups * 4,))
+    depth = _within(tl.ceil(-smallest / (step * LOW_UNIT)), 0.0, DEEPEST)
+    steps = _within(tl.ceil((largest + depth * (step * LOW_UNIT)) / (LEVELS * step * 0.125)), 1.0, 8.0)
+    nearest = tl.floor((largest - smallest) / step * (8 * INSIDE / LEVELS) + 0.5)
+    least = tl.full((num_groups * 4,), float("inf"), tl.float32)
+    for change in tl.static_range(-1, 2):
+        c = _within(nearest + change, 1.0, 8.0)
+        scale = c * (step * 0.125)
+        deep = tl.floor((scale * (LEVELS / 2) - 0.5 * (smallest + largest)) / (step * LOW_UNIT) + 0.5)
+        deep = _within(deep, 0.0, DEEPEST)
+        low = -deep * (step * LOW_UNIT)
+        places = tl.floor(_within((columns - low[:, None]) / scale[:, None], 0.0, LEVELS) + 0.5)
+        missed = low[:, None] + places * scale[:, None] - columns
+        error = tl.sum(missed * missed, 1)
+        outside = tl.maximum(low - smallest, largest - (low + LEVELS * scale))
+        better = (outside <= step) & (error < least)
+        depth, steps, least = (
+            tl.where(better, deep, depth),
+            tl.where(better, c, steps),
+            tl.where(better, error, least),
+        )
+    scale, low = steps * (step * 0.125), -depth * (step * LOW_UNIT)
+    places = tl.floor(_within((columns - low[:, None]) / scale[:, None], 0.0, LEVELS) + 0.5)
+    code = tl.reshape(places.to(tl.int32), (num_groups, 64))
+    code = tl.where((exponent == 0)[:, None], 0, code)
+    even, odd = tl.split(tl.reshape(code, (num_groups, 32, 2)))
+    row, at = group // row_groups, group % row_groups
+    target = out + (row * row_nbytes + at * 32)[:, None] + tl.arange(0, 32)[None, :]
+    tl.store(target, (even | (odd << 4)).to(tl.uint8), mask=real[:, None])
+    six = tl.reshape((steps - 1 + 8 * depth).to(tl.int32), (num_groups, 4)) << (8 + 6 * tl.arange(0, 4))[None, :]
+    word = exponent + tl.sum(six, 1)
+    first = tl.sum(tl.where(tl.arange(0, 64)[None, :] == 0, numbers, 0.0), 1)
+    word = tl.where(exponent == 0, first.to(tl.int32, bitcast=True) & ~0xFF, word)
+    word = tl.where(damaged, NO_NUMBER, word)
+    tl.store(out_words + (row * row_nbytes + row_groups * 32) // 4 + at, word, mask=real)
+
+
+@triton.jit
+def _of_group(parts: Any, num_groups: tl.constexpr, of_largest: tl.constexpr) -> Any:
+    four = tl.reshape(parts, (num_groups, 4))
+    return tl.max(four, 1) if of_largest else tl.min(four, 1)
+
+
+@triton.jit
+def _within(numbers: Any, least: Any, most: Any) -> Any:
+    return tl.minimum(tl.maximum(numbers, least), most)
