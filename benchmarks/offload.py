@@ -4,10 +4,11 @@
     sudo -E env PATH="$PATH" python benchmarks/offload.py [--configurations NAME …] [--work FOLDER]
 
 Prints a table and writes offload.json and offload.png. A checkpoint of random weights is made once in --work. Each side
-runs in a process of its own under the cap, which counts the page cache; before each run the page cache is emptied. Our
-job runs in full. The baseline's steps are all alike: of each batch size its prefill, its first steps and its last ones
-are timed and extrapolated to the whole job, and its best batch size is what counts. Rates of disk, matmuls and memory
-are measured before each of our runs; what they bound is the roofline. Figures are medians.
+runs in a process of its own under the cap, which counts the page cache; before each run the page cache is emptied. With
+a GPU (--configurations opt-13b-16GB-gpu) the cap is of the GPU's memory, and what accelerate offloads is in the host's.
+Our job runs in full. The baseline's steps are all alike: of each batch size its prefill, its first steps and its last
+ones are timed and extrapolated to the whole job, and its best batch size is what counts. Rates of links, matmuls and
+memory are measured before each of our runs; what they bound is the roofline. Figures are medians.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ SMOKE = replace(
     OPT_1_3B, name="opt-125m-1GiB", model="opt-125m", cap_nbytes=GIB, new_tokens=16, sequences=32, gpu_batch_size=16,
     num_gpu_batches=2,
 )  # fmt: skip
+OPT_13B_GPU = replace(
+    OPT_1_3B, name="opt-13b-16GB-gpu", model="opt-13b", cap_nbytes=16 * 10**9, new_tokens=32, sequences=512,
+    gpu_batch_size=64, num_gpu_batches=8, kv_page_tokens=4, weights_percent=46, gpu=True,
+)  # fmt: skip
 CONFIGURATIONS = (
     OPT_1_3B,
     replace(
@@ -67,11 +72,14 @@ CONFIGURATIONS = (
     ),
 )
 
+FURTHER = (SMOKE, OPT_13B_GPU)
+"""Measured when asked for."""
+
 
 def main() -> None:
     """Measure what was asked for, writing the results after each configuration."""
     options = _options()
-    known = {c.name: c for c in (*CONFIGURATIONS, SMOKE)}
+    known = {c.name: c for c in (*CONFIGURATIONS, *FURTHER)}
     chosen = [known[name] for name in options.configurations]
     results = read_results(options.resume) if options.resume else {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -86,9 +94,9 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    names = [c.name for c in CONFIGURATIONS]
+    names, further = [c.name for c in CONFIGURATIONS], [c.name for c in FURTHER]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--configurations", nargs="+", default=names, choices=[*names, SMOKE.name], metavar="NAME")
+    parser.add_argument("--configurations", nargs="+", default=names, choices=[*names, *further], metavar="NAME")
     parser.add_argument("--work", type=Path, help="folder for checkpoints and the disk tier; default: a temporary one")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--baseline-batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64, 128])
@@ -154,7 +162,8 @@ def _baseline_try(configuration: Configuration, folder: Path, batch_size: int, l
     say(f"{c.name}: baseline, batch {batch_size}")
     numbers: Sequence[int] = (batch_size, c.prompt_tokens, c.new_tokens)
     command = ["-m", "throughput.baseline", str(folder), *map(str, numbers)]
-    outcome = run_capped(command, cap_nbytes=c.cap_nbytes, limit_s=limit_s)
+    command += [str(c.cap_nbytes)] if c.gpu else []
+    outcome = run_capped(command, cap_nbytes=c.cap_nbytes, limit_s=limit_s, gpu=c.gpu)
     if not isinstance(outcome, Done):
         say(f"{c.name}: baseline, batch {batch_size}: {outcome}")
         return BaselineTry(batch_size=batch_size, tokens_per_s=0, note=str(outcome), peak_bytes=c.cap_nbytes)

@@ -72,8 +72,8 @@ def _calibrated(model: str, new_tokens: int, work: Path) -> Configuration:
     )
     engine.prepare(balanced, work)
     rates = engine.measure_rates(balanced, work)
-    rows = max(1, round(rates.decode_matmul / rates.disk_read / balanced.num_gpu_batches))
-    say(f"{rates.decode_matmul / 1e9:.0f} Gflop/s, disk {rates.disk_read / 1e9:.2f} GB/s: {rows} x 2 rows")
+    rows = max(1, round(rates.decode_matmul / rates.far_read / balanced.num_gpu_batches))
+    say(f"{rates.decode_matmul / 1e9:.0f} Gflop/s, disk {rates.far_read / 1e9:.2f} GB/s: {rows} x 2 rows")
     return replace(balanced, gpu_batch_size=rows)
 
 

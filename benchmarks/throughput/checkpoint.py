@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from flexflow_engine.abc.model import TensorSpec
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.plugins import Registry
@@ -46,15 +49,16 @@ def make_checkpoint(model: str, folder: Path) -> None:
 
 
 def _shards(checkpoint: Checkpoint) -> Iterator[Mapping[str, torch.Tensor]]:
-    """The tensors in groups of at least SHARD_NBYTES, but for the last."""
-    shard: dict[str, torch.Tensor] = {}
+    """The tensors in groups of at least SHARD_NBYTES, but for the last; all cores make those of a group."""
+    groups: list[list[TensorSpec]] = [[]]
     for spec in checkpoint.model.tensors():
-        shard[spec.name] = checkpoint.read_rows(spec.name, 0, spec.shape[0]).to(torch.bfloat16)
-        if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_NBYTES:
-            yield shard
-            shard = {}
-    if shard:
-        yield shard
+        if sum(prod(one.shape) for one in groups[-1]) * torch.bfloat16.itemsize >= SHARD_NBYTES:
+            groups.append([])
+        groups[-1].append(spec)
+    with ThreadPoolExecutor() as threads:
+        for group in groups:
+            made = threads.map(lambda spec: checkpoint.read_rows(spec.name, 0, spec.shape[0]).bfloat16(), group)
+            yield {spec.name: tensor for spec, tensor in zip(group, made, strict=True)}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from throughput.gpu_cap import gpu_memory_cap
 from throughput.memory_cap import memory_cap
 
 BENCHMARKS = Path(__file__).parents[1]
@@ -50,9 +51,11 @@ class Failed:
 Outcome = Done | DidNotFinish | Failed
 
 
-def run_capped(command: Sequence[str], *, cap_nbytes: int, limit_s: float) -> Outcome:
-    """Run `python COMMAND…` under a cap; its standard error goes through."""
-    with memory_cap(cap_nbytes) as cap:
+def run_capped(command: Sequence[str], *, cap_nbytes: int, limit_s: float, gpu: bool = False) -> Outcome:
+    """Run `python COMMAND…` under a cap, of the process's memory or of what it may take of a GPU's; its standard error
+    goes through.
+    """
+    with (gpu_memory_cap if gpu else memory_cap)(cap_nbytes) as cap:
         process = _start(cap.wrap([sys.executable, *command]))
         try:
             output, _ = process.communicate(timeout=limit_s)

@@ -15,17 +15,19 @@ GIB = 2**30
 RESERVE_NBYTES = 500 * MIB
 """What a run takes beside its budgets: interpreter, libraries, and the page cache that they are read through."""
 DISK_BUDGET = "400GB"
+HOST_BUDGET = "100GiB"
+"""Where a GPU computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """One row of a table. The compute tier's budget is the cap less the reserve; `disk` is the other tier."""
+    """One row of a table: a job on two tiers. The compute tier's budget is the cap less the reserve."""
 
     name: str
     model: str
     """A published OPT checkpoint's short name, such as opt-1.3b."""
     cap_nbytes: int
-    """Of the whole process, page cache included."""
+    """Of the whole process, page cache included; with a GPU of its memory alone."""
     prompt_tokens: int
     new_tokens: int
     sequences: int
@@ -33,10 +35,17 @@ class Configuration:
     num_gpu_batches: int
     kv_page_tokens: int
     weights_percent: float
-    """On the compute tier; the rest is on the disk. The same of the next two."""
+    """On the compute tier; the rest is on the far tier. The same of the next two."""
     kv_cache_percent: float
     activations_percent: float
     codecs: Mapping[str, str] = field(default_factory=dict)
+    gpu: bool = False
+    """Whether a GPU computes and the host's memory is far; else the host computes and a disk is."""
+
+    @property
+    def far(self) -> str:
+        """The tier that doesn't compute."""
+        return "host" if self.gpu else "disk"
 
     @property
     def encoded(self) -> bool:
@@ -48,7 +57,8 @@ class Configuration:
             "name": self.name,
             "model": {"plugin": "opt", "checkpoint": str(checkpoint_folder(work, self.model)), "dtype": "bfloat16"},
             "tiers": {
-                "device": {"plugin": "cpu", "budget": self.cap_nbytes - RESERVE_NBYTES},
+                "device": {"plugin": "cuda" if self.gpu else "cpu", "budget": self.cap_nbytes - RESERVE_NBYTES},
+                **({"host": {"plugin": "pinned", "budget": HOST_BUDGET}} if self.gpu else {}),
                 "disk": {"plugin": "zarr", "budget": DISK_BUDGET, "path": str(work / "disk")},
             },
             "codecs": dict(self.codecs),
@@ -57,9 +67,10 @@ class Configuration:
                 "gpu_batch_size": self.gpu_batch_size,
                 "num_gpu_batches": self.num_gpu_batches,
                 "kv_page_tokens": self.kv_page_tokens,
-                "weights": _shares(self.weights_percent),
-                "kv_cache": _shares(self.kv_cache_percent),
-                "activations": _shares(self.activations_percent),
+                "attention": "device",
+                "weights": self._shares(self.weights_percent),
+                "kv_cache": self._shares(self.kv_cache_percent),
+                "activations": self._shares(self.activations_percent),
             },
             "workload": {
                 "prompts": {"synthetic": {"count": self.sequences, "prompt_tokens": self.prompt_tokens}},
@@ -67,6 +78,5 @@ class Configuration:
             },
         }
 
-
-def _shares(device_percent: float) -> dict[str, float]:
-    return {"device": device_percent, "disk": 100 - device_percent}
+    def _shares(self, device_percent: float) -> dict[str, float]:
+        return {"device": device_percent, self.far: 100 - device_percent}

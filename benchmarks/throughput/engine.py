@@ -32,7 +32,7 @@ def run(configuration: Configuration, recipe: Path, *, limit_s: float, trace: Pa
     output = recipe.with_suffix(".completions.jsonl")
     command = [*RUN, str(recipe), "--json", "--output", str(output)]
     command += ["--trace", str(trace)] if trace else []
-    return run_capped(command, cap_nbytes=configuration.cap_nbytes, limit_s=limit_s)
+    return run_capped(command, cap_nbytes=configuration.cap_nbytes, limit_s=limit_s, gpu=configuration.gpu)
 
 
 def planned_nbytes(recipe: Path) -> int:
@@ -44,7 +44,9 @@ def planned_nbytes(recipe: Path) -> int:
 def measure_rates(configuration: Configuration, work: Path) -> Rates:
     """Of the machine, now, with as many rows as the configuration's GPU batches have."""
     folder = checkpoint_folder(work, configuration.model)
-    answer = run_free(["-m", "throughput.rates", configuration.model, str(configuration.gpu_batch_size), str(folder)])
+    rows = str(configuration.gpu_batch_size)
+    where = ["-m", "throughput.gpu_rates"] if configuration.gpu else ["-m", "throughput.rates", str(folder)]
+    answer = run_free([*where, configuration.model, rows])
     return Rates(**answer)
 
 

@@ -1,6 +1,6 @@
 """The rates of this machine's resources, measured for a few seconds each.
 
-    python -m throughput.rates MODEL GPU_BATCH_SIZE FOLDER
+    python -m throughput.rates FOLDER MODEL GPU_BATCH_SIZE
 
 FOLDER has the files that are read, and takes a file that is written and removed. Prints JSON.
 """
@@ -44,8 +44,8 @@ def measure(shape: Shape, gpu_batch_size: int, folder: Path) -> Rates:
     files = sorted(folder.glob("*.safetensors"))
     written = folder / "rates.tmp"
     return Rates(
-        disk_read=_median(lambda: _read_rate(files)),
-        disk_write=_median(lambda: _write_rate(written)),
+        far_read=_median(lambda: _read_rate(files)),
+        far_write=_median(lambda: _write_rate(written)),
         prefill_matmul=_matmul_rate(shape.hidden, PREFILL_ROWS),
         decode_matmul=_matmul_rate(shape.hidden, gpu_batch_size),
         memory_read=_memory_rate(),
@@ -136,6 +136,6 @@ def _memory_rate() -> float:
 
 
 if __name__ == "__main__":
-    model, rows, folder = sys.argv[1:]
+    folder, model, rows = sys.argv[1:]
     with torch.inference_mode():
         print(json.dumps(asdict(measure(published_shape(model), int(rows), Path(folder)))))

@@ -79,19 +79,19 @@ class Result:
 def job_bounds(configuration: Configuration, run: EngineRun) -> tuple[Bound, Bound]:
     """The bounds of prefill and decode, from the bytes that the run moved and the rates measured beside it.
 
-    The weights on the disk are read once for the prompts of all rows; of the cache, the prompts' share is written then.
+    Weights on the far tier are read once for the prompts of all rows; of the cache, the prompts' share is written then.
     """
     c, lanes, shape = configuration, run.metrics["lanes"], published_shape(configuration.model)
-    read, written = (_moved(lanes, lane) for lane in ("disk.read", "disk.write"))
+    read, written = (_moved(lanes, lane) for lane in (f"{c.far}.read", f"{c.far}.write"))
     waves = ceil(c.sequences / (c.gpu_batch_size * c.num_gpu_batches))
-    prefill_read = min(read, waves * run.metrics["placement"]["weights"]["disk"])
+    prefill_read = min(read, waves * run.metrics["placement"]["weights"][c.far])
     prefill_written = written * c.prompt_tokens / (c.prompt_tokens + c.new_tokens - 1)
     prefill = prefill_work(
         shape,
         sequences=c.sequences,
         prompt_tokens=c.prompt_tokens,
-        disk_read_nbytes=prefill_read,
-        disk_write_nbytes=prefill_written,
+        far_read_nbytes=prefill_read,
+        far_write_nbytes=prefill_written,
     )
     decode = decode_work(
         shape,
@@ -99,8 +99,8 @@ def job_bounds(configuration: Configuration, run: EngineRun) -> tuple[Bound, Bou
         prompt_tokens=c.prompt_tokens,
         new_tokens=c.new_tokens,
         cache_bits=INT4_BITS if "kv_cache" in c.codecs else PLAIN_BITS,
-        disk_read_nbytes=read - prefill_read,
-        disk_write_nbytes=written - prefill_written,
+        far_read_nbytes=read - prefill_read,
+        far_write_nbytes=written - prefill_written,
     )
     return prefill_bound(prefill, run.rates), decode_bound(decode, run.rates)
 

@@ -1,11 +1,12 @@
 """The shortest time in which a job can be done: each phase at the speed of its slowest resource.
 
-    prefill_s = max(flops / matmul rate of many rows, bytes read / disk read rate, bytes written / disk write rate)
+    prefill_s = max(flops / matmul rate of many rows, bytes read / read rate, bytes written / write rate)
     decode_s  = max(flops / matmul rate of a GPU batch's rows + cached bytes / memory rate, bytes read / …, …)
 
-One processor does both the matmuls and the attention of a decode step, so their times add up; the disk's two directions
-and the processor work side by side. Williams, Waterman, Patterson 2009, "Roofline: an insightful visual performance
-model", with more than two roofs. Norms, codecs, checksums and the start of each phase are not in the bound.
+Bytes are read from the far tier, a disk or a GPU's host, and written to it. One processor does both the matmuls and the
+attention of a decode step, so their times add up; the far tier's two directions and the processor work side by side.
+Williams, Waterman, Patterson 2009, "Roofline: an insightful visual performance model", with more than two roofs. Norms,
+codecs, checksums and the start of each phase are not in the bound.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ ITEM_NBYTES = 2
 class Rates:
     """Measured in the same run as what they bound."""
 
-    disk_read: float
-    """Bytes a second, direct I/O, as many reads at once as the disk tier has; so are writes."""
-    disk_write: float
+    far_read: float
+    """Bytes a second: of a disk with direct I/O, as many reads at once as the disk tier has, or of page-locked memory
+    that a GPU reads. So are writes.
+    """
+    far_write: float
     prefill_matmul: float
     """Flop a second, many rows, in the processor's fastest way: see `throughput.rates`."""
     decode_matmul: float
     """The same with as many rows as a GPU batch has."""
     memory_read: float
-    """Bytes a second, all cores."""
+    """Bytes a second, of the processor that computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +51,8 @@ class PhaseWork:
     flops: float
     cached_nbytes: float
     """Keys and values that attention reads."""
-    disk_read_nbytes: float
-    disk_write_nbytes: float
+    far_read_nbytes: float
+    far_write_nbytes: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,12 @@ class Bound:
 
 
 def prefill_work(
-    shape: Shape, *, sequences: int, prompt_tokens: int, disk_read_nbytes: float, disk_write_nbytes: float
+    shape: Shape, *, sequences: int, prompt_tokens: int, far_read_nbytes: float, far_write_nbytes: float
 ) -> PhaseWork:
     """Every prompt once through the layers; attention is causal, and the head sees one token of each."""
     layer = 24 * shape.hidden**2 * prompt_tokens + 2 * shape.hidden * prompt_tokens * (prompt_tokens + 1)
     flops = sequences * (shape.layers * layer + 2 * shape.hidden * shape.vocabulary)
-    return PhaseWork(
-        flops=flops, cached_nbytes=0, disk_read_nbytes=disk_read_nbytes, disk_write_nbytes=disk_write_nbytes
-    )
+    return PhaseWork(flops=flops, cached_nbytes=0, far_read_nbytes=far_read_nbytes, far_write_nbytes=far_write_nbytes)
 
 
 def decode_work(
@@ -85,8 +86,8 @@ def decode_work(
     prompt_tokens: int,
     new_tokens: int,
     cache_bits: float,
-    disk_read_nbytes: float,
-    disk_write_nbytes: float,
+    far_read_nbytes: float,
+    far_write_nbytes: float,
 ) -> PhaseWork:
     """new_tokens - 1 steps of one token a sequence; step i reads prompt_tokens + i cached tokens, its own included.
 
@@ -97,7 +98,7 @@ def decode_work(
     positions = steps * prompt_tokens + steps * (steps + 1) / 2
     cached = sequences * positions * 2 * shape.layers * shape.hidden * cache_bits / 8
     return PhaseWork(
-        flops=flops, cached_nbytes=cached, disk_read_nbytes=disk_read_nbytes, disk_write_nbytes=disk_write_nbytes
+        flops=flops, cached_nbytes=cached, far_read_nbytes=far_read_nbytes, far_write_nbytes=far_write_nbytes
     )
 
 
@@ -113,7 +114,7 @@ def _bound(work: PhaseWork, rates: Rates, matmul: float) -> Bound:
     return Bound(
         {
             "compute": work.flops / matmul + work.cached_nbytes / rates.memory_read,
-            "disk read": work.disk_read_nbytes / rates.disk_read,
-            "disk write": work.disk_write_nbytes / rates.disk_write,
+            "read": work.far_read_nbytes / rates.far_read,
+            "write": work.far_write_nbytes / rates.far_write,
         }
     )

@@ -8,6 +8,7 @@ from statistics import median
 
 from throughput.configuration import Configuration
 from throughput.results import Result, job_bounds, roofline_tokens_per_s
+from throughput.roofline import Bound
 
 HEADER = (
     "configuration",
@@ -62,8 +63,12 @@ def _row(configuration: Configuration, result: Result) -> Sequence[str]:
         return (*figures, "-", "-", "-")
     roofline = _roofline(configuration, result)
     prefill, decode = job_bounds(configuration, result.engine[0])
-    bounds = f"prefill {prefill.slowest}, decode {decode.slowest}"
+    bounds = ", ".join(f"{p} {_resource(configuration, b)}" for p, b in (("prefill", prefill), ("decode", decode)))
     return (*figures, f"{roofline:.1f}", f"{_of_roofline(configuration, result):.2f}", bounds)
+
+
+def _resource(configuration: Configuration, bound: Bound) -> str:
+    return bound.slowest if bound.slowest == "compute" else f"{configuration.far} {bound.slowest}"
 
 
 def _baseline(result: Result) -> str:

@@ -25,7 +25,7 @@ from throughput.steps import decode_window
 from throughput.table import throughput_rows
 
 SHAPE = Shape(layers=3, hidden=8, vocabulary=50)
-RATES = Rates(disk_read=10, disk_write=5, prefill_matmul=400, decode_matmul=200, memory_read=100)
+RATES = Rates(far_read=10, far_write=5, prefill_matmul=400, decode_matmul=200, memory_read=100)
 capped = pytest.mark.skipif(
     os.geteuid() != 0 or not any((ROOT / name).exists() for name in ("memory", "cgroup.controllers")),
     reason="a memory cap needs root and cgroups",
@@ -38,15 +38,15 @@ def layer_flops(tokens: int, contexts: int) -> int:
 
 
 def test_prefill_work_is_that_of_every_token_with_those_before_it() -> None:
-    work = prefill_work(SHAPE, sequences=5, prompt_tokens=7, disk_read_nbytes=1, disk_write_nbytes=2)
+    work = prefill_work(SHAPE, sequences=5, prompt_tokens=7, far_read_nbytes=1, far_write_nbytes=2)
     contexts = sum(range(1, 8))
     assert work.flops == 5 * (layer_flops(7, contexts) + 2 * SHAPE.hidden * SHAPE.vocabulary)
-    assert (work.cached_nbytes, work.disk_read_nbytes, work.disk_write_nbytes) == (0, 1, 2)
+    assert (work.cached_nbytes, work.far_read_nbytes, work.far_write_nbytes) == (0, 1, 2)
 
 
 def test_decode_work_reads_the_cache_as_long_as_it_is_at_each_step() -> None:
     work = decode_work(
-        SHAPE, sequences=5, prompt_tokens=7, new_tokens=4, cache_bits=16, disk_read_nbytes=0, disk_write_nbytes=0
+        SHAPE, sequences=5, prompt_tokens=7, new_tokens=4, cache_bits=16, far_read_nbytes=0, far_write_nbytes=0
     )
     assert work.flops == 5 * 3 * (layer_flops(1, 0) + 2 * SHAPE.hidden * SHAPE.vocabulary)
     assert work.cached_nbytes == 5 * (8 + 9 + 10) * 2 * SHAPE.layers * SHAPE.hidden * 2
@@ -55,9 +55,9 @@ def test_decode_work_reads_the_cache_as_long_as_it_is_at_each_step() -> None:
 @pytest.mark.parametrize(
     ("work", "slowest", "seconds"),
     [
-        (PhaseWork(flops=400, cached_nbytes=100, disk_read_nbytes=20, disk_write_nbytes=10), "compute", 3.0),
-        (PhaseWork(flops=400, cached_nbytes=100, disk_read_nbytes=40, disk_write_nbytes=10), "disk read", 4.0),
-        (PhaseWork(flops=400, cached_nbytes=100, disk_read_nbytes=40, disk_write_nbytes=25), "disk write", 5.0),
+        (PhaseWork(flops=400, cached_nbytes=100, far_read_nbytes=20, far_write_nbytes=10), "compute", 3.0),
+        (PhaseWork(flops=400, cached_nbytes=100, far_read_nbytes=40, far_write_nbytes=10), "read", 4.0),
+        (PhaseWork(flops=400, cached_nbytes=100, far_read_nbytes=40, far_write_nbytes=25), "write", 5.0),
     ],
 )
 def test_a_phase_takes_as_long_as_its_slowest_resource(work: PhaseWork, slowest: str, seconds: float) -> None:
