@@ -12,6 +12,7 @@ from throughput.roofline import Bound
 
 HEADER = (
     "configuration",
+    "caches",
     "baseline tokens/s",
     "batch",
     "ours tokens/s",
