@@ -17,7 +17,9 @@ from flexflow_engine.planning.profile.cache import profile_path, this_machine
 from flexflow_engine.planning.profile.load import Load, rates
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
+from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.planning.profile.stored import stored_tensors
+from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_engine.testing.tiers import IslandTier, LinkOptions, ThrottledTier
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
@@ -147,6 +149,26 @@ def test_a_disk_that_weights_lie_on_is_measured_by_reading_them(
     assert {tensor.name for tensor in cut_alike} == read - {"profile.disk.s"}
     assert len(cut_alike) > 1
     assert len({(tensor.unit_nbytes, tensor.units_per_page) for tensor in cut_alike}) == 1
+
+
+@pytest.mark.parametrize("gone", ["*.weight/c", "*embed_tokens.weight/c"])
+def test_a_store_that_lacks_pages_is_measured_without_them(keeper: Bookkeeper, tmp_path: Path, gone: str) -> None:
+    """It may be another model's than the one to be planned."""
+    store = imported(opened(save_opt(tmp_path / "model")), tmp_path / "disk")
+    store.close()
+    lost = [page for folder in store.path.glob(gone) for page in folder.rglob("*") if page.is_file()]
+    assert lost
+    for page in lost:
+        page.unlink()
+    assert keeper.measure(needs(tmp_path)).links["disk"]["read"].bytes_per_s > 0
+
+
+def test_measuring_takes_no_more_memory_than_a_small_run_has(tmp_path: Path) -> None:
+    """A run measures before it takes its budgets, under whatever cap the process has."""
+    sizes = replace(Sizes(), seconds=1e-4, link_seconds=1e-3)
+    with PeakAllocations() as peak:
+        this_machine(needs(tmp_path, dtype="bfloat16"), sizes=sizes, notice=lambda line: None)
+    assert 128 * 2**20 < peak.peak_bytes < 450 * 2**20
 
 
 def test_stores_that_can_not_be_read_as_they_are_are_not_measured(tmp_path: Path) -> None:

@@ -40,15 +40,14 @@ def one_more_token(bench: Bench, sizes: Sizes, codec: Codec) -> tuple[Callable[[
     Of x [attention_rows, heads * head_dim], which is query, key and value; and the seconds that the cached bytes take.
     """
     count, context = sizes.attention_rows, sizes.contexts[0]
-    rows = _rows(count, context)
-    caches = cycle(_caches(bench, sizes, codec, (count, context)))
+    seconds, call_s = _decode_s(bench, sizes, codec, context), _call_s(bench, sizes, codec)
+    rows, caches = _rows(count, context), cycle(_caches(bench, sizes, codec, (count, context)))
 
     def call(x: torch.Tensor) -> object:
         cache, numbers = next(caches), x.view(count, sizes.heads, sizes.head_dim)
         cache.append(rows, numbers, numbers)
         return attend_tokens(rows, numbers, cache, count, sizes.head_dim**-0.5)
 
-    seconds, call_s = _decode_s(bench, sizes, codec, context), _call_s(bench, sizes, codec)
     return call, max(0.0, seconds - call_s)
 
 
@@ -95,7 +94,8 @@ def _rows(count: int, context: int) -> list[RowStep]:
 
 def _caches(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> list[TileCache]:
     """More than the processor's caches hold. tile: rows and cached tokens."""
-    nbytes = 2 * tile[0] * tile[1] * sizes.heads * sizes.head_dim * bench.torch_dtype.itemsize
+    tokens = (tile[1] // sizes.page_tokens + 1) * sizes.page_tokens
+    nbytes = 2 * tile[0] * tokens * sizes.heads * sizes.head_dim * bench.torch_dtype.itemsize
     return [_cache(bench, sizes, codec, tile) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
 
 
@@ -110,7 +110,7 @@ def _cache(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> T
     tails = None if codec.keeps_bytes else (bench.numbers(count, *page), bench.numbers(count, *page))
     tail_keys, tail_values = tails or (None, None)
     cache = TileCache(sizes.page_tokens, sizes.heads, (part,), tail_rows, tail_keys, tail_values, None)
-    if bench.memory != HOST or not (codec.keeps_bytes or codec.decodes_in_kernels):
+    if not _attends_in_kernel(bench, codec):
         return cache
     return attending_in_kernel(cache, codec, page=page, dtype=bench.torch_dtype, workers=bench.workers)
 
@@ -118,8 +118,12 @@ def _cache(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> T
 def _pages(bench: Bench, codec: Codec, rectangle: Rectangle, page: tuple[int, int, int]) -> Pages:
     encoded = torch.empty((1, codec.encoded_nbytes(page, bench.dtype)), dtype=torch.uint8, device=bench.device)
     codec.encode(bench.numbers(1, *page), encoded)
-    stored = encoded.repeat(rectangle.num_units, 1)
-    scratch = torch.zeros((rectangle.num_units, *page), dtype=bench.torch_dtype, device=bench.device)
-    return Pages(
-        rectangle, stored, page=page, codec=codec, scratch=scratch.view(torch.uint8).flatten(), dtype=bench.torch_dtype
-    )
+    stored, scratch = encoded.repeat(rectangle.num_units, 1), None
+    if not (codec.keeps_bytes or _attends_in_kernel(bench, codec)):
+        numbers = torch.zeros((rectangle.num_units, *page), dtype=bench.torch_dtype, device=bench.device)
+        scratch = numbers.view(torch.uint8).flatten()
+    return Pages(rectangle, stored, page=page, codec=codec, scratch=scratch, dtype=bench.torch_dtype)
+
+
+def _attends_in_kernel(bench: Bench, codec: Codec) -> bool:
+    return bench.memory == HOST and (codec.keeps_bytes or codec.decodes_in_kernels)

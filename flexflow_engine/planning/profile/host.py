@@ -56,10 +56,10 @@ def layer_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
     take in a loop of their own. So a layer is timed with its matrices and without everything else, and subtracted.
     """
     width, matmuls = sizes.heads * sizes.head_dim, 6
+    attend, cached_s = one_more_token(bench, sizes, codec)
     matrices = cycle([bench.numbers(width, width) for _ in range(_cold_matrices(bench, sizes, width))])
     x, vector = bench.numbers(sizes.attention_rows, width), bench.numbers(width)
     multiply = bench.multiply
-    attend, cached_s = one_more_token(bench, sizes, codec)
 
     def products() -> None:
         for _ in range(matmuls):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import cycle
 from statistics import median
@@ -11,7 +13,8 @@ from statistics import median
 import numpy as np
 
 from flexflow_engine.abc.hardware import Beside, Direction, Link
-from flexflow_engine.abc.tier import HOST, Region, RegionSpec, StoredTensor, Tier
+from flexflow_engine.abc.tier import HOST, Completion, Region, RegionSpec, StoredTensor, Tier
+from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.planning.profile.load import Load, rate, rates
 from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.planning.profile.stored import stored_tensors
@@ -19,6 +22,8 @@ from flexflow_engine.runtime.memory import Place, transfer_in, transfer_out
 
 SMALL_CALLS = 15
 """Small transfers of which the median counts."""
+IN_FLIGHT = 3
+"""Pages that a device has been given when the oldest is waited for."""
 DIRECTIONS: tuple[Direction, ...] = ("read", "write")
 
 
@@ -62,28 +67,34 @@ class Probe:
         self._fill()
         root = far.store_root(far.options)
         stored = stored_tensors(root) if root else ()
-        self._attached = [far.attach(tensor, placed_units=tensor.num_units) for tensor in stored]
+        self._attached = _attached(far, stored)
+        stored = stored[: len(self._attached)]
         pages = [_pages_of(region, tensor) for region, tensor in zip(self._attached, stored, strict=True)]
         spans = [span for some in pages for span in some]
         self._read = self._pages(spans, ".w") if spans else replace(self._written, spans=self._filled)
 
     def close(self) -> None:
+        self._context.close()  # waits for what is in flight
         for region in reversed(self._near):
             self.near.free(region)
         for region in (*self._attached, self._far_small, self._far):
             self.far.free(region)
-        self._context.close()
 
     def load(self, direction: Direction) -> Load:
-        """Pages carried without end, as many at once as the lane is wide, in bytes."""
+        """Pages carried without end, as many at once as the lane is wide, in bytes. A device is given the next page
+        before the last one is there, as by a lane.
+        """
         pages = self._read if direction == "read" else self._written
         workers = self.far.read_concurrency if direction == "read" else self.far.write_concurrency
         places = cycle(pages.spans) if direction == "read" else self._places
+        flying: list[deque[Completion]] = [deque() for _ in range(workers)]
 
         def work(worker: int) -> None:
             region, first, count = next(places)
             near = Place(self.near, pages.near, worker * pages.units, count)
-            self._carry(direction, Place(self.far, region, first, count), near)
+            flying[worker].append(self._issue(direction, Place(self.far, region, first, count), near))
+            if len(flying[worker]) == IN_FLIGHT:
+                flying[worker].popleft().wait()
 
         return Load(work, pages.nbytes, workers)
 
@@ -105,9 +116,12 @@ class Probe:
         return self._written.spans[: self.sizes.pages]
 
     def _carry(self, direction: Direction, far: Place, near: Place) -> None:
+        self._issue(direction, far, near).wait()
+
+    def _issue(self, direction: Direction, far: Place, near: Place) -> Completion:
         with self._context:
             (transfer_in if direction == "read" else transfer_out)(far=far, near=near)
-            self._context.record().wait()
+            return self._context.record()
 
     def _fill(self) -> None:
         """Write what is read, once: bytes that were never written may cost nothing to read."""
@@ -133,6 +147,14 @@ class Probe:
         near = self.near.allocate(RegionSpec(name=name, num_units=self._workers * units, unit_nbytes=unit_nbytes))
         self._near.append(near)
         return _Pages(tuple(spans), near, units)
+
+
+def _attached(far: Tier, stored: Sequence[StoredTensor]) -> list[Region]:
+    """Regions over stored tensors up to the first that is damaged: they may be another model's than the recipe's."""
+    regions: list[Region] = []
+    with suppress(CorruptDataError, StorageError):
+        regions.extend(far.attach(tensor, placed_units=tensor.num_units) for tensor in stored)
+    return regions
 
 
 def _pages_of(region: Region, tensor: StoredTensor) -> list[tuple[Region, int, int]]:

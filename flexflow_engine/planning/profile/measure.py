@@ -78,7 +78,7 @@ class _Workbench:
     def _add_processor(self, profile: HardwareProfile, part: ProcessorPart) -> HardwareProfile:
         bench, sizes, plain = self._bench(part.memory), self._sizes, self._needs.plain
         tasks = measure_tasks(self._needs.model, plain, self._tier(self._in_memory(part.memory)))
-        one_product_s = product_s(bench, sizes)
+        one_product_s = product_s(bench, sizes) if part.memory == HOST else 0.0  # a device queues one behind the other
         processor = Processor(
             matmul_flops_per_s={bench.dtype: matmul_flops_per_s(bench, sizes, one_product_s)},
             prefill_attention_flops_per_s=prefill_flops_per_s(bench, sizes),

@@ -78,8 +78,13 @@ def _kernels(device_type: str) -> ModuleType | None:
     try:
         from flexflow_plugins.codecs import triton_kernels  # noqa: PLC0415  # Triton takes long to import
 
-        places, grid = (torch.zeros(1, 32, dtype=x, device=device_type) for x in (torch.uint8, torch.float32))
-        triton_kernels.decode(places, (grid, grid), torch.empty(1, 64, device=device_type), length=2, bits=4)
+        numbers, encoded = (
+            torch.zeros(1, 64, device=device_type),
+            torch.zeros(1, 36, dtype=torch.uint8, device=device_type),
+        )
+        triton_kernels.fit(numbers, encoded)
+        grid = torch.zeros(1, 4, device=device_type)
+        triton_kernels.decode(encoded[:, :32], (grid, grid), numbers, length=16, bits=4)
     except Exception as error:  # whatever its compilers fail with
         warnings.warn(f"codecs run slower on the GPU, without Triton: {error}", stacklevel=2)
         return None

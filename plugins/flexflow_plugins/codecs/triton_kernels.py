@@ -6,8 +6,6 @@ other one.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -67,20 +65,20 @@ def fit(values: torch.Tensor, out: torch.Tensor) -> None:
 
 @triton.jit
 def _decode(
-    codes: Any,
-    scales: Any,
-    lows: Any,
-    out: Any,
-    code_stride: Any,
-    out_stride: Any,
-    numbers: Any,
-    grids: Any,
-    blocks: Any,
+    codes,
+    scales,
+    lows,
+    out,
+    code_stride,
+    out_stride,
+    numbers,
+    grids,
+    blocks,
     length: tl.constexpr,
     bits: tl.constexpr,
     half: tl.constexpr,
     num_bytes: tl.constexpr,
-) -> Any:
+):
     row, first = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * num_bytes
     at = first + tl.arange(0, num_bytes)
     code = tl.load(codes + row * code_stride + at, mask=at * 8 < numbers * bits, other=0)
@@ -96,16 +94,14 @@ def _decode(
 
 
 @triton.jit
-def _place(code: Any, at: Any, scales: Any, lows: Any, first_grid: Any, numbers: Any, length: tl.constexpr) -> Any:
+def _place(code, at, scales, lows, first_grid, numbers, length: tl.constexpr):
     grid = first_grid + at // length
     scale, low = tl.load(scales + grid, mask=at < numbers, other=0), tl.load(lows + grid, mask=at < numbers, other=0)
     return low + code.to(tl.float32) * scale
 
 
 @triton.jit
-def _fit(
-    values: Any, out: Any, out_words: Any, count: Any, row_groups: Any, row_nbytes: Any, num_groups: tl.constexpr
-) -> Any:
+def _fit(values, out, out_words, count, row_groups, row_nbytes, num_groups: tl.constexpr):
     group = tl.program_id(0).to(tl.int64) * num_groups + tl.arange(0, num_groups)
     real = group < count
     numbers = tl.load(values + group[:, None] * 64 + tl.arange(0, 64)[None, :], mask=real[:, None], other=0).to(
@@ -162,11 +158,11 @@ def _fit(
 
 
 @triton.jit
-def _of_group(parts: Any, num_groups: tl.constexpr, of_largest: tl.constexpr) -> Any:
+def _of_group(parts, num_groups: tl.constexpr, of_largest: tl.constexpr):
     four = tl.reshape(parts, (num_groups, 4))
     return tl.max(four, 1) if of_largest else tl.min(four, 1)
 
 
 @triton.jit
-def _within(numbers: Any, least: Any, most: Any) -> Any:
+def _within(numbers, least, most):
     return tl.minimum(tl.maximum(numbers, least), most)

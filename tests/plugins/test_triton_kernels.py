@@ -1,0 +1,42 @@
+"""Triton's kernels compile for the GPUs that people have. What they compute, test_group_quant.py asks of a GPU."""
+
+from collections.abc import Mapping
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton comes with torch for GPUs alone")
+
+TURING, AMPERE, HOPPER = 75, 80, 90
+
+
+def compiled_bytes(name: str, signature: dict[str, str], constants: Mapping[str, object], architecture: int) -> int:
+    """Of the machine code."""
+    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
+    from triton.compiler import ASTSource  # noqa: PLC0415
+
+    from flexflow_plugins.codecs import triton_kernels  # noqa: PLC0415
+
+    function = getattr(triton_kernels, name)
+    places = {(function.arg_names.index(key),): value for key, value in constants.items()}
+    types = signature | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=function, signature=types, constexprs=places)
+    return len(triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm["cubin"])
+
+
+@pytest.mark.parametrize("architecture", [TURING, AMPERE, HOPPER])
+@pytest.mark.parametrize("numbers", ["*fp32", "*bf16", "*fp16"])
+@pytest.mark.parametrize(("bits", "length"), [(4, 16), (4, 1), (8, 64)])
+def test_decoding_compiles(bits: int, length: int, numbers: str, architecture: int) -> None:
+    pointers = {"codes": "*u8", "scales": "*fp32", "lows": "*fp32", "out": numbers}
+    strides = {"code_stride": "i64", "out_stride": "i64"}
+    counts = dict.fromkeys(("numbers", "grids", "blocks"), "i32")
+    constants = {"length": length, "bits": bits, "half": numbers == "*fp16", "num_bytes": 512}
+    assert compiled_bytes("_decode", pointers | strides | counts, constants, architecture)
+
+
+@pytest.mark.parametrize("architecture", [TURING, AMPERE, HOPPER])
+@pytest.mark.parametrize("numbers", ["*fp32", "*bf16", "*fp16"])
+def test_fitting_compiles(numbers: str, architecture: int) -> None:
+    pointers = {"values": numbers, "out": "*u8", "out_words": "*i32"}
+    counts = dict.fromkeys(("count", "row_groups", "row_nbytes"), "i32")
+    assert compiled_bytes("_fit", pointers | counts, {"num_groups": 16}, architecture)
