@@ -1,6 +1,6 @@
 """A cap on what one process takes of a GPU's memory: torch gives out no more, as if the GPU had no more.
 
-    python -m throughput.gpu_cap NBYTES PEAK_FILE (-m MODULE | -c CODE) ARGUMENT…
+    python -m throughput.gpu_cap NBYTES PEAK_FILE -m MODULE ARGUMENT…
 
 What CUDA itself takes beside it, half a gigabyte, is not counted.
 """

@@ -88,7 +88,10 @@ def take_over_torch_threads() -> None:
 
 _holders = Lock()
 _held: list[int] = []
-"""torch's threads before the first of those that hold it to one, once for each of them; guarded by `_holders`."""
+_intervals: list[float] = []
+"""torch's threads before the first of those that hold it to one, once for each of them, and Python's switch interval
+before the first of those that shorten it; guarded by `_holders`.
+"""
 
 
 def torch_threads() -> int:
@@ -119,11 +122,15 @@ def quick_switches() -> Iterator[None]:
     """While it lasts, a thread that computes in Python hands its lock over after half a millisecond.
 
     A lane that queues kernels asks for the lock after each of them. Beside a thread that compiles a step it would wait
-    for Python's usual 5 ms each time, longer than the kernels take.
+    for Python's usual 5 ms each time, longer than the kernels take. Several may ask for it, and leave in any order.
     """
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_SECONDS)
+    with _holders:
+        _intervals.append(_intervals[0] if _intervals else sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_SECONDS)
     try:
         yield
     finally:
-        sys.setswitchinterval(before)
+        with _holders:
+            seconds = _intervals.pop()
+            if not _intervals:
+                sys.setswitchinterval(seconds)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 from flexflow_engine.abc.step import BatchStep, Step
 from flexflow_engine.graph.builder import GraphBuilder
@@ -99,28 +99,22 @@ class WeightLoads:
         pages = self._order.pages[index]
         tile = Tile(self._step.index, index, self._step.batches[position].gpu_batch)
         share = pages[len(pages) * position // count : len(pages) * (position + 1) // count]
-        for in_memory, group in groupby(share, lambda one: self._layout.tier(one[0].tier).read_by_host):
-            if in_memory:
-                self._load_together(tile, list(group))
-            else:
-                for run, page, offset in group:
-                    move = self._transfer(tile, run, page, offset)
-                    self._transfers.load(_name(page), tile, [move], reads=[], adds=move.target.region)
+        by_tier: dict[str, list[tuple[Run, Page, int]]] = defaultdict(list)
+        for one in share:
+            by_tier[one[0].tier].append(one)
+        for tier, some in by_tier.items():
+            for together in [some] if self._layout.tier(tier).read_by_host else [[one] for one in some]:
+                self._load_together(tile, together)
 
     def _load_together(self, tile: Tile, pages: Sequence[tuple[Run, Page, int]]) -> None:
-        """Pages in host memory: a copy is quickly done, and what a task takes beside it would be a part of it."""
-        for _, group in groupby(pages, lambda one: one[0].tier):
-            some = list(group)
-            moves = [self._transfer(tile, *one) for one in some]
-            name = _name(some[0][1]) + (f" and {len(some) - 1} more" if len(some) > 1 else "")
-            self._transfers.load(name, tile, moves, reads=[], adds=moves[0].target.region)
+        """One task: of one page, or of all in host memory, where a copy takes hardly longer than a task."""
+        transfers = [self._transfer(tile, *one) for one in pages]
+        page = pages[0][1]
+        name = f"{page.tensor.name}[{page.index}]" + (f" and {len(pages) - 1} more" if len(pages) > 1 else "")
+        self._transfers.load(name, tile, transfers, reads=[], adds=transfers[0].target.region)
 
     def _transfer(self, tile: Tile, run: Run, page: Page, offset: int) -> Transfer:
         location = f"weights.slot.{self._slots[tile.layer]}"
         target = Span(self._layout.device.name, location, offset, page.nbytes)
         source, read_nbytes = self._layout.page_span(run, page), self._order.read_nbytes(run, page)
         return Transfer(source, target, page.tensor.unit_nbytes, read_nbytes)
-
-
-def _name(page: Page) -> str:
-    return f"{page.tensor.name}[{page.index}]"

@@ -10,7 +10,9 @@ from flexflow_engine.placement.pages import PagedTensor
 SCORE_NBYTES = 4
 """Scores and probabilities are float32 whatever the cache's format."""
 LOOK_UP_ROWS = 256
-"""Rows of the table that are looked up at a time."""
+"""Rows of the table that are looked up at a time on the compute tier."""
+FAR_LOOK_UP_ROWS = 32
+"""Of a far tier's, by the lane that reads them: a megabyte at most, which is not counted."""
 _ENCODED_NBYTES = 2 * 2**20
 """Of cache pages before they are encoded, that a host's threads encode at a time: what their caches hold."""
 _ENCODED_ON_DEVICE_NBYTES = 16 * 2**20

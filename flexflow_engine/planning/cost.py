@@ -5,6 +5,7 @@ takes of its link or processor while it has that for itself; tasks that run at o
 
     transfer      fixed = contiguous moves * latency     shared = bytes / rate of the link
     gather rows   fixed = looked-up units * host's time for a row     shared = units * latency + bytes / rate
+                  without the latency where the host picks rows from its own memory
     decode        fixed = task_s    shared = numbers / decode rate
     compute       fixed = task_s    shared = matmuls + vectors + attention (planning.arithmetic)
                   fixed = task_s + layer_s for a decoder layer

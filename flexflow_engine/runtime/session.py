@@ -83,7 +83,14 @@ class Session:
             )
             if layout.device.memory == HOST:
                 stack.enter_context(one_torch_thread())  # before threads start, which take over the number
-            load_kernels(layout, model, weight_codec=weight_codec, kv_codec=kv_codec, workers=workers)
+            load_kernels(
+                layout,
+                model,
+                weight_codec=weight_codec,
+                kv_codec=kv_codec,
+                workers=workers,
+                device=device.torch_device,
+            )
             stack.enter_context(quick_switches())
             lanes = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
             self._executor = stack.enter_context(closing(lanes))

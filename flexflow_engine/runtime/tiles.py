@@ -107,7 +107,7 @@ class TileRunner:
     def _embed(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
         ids = self._token_ids(compute.batch)
         rows = self._rows(f"embed.slot.{compute.embed_slot}", len(ids), self._layout.embed_row_nbytes)
-        self._weights.look_up(ids, rows)
+        self._weights.look_up(ids, rows, self._layout.direct)
         positions = np.concatenate([np.arange(r.context, r.context + r.new_tokens) for r in compute.batch.rows])
         hidden = self._model.embed(weights, rows, indices(positions, self._device))
         self._hidden.write(compute.batch, compute.hidden_slot, hidden)
@@ -130,7 +130,7 @@ class TileRunner:
     def _gather(self, gather: GatherRows) -> None:
         ids = self._token_ids(gather.batch)
         target = self._memory.tensor(gather.target).view(self._dtype).view(len(ids), -1)
-        self._weights.look_up(ids, target, tier=gather.far)
+        self._weights.look_up(ids, target, {gather.far})
 
     def _fetch(self, fetch: FetchTokens, step: int) -> None:
         """Start the copy; the tokens are looked at once the task counts as issued, when the copy is done."""

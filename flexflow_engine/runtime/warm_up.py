@@ -1,5 +1,5 @@
-"""The host's compiled kernels, called once before a run's clock begins: the first call loads or compiles them, which
-takes half a second and more, and is no part of any step.
+"""Compiled kernels, called once before a run's clock begins: the first call loads or compiles them, which takes half a
+second and more, and is no part of any step.
 """
 
 from __future__ import annotations
@@ -19,15 +19,31 @@ from flexflow_engine.runtime.host_attention import HostPages, HostTile
 _PAGE_TOKENS, _UNIT = 16, (16, 64)
 
 
-def load_kernels(layout: Layout, model: Model, *, weight_codec: Codec, kv_codec: Codec, workers: Workers) -> None:
-    """Those that the layout's tasks call. Their results are dropped."""
+def load_kernels(
+    layout: Layout, model: Model, *, weight_codec: Codec, kv_codec: Codec, workers: Workers, device: str
+) -> None:
+    """Those that the layout's tasks call. Their results are dropped. device: torch's, of the compute tier."""
     dtype: torch.dtype = getattr(torch, model.dtype)
+    if layout.decodes_weights:
+        _decode_once(weight_codec, torch.zeros((1, *_UNIT), dtype=dtype, device=device), model)
+    if layout.decodes_kv:
+        page = model.config.num_kv_heads, layout.kv.page_tokens, model.config.head_dim
+        pages = torch.zeros((1, *page), dtype=dtype, device=device)
+        kv_codec.encode(pages, _decode_once(kv_codec, pages, model))
     if layout.attends_in_kernel:
         _attend_once(model, kv_codec, dtype, workers)
     if layout.multiplies_encoded:
         encoded = torch.zeros((1, weight_codec.encoded_nbytes(_UNIT, model.dtype)), dtype=torch.uint8)
         matrix = EncodedRows(weight_codec, encoded, _UNIT, rows=_UNIT[0])
         HostProducts(workers, dtype).linear(torch.zeros((1, _UNIT[1]), dtype=dtype), matrix)
+
+
+def _decode_once(codec: Codec, numbers: torch.Tensor, model: Model) -> torch.Tensor:
+    """Zeros into `numbers` [1, *shape]; the encoded bytes, uint8 [1, nbytes]."""
+    nbytes = codec.encoded_nbytes(tuple(numbers.shape[1:]), model.dtype)
+    encoded = torch.zeros((1, nbytes), dtype=torch.uint8, device=numbers.device)
+    codec.decode(encoded, numbers)
+    return encoded
 
 
 def _attend_once(model: Model, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:

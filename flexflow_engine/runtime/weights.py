@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import PlacedLayer, Run
-from flexflow_engine.placement.workspace import LOOK_UP_ROWS
+from flexflow_engine.placement.workspace import FAR_LOOK_UP_ROWS, LOOK_UP_ROWS
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.memory import Memory
@@ -89,15 +89,16 @@ class Weights:
         for encoded, out in self._decodes[key]:
             self._codec.decode(encoded, out)
 
-    def look_up(self, ids: NDArray[np.int64], target: torch.Tensor, *, tier: str | None = None) -> None:
-        """Copy the embedding rows of those token ids that lie where the compute tier reads them, or on `tier`, to their
-        places in `target` [len(ids), table width], which is in the memory of the first, or the host's.
+    def look_up(self, ids: NDArray[np.int64], target: torch.Tensor, tiers: Collection[str]) -> None:
+        """Copy the embedding rows of those token ids that lie on `tiers` to their places in `target` [len(ids), table
+        width], on the compute tier if it reads those tiers, else in host memory.
         """
         for run in self._layout.weights.table:
-            if run.tier in self._layout.direct if tier is None else run.tier == tier:
+            if run.tier in tiers:
                 places = np.flatnonzero((ids >= run.first_row) & (ids < run.stop_row))
-                for start in range(0, len(places), LOOK_UP_ROWS):
-                    self._look_up(run, ids, places[start : start + LOOK_UP_ROWS], target)
+                step = LOOK_UP_ROWS if run.tier in self._layout.direct else FAR_LOOK_UP_ROWS
+                for start in range(0, len(places), step):
+                    self._look_up(run, ids, places[start : start + step], target)
 
     def _look_up(self, run: Run, ids: NDArray[np.int64], places: NDArray[np.int64], target: torch.Tensor) -> None:
         """Decode each unit that is wanted once, and copy its rows to every place that wants them."""

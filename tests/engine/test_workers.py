@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from flexflow_engine.cpu.workers import Workers, one_torch_thread
+from flexflow_engine.cpu.workers import SWITCH_SECONDS, Workers, one_torch_thread, quick_switches
 from flexflow_engine.testing.allocations import PeakAllocations
 from watched import no_thread_left, openmp_team
 
@@ -128,3 +129,13 @@ def test_workers_leave_no_thread_behind() -> None:
         workers.share(lambda part: None, 3)
         workers.close()
         workers.close()
+
+
+def test_switches_stay_quick_until_the_last_that_asked_for_them_leaves() -> None:
+    usual, (first, second) = sys.getswitchinterval(), (quick_switches(), quick_switches())
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
+    second.__exit__(None, None, None)
+    assert sys.getswitchinterval() == usual

@@ -25,6 +25,8 @@ from flexflow_plugins.codecs.threads import share
 MINMAX = GroupInt4Codec(GroupInt4Options(encoder="minmax"))
 FIT = GroupInt4Codec(GroupInt4Options(encoder="fit"))
 CODECS = [GroupInt4Codec(), FIT, MINMAX, GroupInt8Codec()]
+UNLIKE = [GroupInt4Codec(GroupInt4Options(encoder="fit", group_size=size)) for size in (2, 20, 100)]
+"""Of groups whose quarters are not of one size."""
 each_codec = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.key)
 each_version_1 = pytest.mark.parametrize("codec", [MINMAX, GroupInt8Codec()], ids=lambda codec: codec.key)
 each_version_2 = pytest.mark.parametrize("codec", [GroupInt4Codec(), FIT], ids=lambda codec: codec.key)
@@ -157,7 +159,7 @@ def test_a_dtypes_numbers_are_the_float32_ones_rounded(codec: GroupQuantCodec) -
         assert torch.equal(out, exact.to(dtype)), dtype
 
 
-@each_codec
+@pytest.mark.parametrize("codec", [*CODECS, *UNLIKE], ids=lambda codec: codec.key)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1,), (65,), (7, 80), (64,)])
 def test_torch_operators_do_what_the_kernels_do(
@@ -180,7 +182,7 @@ def test_torch_operators_do_what_the_kernels_do(
 
 
 @pytest.mark.cuda
-@each_codec
+@pytest.mark.parametrize("codec", [*CODECS, *UNLIKE], ids=lambda codec: codec.key)
 @pytest.mark.parametrize("triton", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1,), (65,), (7, 80), (64,), (32, 16, 64)])

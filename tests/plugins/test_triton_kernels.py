@@ -1,5 +1,8 @@
 """Triton's kernels compile for the GPUs that people have. What they compute, test_group_quant.py asks of a GPU."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -40,3 +43,33 @@ def test_fitting_compiles(numbers: str, architecture: int) -> None:
     pointers = {"values": numbers, "out": "*u8", "out_words": "*i32"}
     counts = dict.fromkeys(("count", "row_groups", "row_nbytes"), "i32")
     assert compiled_bytes("_fit", pointers | counts, {"num_groups": 16}, architecture)
+
+
+INTERPRETED = """
+import torch
+from flexflow_plugins.codecs import on_device, triton_kernels
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options
+
+torch.manual_seed(0)
+codec = GroupInt4Codec(GroupInt4Options(encoder="fit", group_size=GROUP_SIZE))
+values = torch.randn(5, 640) * torch.logspace(-9, 4, 5)[:, None]
+values[1], values[2, 3] = 0, torch.nan
+by_torch, by_kernels = (torch.zeros(5, codec.encoded_nbytes((640,), "float32"), dtype=torch.uint8) for _ in range(2))
+codec.encode(values, by_torch)
+host, kernels = torch.empty_like(values), torch.empty_like(values)
+on_device._kernels = lambda device_type: triton_kernels
+on_device.decode(codec, by_torch, kernels)
+codec.decode(by_torch, host)
+assert torch.equal(host.nan_to_num(7), kernels.nan_to_num(7))
+on_device.encode(codec, values, by_kernels)
+codec.decode(by_kernels, host)
+bound = codec.error_bound(values)
+assert (((host - values).abs() <= bound) | bound.isinf()).all()
+"""
+
+
+@pytest.mark.parametrize("group_size", [20, 64, 100])
+def test_kernels_make_the_hosts_numbers_in_tritons_interpreter(group_size: int) -> None:
+    """Which is chosen when the kernels are imported."""
+    code = INTERPRETED.replace("GROUP_SIZE", str(group_size))
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)

@@ -21,7 +21,7 @@ from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.placement.layout import Layout, make_layout
 from flexflow_engine.placement.pages import paged_tensors
-from flexflow_engine.placement.workspace import LOOK_UP_ROWS
+from flexflow_engine.placement.workspace import FAR_LOOK_UP_ROWS
 from flexflow_engine.planning.plan import describe_tiers
 from flexflow_engine.planning.profile.attention import one_more_token
 from flexflow_engine.planning.profile.bench import Bench
@@ -33,7 +33,7 @@ STEPS = 8
 """Steps that are compiled and handed over; their median counts."""
 GPU_BATCHES = 2
 ROWS = 4
-LOOK_UPS = 20
+LOOK_UPS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +135,12 @@ def _step(index: int) -> Step:
 
 def _gather_row_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
     """As the runtime looks up rows of a far tier: their units decoded into fresh memory, and copied to their places."""
-    units = torch.zeros((LOOK_UP_ROWS, sizes.features * bench.torch_dtype.itemsize), dtype=torch.uint8)
-    target = torch.zeros((LOOK_UP_ROWS, sizes.features), dtype=bench.torch_dtype)
-    places = torch.arange(LOOK_UP_ROWS)
+    units = torch.zeros((FAR_LOOK_UP_ROWS, sizes.features * bench.torch_dtype.itemsize), dtype=torch.uint8)
+    target = torch.zeros((FAR_LOOK_UP_ROWS, sizes.features), dtype=bench.torch_dtype)
+    places = torch.arange(FAR_LOOK_UP_ROWS)
 
     def look_up() -> None:
-        rows = torch.empty((LOOK_UP_ROWS, 1, sizes.features), dtype=bench.torch_dtype)
+        rows = torch.empty((FAR_LOOK_UP_ROWS, 1, sizes.features), dtype=bench.torch_dtype)
         codec.decode(units, rows)
         target[places] = rows[places, 0]
 
@@ -148,4 +148,4 @@ def _gather_row_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
     begin = time.perf_counter()
     for _ in range(LOOK_UPS):
         look_up()
-    return (time.perf_counter() - begin) / (LOOK_UPS * LOOK_UP_ROWS)
+    return (time.perf_counter() - begin) / (LOOK_UPS * FAR_LOOK_UP_ROWS)

@@ -66,10 +66,9 @@ class Probe:
         self._places = cycle(self._written.spans)
         self._fill()
         root = far.store_root(far.options)
-        stored = stored_tensors(root) if root else ()
-        self._attached = _attached(far, stored)
-        stored = stored[: len(self._attached)]
-        pages = [_pages_of(region, tensor) for region, tensor in zip(self._attached, stored, strict=True)]
+        attached = _attached(far, stored_tensors(root) if root else ())
+        self._attached = [region for _, region in attached]
+        pages = [_pages_of(region, tensor) for tensor, region in attached]
         spans = [span for some in pages for span in some]
         self._read = self._pages(spans, ".w") if spans else replace(self._written, spans=self._filled)
 
@@ -149,12 +148,15 @@ class Probe:
         return _Pages(tuple(spans), near, units)
 
 
-def _attached(far: Tier, stored: Sequence[StoredTensor]) -> list[Region]:
-    """Regions over stored tensors up to the first that is damaged: they may be another model's than the recipe's."""
-    regions: list[Region] = []
-    with suppress(CorruptDataError, StorageError):
-        regions.extend(far.attach(tensor, placed_units=tensor.num_units) for tensor in stored)
-    return regions
+def _attached(far: Tier, stored: Sequence[StoredTensor]) -> list[tuple[StoredTensor, Region]]:
+    """What of stored tensors can be read. Damaged ones are passed over: the model may be another than the recipe's, and
+    whoever runs it is told.
+    """
+    attached = []
+    for tensor in stored:
+        with suppress(CorruptDataError, StorageError):
+            attached.append((tensor, far.attach(tensor, placed_units=tensor.num_units)))
+    return attached
 
 
 def _pages_of(region: Region, tensor: StoredTensor) -> list[tuple[Region, int, int]]:

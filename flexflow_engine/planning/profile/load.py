@@ -18,7 +18,9 @@ class Load:
     """Work that can be repeated without end, by several threads at once."""
 
     work: Callable[[int], None]
-    """Does it once and returns when it is done; takes the number of the calling worker."""
+    """Does it once, and returns when that, or on a device what was asked for some calls before, is done; takes the
+    number of the calling worker.
+    """
     amount: float
     """What one call gets done: bytes, operations."""
     workers: int = 1

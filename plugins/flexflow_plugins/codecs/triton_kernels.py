@@ -51,8 +51,9 @@ def decode(
 
 def fits(values: torch.Tensor, out: torch.Tensor, group_size: int) -> bool:
     """Whether `fit` takes them."""
-    whole = group_size == GROUP_SIZE and values.shape[1] % GROUP_SIZE == 0
-    return whole and values.is_contiguous() and out.is_contiguous() and out.data_ptr() % 4 == 0
+    whole = group_size == GROUP_SIZE and values.shape[1] % GROUP_SIZE == 0 and values.numel() > 0
+    in_words = out.is_contiguous() and out.data_ptr() % 4 == out.stride(0) % 4 == out.storage_offset() % 4 == 0
+    return whole and in_words and values.is_contiguous()
 
 
 def fit(values: torch.Tensor, out: torch.Tensor) -> None:
