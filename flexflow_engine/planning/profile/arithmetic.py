@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.hardware import Curve
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.load import Load
 from flexflow_engine.planning.profile.sizes import Sizes
 
 LOAD_TOKENS = 16
-"""Rows of the matmuls that run beside links: enough to keep a processor and its memory busy."""
+"""Rows of the matmuls that run beside links: enough to keep the host's processor and its memory busy."""
+DEVICE_PRODUCTS = 32
+"""Of many rows each, that a device is given at a time: it is to be busy, not the host that launches them."""
 
 
 def matmul_flops_per_s(bench: Bench, sizes: Sizes, one_product_s: float) -> Curve:
@@ -53,12 +56,14 @@ def memory_bytes_per_s(bench: Bench, sizes: Sizes) -> float:
 
 def matmul_load(bench: Bench, sizes: Sizes) -> Load:
     """Matmuls without end, in operations, to see what they and the links leave each other."""
-    turn, x = cycle(_matrices(bench, sizes.features, sizes)), bench.numbers(LOAD_TOKENS, sizes.features)
+    tokens, count = (LOAD_TOKENS, 1) if bench.memory == HOST else (sizes.tokens[-1], DEVICE_PRODUCTS)
+    turn, x = cycle(_matrices(bench, sizes.features, sizes)), bench.numbers(tokens, sizes.features)
 
-    def work(worker: int) -> None:
-        bench.finish(lambda: bench.multiply(x, next(turn), None))
+    def products() -> None:
+        for _ in range(count):
+            bench.multiply(x, next(turn), None)
 
-    return Load(work, 2.0 * LOAD_TOKENS * sizes.features**2)
+    return Load(lambda worker: bench.finish(products), 2.0 * count * tokens * sizes.features**2)
 
 
 def _matrices(bench: Bench, features: int, sizes: Sizes) -> list[torch.Tensor]:
