@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import Lock
+from typing import Generic, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 SWITCH_SECONDS = 0.0005
+T = TypeVar("T")
 
 
 class Workers:
@@ -86,51 +88,59 @@ def take_over_torch_threads() -> None:
     torch.get_num_threads()
 
 
-_holders = Lock()
-_held: list[int] = []
-_intervals: list[float] = []
-"""torch's threads before the first of those that hold it to one, once for each of them, and Python's switch interval
-before the first of those that shorten it; guarded by `_holders`.
-"""
+class _Held(Generic[T]):
+    """A setting of the whole process that several may hold to a value, and leave in any order; the last gives it back.
+
+    changing state, guarded by a lock    _before, what it was before the first of those who hold it, once for each
+    """
+
+    def __init__(self, get: Callable[[], T], put: Callable[[T], object]) -> None:
+        self._get, self._put = get, put
+        self._lock = Lock()
+        self._before: list[T] = []
+
+    def usual(self) -> T:
+        """What it is where nobody holds it."""
+        with self._lock:
+            return self._usual()
+
+    @contextmanager
+    def hold(self, value: T) -> Iterator[None]:
+        with self._lock:
+            self._before.append(self._usual())
+            self._put(value)
+        try:
+            yield
+        finally:
+            with self._lock:
+                before = self._before.pop()
+                if not self._before:
+                    self._put(before)
+
+    def _usual(self) -> T:
+        return self._before[0] if self._before else self._get()
+
+
+_THREADS = _Held(torch.get_num_threads, torch.set_num_threads)
+_SWITCHES = _Held(sys.getswitchinterval, sys.setswitchinterval)
 
 
 def torch_threads() -> int:
     """How many threads torch computes with where nobody holds it to one."""
-    with _holders:
-        return _held[0] if _held else torch.get_num_threads()
+    return _THREADS.usual()
 
 
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> AbstractContextManager[None]:
     """Have torch compute in the calling thread alone, in the whole process: where others share the work, or where it is
     done before they would have woken. Several may hold it to that, and leave in any order.
     """
-    with _holders:
-        _held.append(_held[0] if _held else torch.get_num_threads())
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        with _holders:
-            threads = _held.pop()
-            if not _held:
-                torch.set_num_threads(threads)
+    return _THREADS.hold(1)
 
 
-@contextmanager
-def quick_switches() -> Iterator[None]:
+def quick_switches() -> AbstractContextManager[None]:
     """While it lasts, a thread that computes in Python hands its lock over after half a millisecond.
 
     A lane that queues kernels asks for the lock after each of them. Beside a thread that compiles a step it would wait
     for Python's usual 5 ms each time, longer than the kernels take. Several may ask for it, and leave in any order.
     """
-    with _holders:
-        _intervals.append(_intervals[0] if _intervals else sys.getswitchinterval())
-        sys.setswitchinterval(SWITCH_SECONDS)
-    try:
-        yield
-    finally:
-        with _holders:
-            seconds = _intervals.pop()
-            if not _intervals:
-                sys.setswitchinterval(seconds)
+    return _SWITCHES.hold(SWITCH_SECONDS)

@@ -197,7 +197,7 @@ def make_layout(
     small_offsets, small_nbytes = _pack(weights.small)
     multiplies_encoded = multiplies_as_encoded(tiers[0], weight_codec)
     attended_in = tiers[0].memory if policy.attention == "device" else HOST
-    in_kernel = attended_in == HOST and (kv_codec.keeps_bytes or kv_codec.decodes_in_kernels)
+    in_kernel = attended_in_kernel(attended_in, kv_codec)
     sizes = policy.gpu_batch_size, workload.max_cached_tokens, policy.kv_page_tokens
     decode_attention = (kernel_nbytes if in_kernel else pieces_nbytes)(model, *sizes)
 
@@ -253,6 +253,11 @@ def _staging_nbytes(
 def multiplies_as_encoded(device: TierDescription, codec: Codec) -> bool:
     """Whether weights of this codec are multiplied without being decoded first, a layer at a time."""
     return device.memory == HOST and codec.decodes_in_kernels
+
+
+def attended_in_kernel(memory: str | None, codec: Codec) -> bool:
+    """Whether the host's kernel attends to a cache of this codec; if not, torch does, on pages that were decoded."""
+    return memory == HOST and (codec.keeps_bytes or codec.decodes_in_kernels)
 
 
 def _pack(tensors: tuple[PagedTensor, ...]) -> tuple[dict[str, int], int]:

@@ -12,7 +12,7 @@ SCORE_NBYTES = 4
 LOOK_UP_ROWS = 256
 """Rows of the table that are looked up at a time on the compute tier."""
 FAR_LOOK_UP_ROWS = 32
-"""Of a far tier's, by the lane that reads them: a megabyte at most, which is not counted."""
+"""Of a far tier's, by the lane that reads them: a megabyte or two, which is not counted."""
 _ENCODED_NBYTES = 2 * 2**20
 """Of cache pages before they are encoded, that a host's threads encode at a time: what their caches hold."""
 _ENCODED_ON_DEVICE_NBYTES = 16 * 2**20

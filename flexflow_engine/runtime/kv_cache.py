@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from math import ceil
@@ -56,13 +56,12 @@ class TileCache:
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
-        starts = [0, *accumulate(row.new_tokens for row in rows)]
-        runs = list(self._written_together(rows))
+        runs = _adjoining(rows, lambda row: row.new_tokens, self._prompts_together)
+        starts = [0, *accumulate(len(run) * run[0].new_tokens for run in runs)]
 
         def write(n: int) -> None:
-            run = runs[n]
-            tokens = slice(starts[run.start], starts[run.stop])
-            self._write_alike(rows[run.start : run.stop], keys[tokens], values[tokens])
+            tokens = slice(starts[n], starts[n + 1])
+            self._write_alike(runs[n], keys[tokens], values[tokens])
 
         self._each(write, len(runs))
 
@@ -108,11 +107,12 @@ class TileCache:
         step = self._pages_a_thread
         if self.workers is not None:
             step = min(step, ceil(len(rows) / self.workers.threads))
-        runs = [
-            run[first : first + step]
-            for run in _adjoining(rows, lambda row: self._part(row.row, row.context // self.page_tokens))
-            for first in range(0, len(run), step)
-        ]
+
+        def page(row: RowStep) -> Hashable:
+            """Its number and its part."""
+            return row.context, id(self._part(row.row, row.context // self.page_tokens))
+
+        runs = _adjoining(rows, page, lambda _: step)
         self._each(lambda n: self._flush(runs[n]), len(runs))
 
     def _flush(self, rows: Sequence[RowStep]) -> None:
@@ -134,16 +134,11 @@ class TileCache:
     def _offsets(self, rows: Sequence[RowStep], chosen: Sequence[int]) -> list[int]:
         return [rows[n].context % self.page_tokens for n in chosen]
 
-    def _written_together(self, rows: Sequence[RowStep]) -> Iterator[range]:
-        """Places in `rows`: each by itself where threads share them, else adjoining rows with prompts of one length."""
+    def _prompts_together(self, row: RowStep) -> int:
+        """How many prompts as long as this row's are written in one call: one where threads share them."""
         if self.workers is not None:
-            yield from (range(n, n + 1) for n in range(len(rows)))
-            return
-        for (_, tokens), group in groupby(enumerate(rows), lambda one: (one[1].row - one[0], one[1].new_tokens)):
-            places = [n for n, _ in group]
-            step = max(1, self._pages_a_thread // max(1, tokens // self.page_tokens))
-            for first in range(places[0], places[-1] + 1, step):
-                yield range(first, min(first + step, places[-1] + 1))
+            return 1
+        return max(1, self._pages_a_thread // max(1, row.new_tokens // self.page_tokens))
 
     def _write_alike(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Adjoining rows' prompts of one length. Full pages go where their rectangle is, in place or in its slot; the
@@ -286,12 +281,16 @@ def attending_in_kernel(
     return replace(cache, host=host)
 
 
-def _adjoining(rows: Sequence[RowStep], part_of: Callable[[RowStep], KVPart]) -> list[list[RowStep]]:
-    """Rows in runs that follow each other in one part, with pages of one number."""
-    numbered = groupby(
-        enumerate(rows), lambda numbered: (numbered[1].row - numbered[0], numbered[1].context, id(part_of(numbered[1])))
-    )
-    return [[row for _, row in run] for _, run in numbered]
+def _adjoining(
+    rows: Sequence[RowStep], kind: Callable[[RowStep], Hashable], most: Callable[[RowStep], int]
+) -> list[Sequence[RowStep]]:
+    """Runs of rows that follow each other and are of one kind; of a kind no more together than `most` says."""
+    runs: list[Sequence[RowStep]] = []
+    for _, group in groupby(enumerate(rows), lambda numbered: (numbered[1].row - numbered[0], kind(numbered[1]))):
+        run = [row for _, row in group]
+        step = most(run[0])
+        runs += [run[first : first + step] for first in range(0, len(run), step)]
+    return runs
 
 
 def _rows_from(first: int, rows: Sequence[RowStep]) -> slice:

@@ -190,7 +190,7 @@ def test_a_gpu_reads_what_the_host_reads_and_writes_as_well(
     codec: GroupQuantCodec,
     dtype: torch.dtype,
     shape: tuple[int, ...],
-    triton: bool,  # a parameter of the test
+    triton: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if triton and on_device._kernels("cuda") is None:

@@ -12,6 +12,7 @@ from flexflow_engine.abc.hardware import Curve
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.placement.kv import Rectangle
+from flexflow_engine.placement.layout import attended_in_kernel
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
@@ -110,7 +111,7 @@ def _cache(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> T
     tails = None if codec.keeps_bytes else (bench.numbers(count, *page), bench.numbers(count, *page))
     tail_keys, tail_values = tails or (None, None)
     cache = TileCache(sizes.page_tokens, sizes.heads, (part,), tail_rows, tail_keys, tail_values, None)
-    if not _attends_in_kernel(bench, codec):
+    if not attended_in_kernel(bench.memory, codec):
         return cache
     return attending_in_kernel(cache, codec, page=page, dtype=bench.torch_dtype, workers=bench.workers)
 
@@ -119,11 +120,7 @@ def _pages(bench: Bench, codec: Codec, rectangle: Rectangle, page: tuple[int, in
     encoded = torch.empty((1, codec.encoded_nbytes(page, bench.dtype)), dtype=torch.uint8, device=bench.device)
     codec.encode(bench.numbers(1, *page), encoded)
     stored, scratch = encoded.repeat(rectangle.num_units, 1), None
-    if not (codec.keeps_bytes or _attends_in_kernel(bench, codec)):
+    if not (codec.keeps_bytes or attended_in_kernel(bench.memory, codec)):
         numbers = torch.zeros((rectangle.num_units, *page), dtype=bench.torch_dtype, device=bench.device)
         scratch = numbers.view(torch.uint8).flatten()
     return Pages(rectangle, stored, page=page, codec=codec, scratch=scratch, dtype=bench.torch_dtype)
-
-
-def _attends_in_kernel(bench: Bench, codec: Codec) -> bool:
-    return bench.memory == HOST and (codec.keeps_bytes or codec.decodes_in_kernels)

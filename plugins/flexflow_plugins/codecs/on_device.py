@@ -39,13 +39,12 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     for first, stop in _spans(form, len(out), size, _DECODED_AT_ONCE):
         groups = slice(first // form.group_size, -(-stop // form.group_size))
         scale, low = _grids(form, settings, groups)  # [n, groups, grids, 1]
-        length = form.group_size // scale.shape[2]
+        part, length = codes[:, first * form.bits // 8 : (stop * form.bits + 7) // 8], form.group_size // scale.shape[2]
         if kernels := _kernels(out.device.type):
-            part = codes[:, first * form.bits // 8 : (stop * form.bits + 7) // 8]
             grids = scale.flatten(1).contiguous(), low.flatten(1).contiguous()
             kernels.decode(part, grids, target[:, first:stop], length=length, bits=form.bits)
             continue
-        places = _codes(form, codes, first, stop).view(*scale.shape[:3], length)
+        places = _codes(form, part, stop - first).view(*scale.shape[:3], length)
         if (stop - first) % form.group_size:
             numbers = torch.addcmul(low, places, scale).flatten(1)
             target[:, first:stop] = numbers[:, : stop - first]
@@ -159,10 +158,9 @@ def _grids(form: Format, settings: torch.Tensor, groups: slice) -> tuple[torch.T
     return scales[:, groups, None, None].float(), lows[:, groups, None, None].float()
 
 
-def _codes(form: Format, codes: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-    """Codes [first, stop) of every tensor, uint8 [n, numbers]: of whole groups, whatever stands where none is."""
-    part, numbers = codes[:, first * form.bits // 8 : (stop * form.bits + 7) // 8], stop - first
-    numbers += -numbers % form.group_size
+def _codes(form: Format, part: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` codes of every tensor from their bytes, uint8 [n, numbers]: of whole groups, filled up with anything."""
+    numbers = count + -count % form.group_size
     if form.bits == 8:
         return F.pad(part, (0, numbers - part.shape[1]))
     pairs = part.new_empty(len(part), numbers // 2, 2)
