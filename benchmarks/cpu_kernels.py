@@ -193,7 +193,6 @@ def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> 
     layout = make_layout(
         model=opened.model,
         tensors=paged_tensors(opened.model, weights, NoneCodec()),
-        weight_codec=weights,
         kv_codec=cache,
         policy=Policy(
             gpu_batch_size=LAYER_ROWS,
@@ -219,7 +218,6 @@ def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> 
             layout=layout,
             memory=memory,
             model=opened.model,
-            weight_codec=weights,
             kv_codec=cache,
             device="cpu",
             prompts=[],

@@ -171,6 +171,7 @@ def _write_store(folder: Path, kind: Kind) -> Path:
         content_key="0",
         dtype="float16",
         codec="none",
+        table_codec="none",
         small_codec="none",
         arrays={"tensor": "tensor"},
         nbytes=layout.nbytes,

@@ -237,7 +237,8 @@ def _tier_classes(recipe: Recipe, registry: Registry) -> dict[str, type[Tier]]:
 
 def _needs(recipe: Recipe, model: Model, codecs: Codecs, classes: Mapping[str, type[Tier]]) -> Needs:
     options = _tier_options(recipe, classes)
-    encoding = {codec.name: codec for codec in (codecs.weights, codecs.kv_cache) if not codec.keeps_bytes}
+    used = codecs.weights, codecs.weights.for_table(), codecs.kv_cache
+    encoding = {codec.name: codec for codec in used if not codec.keeps_bytes}
     return Needs(
         model=model,
         tiers=tuple(TierChoice(name=n, tier_class=c, options=options[n]) for n, c in classes.items()),
@@ -331,7 +332,6 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
         layout=job.plan.layout,
         tiers=run.tiers,
         model=job.model,
-        weight_codec=job.codecs.weights,
         kv_codec=job.codecs.kv_cache,
         store=run.store,
         prompts=[_array(prompt.token_ids) for prompt in job.prompts],

@@ -151,7 +151,6 @@ def run_job(
     layout = make_layout(
         model=opened.model,
         tensors=paged_tensors(opened.model, weight_codec, small_codec),
-        weight_codec=weight_codec,
         kv_codec=kv_codec,
         policy=chosen,
         workload=WorkloadShape(tuple(len(p) for p in prompts), max(new_tokens)),
@@ -174,7 +173,6 @@ def run_job(
             layout=layout,
             tiers=opened_tiers,
             model=opened.model,
-            weight_codec=weight_codec,
             kv_codec=kv_codec,
             store=weights,
             prompts=[np.asarray(p, np.int64) for p in prompts],

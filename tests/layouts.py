@@ -60,7 +60,6 @@ def lay_out(
     return make_layout(
         model=model,
         tensors=paged_tensors(model, weight_codec, codec),
-        weight_codec=weight_codec,
         kv_codec=codec,
         policy=chosen,
         workload=WorkloadShape(tuple(prompt_tokens), max_new_tokens),

@@ -1,6 +1,6 @@
 """Exact match of the quickstart model over the held-out prompts, decoded greedily with transformers.
 
-python benchmarks/quickstart/evaluate.py [--model recipes/data/quickstart-opt]
+PYTHONPATH=benchmarks python -m quickstart.evaluate [--model recipes/data/quickstart-opt]
     [--prompts recipes/data/quickstart.jsonl] [--dtype float32 | bfloat16] [--show-misses]
 """
 

@@ -1,6 +1,6 @@
 """Train the quickstart model: a small OPT that reads one field out of a messy record.
 
-    python benchmarks/quickstart/train.py [--output recipes/data/quickstart-opt] [--steps 3600] [--seed 0]
+    PYTHONPATH=benchmarks python -m quickstart.train [--output recipes/data/quickstart-opt] [--steps 3600] [--seed 0]
 
 Everything is generated, nothing is downloaded. Writes a Hugging Face checkpoint in float16, and next to it
 the held-out files. What makes a model this small learn to copy within minutes on a CPU:
@@ -29,12 +29,13 @@ from pathlib import Path
 from random import Random
 
 import torch
-from evaluate import exact_match
-from records import MAX_FIELDS, Record, Split, heldout_examples, make_record
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import OPTConfig, OPTForCausalLM
+
+from quickstart.evaluate import exact_match
+from quickstart.records import MAX_FIELDS, Record, Split, heldout_examples, make_record
 
 PAD_ID, END_ID = 1, 2
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # ids 0 to 3, as OPT has them

@@ -83,6 +83,12 @@ class Codec(ABC):
         """The codec to use for a KV cache: an equal one that encodes as fast as pages fill."""
         return self
 
+    def for_table(self) -> Codec:
+        """The codec to use for an embedding table, which a tied head multiplies by, where this one is for the weights:
+        it keeps bytes, decodes in kernels and compresses if this one does.
+        """
+        return self
+
     @abstractmethod
     def configuration(self) -> Mapping[str, Any]:
         """What a reader must know to decode, ready for JSON: the name, the format's version, its settings."""

@@ -3,7 +3,8 @@
     <root>/weights/<content key>-<dtype>-<codec>/       the store
     <root>/weights/<content key>-<dtype>-<codec>.lock   held while it is written
 
-Stores of one checkpoint that differ in the codec share what it does not touch, the small tensors, as hard links.
+The codec of the tables follows where it is another one. Stores of one checkpoint share the pages that are equal, as
+hard links: small tensors, and what the same codec has encoded.
 An import that was interrupted goes on where it stopped. Memory holds one page at a time, whatever the model's size.
 """
 
@@ -41,9 +42,9 @@ def import_checkpoint(  # noqa: PLR0917  # in the order the data pass; every one
 ) -> WeightStore:
     """The weight store of `checkpoint` under `root`, which is made unless it is there; the caller closes it.
 
-    codec: of the large tensors. progress: called after every page with the bytes done and in all. A second import of
-    the same content waits for the first. Raises CheckpointError or ProblemsError before anything is written,
-    StorageError when the disk is too small or fails.
+    codec: of the large tensors, tables by its `for_table`. progress: called after every page with the bytes done and
+    in all. A second import of the same content waits for the first. Raises CheckpointError or ProblemsError before
+    anything is written, StorageError when the disk is too small or fails.
     """
     plan = ImportPlan.of(model, codec, small_codec)
     folder = store_folder(root, checkpoint, plan)
@@ -59,7 +60,8 @@ def import_checkpoint(  # noqa: PLR0917  # in the order the data pass; every one
 
 
 def store_folder(root: Path, checkpoint: Checkpoint, plan: ImportPlan) -> Path:
-    return root / WEIGHTS / f"{checkpoint.content_key()[:16]}-{plan.dtype}-{plan.codec.key}"
+    codecs = dict.fromkeys((plan.codec.key, plan.codec.for_table().key))
+    return root / WEIGHTS / "-".join((checkpoint.content_key()[:16], plan.dtype, *codecs))
 
 
 @contextmanager
@@ -124,10 +126,13 @@ def _others(folder: Path, checkpoint: Checkpoint) -> dict[Path, StoreHeader]:
 def _share_page(
     writer: StoreWriter, names: Mapping[str, str], entry: TensorPlan, page: int, others: Mapping[Path, StoreHeader]
 ) -> bool:
-    """Take a page of plain numbers from a store that has it; encoders of one format write different bytes."""
-    plain = entry.codec.keeps_bytes and not entry.codec.compresses
-    return plain and any(
-        _is_stored(path, header, entry) and writer.share_page(names[entry.name], page, path)
+    """Take a page from a store that has it: plain numbers, or what the same encoder made of them."""
+    codec, role = entry.tensor.codec, entry.tensor.role
+    plain = codec.keeps_bytes and not codec.compresses
+    return any(
+        (plain or header.codec_of(role) == codec.key)
+        and _is_stored(path, header, entry)
+        and writer.share_page(names[entry.name], page, path)
         for path, header in others.items()
     )
 
@@ -138,6 +143,7 @@ def _header(checkpoint: Checkpoint, plan: ImportPlan, names: Mapping[str, str]) 
         content_key=checkpoint.content_key(),
         dtype=plan.dtype,
         codec=plan.codec.key,
+        table_codec=plan.codec.for_table().key,
         small_codec=plan.small_codec.key,
         arrays=names,
         nbytes=plan.nbytes,
@@ -160,7 +166,7 @@ def _write_page(writer: StoreWriter, checkpoint: Checkpoint, array: str, entry: 
     units = tensor.page_units(page)
     rows = _read_rows(checkpoint, array, tensor, units).to(getattr(torch, writer.dtype))
     encoded = torch.empty((len(units), unit_nbytes), dtype=torch.uint8)
-    entry.codec.encode(_cut(rows, tensor.unit_rows), encoded)
+    tensor.codec.encode(_cut(rows, tensor.unit_rows), encoded)
     writer.write_page(array, page, encoded.view(-1).numpy())
 
 

@@ -19,10 +19,9 @@ from flexflow_engine.store.encoding import Compression, Encoding
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPlan:
-    """One parameter: how it is cut, and what encodes it."""
+    """One parameter: how it is cut and encoded, and how its array is laid out."""
 
     tensor: PagedTensor
-    codec: Codec
     layout: ArrayLayout
 
     @property
@@ -42,15 +41,13 @@ class ImportPlan:
 
     @classmethod
     def of(cls, model: Model, codec: Codec, small_codec: Codec) -> ImportPlan:
-        """codec: for the large tensors; small_codec: for the small ones."""
+        """codec: for the large tensors, tables by its `for_table`; small_codec: for the small ones."""
         paged = paged_tensors(model, codec, small_codec)
         return cls(
             dtype=model.dtype,
             codec=codec,
             small_codec=small_codec,
-            tensors=tuple(
-                _plan_tensor(tensor, small_codec if tensor.role == "small" else codec, model.dtype) for tensor in paged
-            ),
+            tensors=tuple(_plan_tensor(tensor, model.dtype) for tensor in paged),
         )
 
     @property
@@ -83,8 +80,9 @@ def find_names(checkpoint: Checkpoint, model: Model) -> Mapping[str, str]:
     return names
 
 
-def _plan_tensor(tensor: PagedTensor, codec: Codec, dtype: DType) -> TensorPlan:
+def _plan_tensor(tensor: PagedTensor, dtype: DType) -> TensorPlan:
     """An array of the tensor's own shape, of the numbers as they are or as the codec serialises them."""
+    codec = tensor.codec
     compression = Compression.parse(codec.compressor(dtype).zarr_codec()) if codec.compresses else None
     if codec.keeps_bytes:
         layout = ArrayLayout.plain(tensor.shape, dtype, page_rows=tensor.page_rows, unit_rows=tensor.unit_rows)
@@ -98,4 +96,4 @@ def _plan_tensor(tensor: PagedTensor, codec: Codec, dtype: DType) -> TensorPlan:
         )
     layout = replace(layout, compression=compression)
     assert (layout.num_units, layout.unit_nbytes) == (tensor.num_units, tensor.unit_nbytes), tensor
-    return TensorPlan(tensor=tensor, codec=codec, layout=layout)
+    return TensorPlan(tensor=tensor, layout=layout)

@@ -153,7 +153,6 @@ def make_layout(
     *,
     model: Model,
     tensors: tuple[PagedTensor, ...],
-    weight_codec: Codec,
     kv_codec: Codec,
     policy: Policy,
     workload: WorkloadShape,
@@ -195,7 +194,7 @@ def make_layout(
         sum(run.stop_row - run.first_row for run in layer.runs) for layer in weights.layers if layer.spec.kind == "head"
     )
     small_offsets, small_nbytes = _pack(weights.small)
-    multiplies_encoded = multiplies_as_encoded(tiers[0], weight_codec)
+    multiplies_encoded = multiplies_as_encoded(tiers[0], table.codec)
     attended_in = tiers[0].memory if policy.attention == "device" else HOST
     in_kernel = attended_in_kernel(attended_in, kv_codec)
     sizes = policy.gpu_batch_size, workload.max_cached_tokens, policy.kv_page_tokens
@@ -222,7 +221,7 @@ def make_layout(
         attention_width=config.num_heads * config.head_dim,
         kv_width=config.num_kv_heads * config.head_dim,
         item_nbytes=item,
-        decodes_weights=not weight_codec.keeps_bytes and not multiplies_encoded,
+        decodes_weights=not table.codec.keeps_bytes and not multiplies_encoded,
         multiplies_encoded=multiplies_encoded,
         attends_in_kernel=in_kernel,
         decodes_kv=not in_kernel and not kv_codec.keeps_bytes,

@@ -19,6 +19,8 @@ PAGES_PER_LAYER = 16
 """A layer is cut at least this finely, so that a few percent of a small model can be placed too."""
 MIN_UNIT_NBYTES = 4096
 """A table's unit is as many rows as fill a block of the disk."""
+_ALIKE = "keeps_bytes", "decodes_in_kernels", "compresses"
+"""What the codecs of matrices and tables have in common."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,8 @@ class PagedTensor:
     unit_rows: int
     unit_nbytes: int
     """Encoded size of one whole unit."""
+    codec: Codec
+    """What its units are encoded by."""
 
     @property
     def rows(self) -> int:
@@ -67,10 +71,16 @@ class PagedTensor:
 
 
 def paged_tensors(model: Model, codec: Codec, small_codec: Codec) -> tuple[PagedTensor, ...]:
-    """The cut of every parameter of `model`, large ones encoded by `codec` and small ones by `small_codec`."""
+    """The cut of every parameter of `model`: matrices encoded by `codec`, tables by its `for_table`, small ones by
+    `small_codec`.
+    """
+    codecs: dict[Role, Codec] = {"matrix": codec, "table": codec.for_table(), "small": small_codec}
+    assert all(getattr(codec, name) == getattr(codecs["table"], name) for name in _ALIKE), codec
     page_nbytes = min(MAX_PAGE_NBYTES, _largest_decoder_nbytes(model) // PAGES_PER_LAYER)
     return tuple(
-        _whole(spec, model, small_codec) if spec.role == "small" else _paged(spec, model, codec, page_nbytes)
+        _whole(spec, model, codecs[spec.role])
+        if spec.role == "small"
+        else _paged(spec, model, codecs[spec.role], page_nbytes)
         for spec in model.tensors()
     )
 
@@ -101,6 +111,7 @@ def _paged(spec: TensorSpec, model: Model, codec: Codec, page_nbytes: int) -> Pa
         page_rows=page_rows,
         unit_rows=unit_rows,
         unit_nbytes=codec.encoded_nbytes((unit_rows, columns), model.dtype),
+        codec=codec,
     )
 
 
@@ -113,4 +124,5 @@ def _whole(spec: TensorSpec, model: Model, codec: Codec) -> PagedTensor:
         page_rows=rows,
         unit_rows=rows,
         unit_nbytes=codec.encoded_nbytes(spec.shape, model.dtype),
+        codec=codec,
     )

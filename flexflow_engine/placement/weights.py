@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerSpec, Model
 from flexflow_engine.abc.policy import Placement
 from flexflow_engine.placement.diffusion import Cut, cut_groups
@@ -92,6 +93,11 @@ class PlacedLayer:
     """For a part of the head: the token id of its first row."""
 
     @property
+    def codec(self) -> Codec:
+        """Of its matrices, of which it has at least one."""
+        return self.runs[0].tensor.codec
+
+    @property
     def matrices(self) -> list[tuple[int, int]]:
         """(out_features, in_features) of each, however many runs it lies in."""
         columns = {run.tensor.name: run.tensor.columns for run in self.runs}
@@ -109,6 +115,12 @@ class WeightLayout:
     table: tuple[Run, ...]
     """The embedding table's runs, in order of rows; shared with the head's layers when it is tied."""
     small: tuple[PagedTensor, ...]
+
+    @property
+    def codecs(self) -> tuple[Codec, ...]:
+        """Of the large tensors, each once."""
+        runs = (run for layer in self.layers for run in layer.runs)
+        return tuple(dict.fromkeys(run.tensor.codec for run in (*self.table, *runs)))
 
     def placed(self, tier: str) -> tuple[Run, ...]:
         """Every run on `tier`, each once."""

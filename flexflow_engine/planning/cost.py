@@ -60,11 +60,9 @@ class Work:
 class CostModel:
     """For the graphs of one layout."""
 
-    def __init__(
-        self, layout: Layout, model: Model, weight_codec: Codec, kv_codec: Codec, profile: HardwareProfile
-    ) -> None:
+    def __init__(self, layout: Layout, model: Model, kv_codec: Codec, profile: HardwareProfile) -> None:
         """Raises HardwareError where the profile lacks a link, a processor or a rate that the layout needs."""
-        self._layout, self._weight_codec, self._profile = layout, weight_codec, profile
+        self._layout, self._profile = layout, profile
         self._links: dict[str, Link] = {}
         processor = profile.processor(layout.device.memory)
         self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec)
@@ -119,14 +117,14 @@ class CostModel:
         """What the compute tier's processor is given."""
         if isinstance(operation, DecodeWeights):
             numbers = sum(rows * columns for rows, columns in self._matrices[operation.layer])
-            return self._arithmetic.decoded(numbers, self._weight_codec)
+            return self._arithmetic.decoded(numbers, self._layout.weights.layers[operation.layer].codec)
         if isinstance(operation, FetchTokens):
             return 0.0
         if isinstance(operation, AttentionInputs):
-            return self._attention_inputs(operation.batch)
+            return self._attention_inputs(self._layout.weights.layers[operation.layer], operation.batch)
         if isinstance(operation, AttentionOutput):
             layer, batch = self._layout.weights.layers[operation.layer], operation.batch
-            return self._layer(layer, batch.new_tokens) - self._attention_inputs(batch)
+            return self._layer(layer, batch.new_tokens) - self._attention_inputs(layer, batch)
         return self._compute(operation)
 
     def _ends_layer(self, operation: _Computation) -> bool:
@@ -153,12 +151,12 @@ class CostModel:
         attention = self._arithmetic.prompt_attention(rows) if prompts else self._arithmetic.token_attention(rows)
         return self._layer(layer, batch.new_tokens) + attention
 
-    def _attention_inputs(self, batch: BatchStep) -> float:
+    def _attention_inputs(self, layer: PlacedLayer, batch: BatchStep) -> float:
         """The part of a decoder layer that makes queries, keys and values."""
         width, hidden_size = self._layout.inputs_width, self._layout.hidden_size
         vectors = self._arithmetic.memory(batch.new_tokens * 2 * width)
         matmul = self._arithmetic.matmul(hidden_size * width, batch.new_tokens, products=3)
-        return matmul + self._decoded(hidden_size * width, batch.new_tokens) + vectors
+        return matmul + self._decoded(layer, hidden_size * width, batch.new_tokens) + vectors
 
     def _last_tokens(self, layer: PlacedLayer, batch: BatchStep) -> float:
         return self._layer(layer, len(batch.rows))
@@ -167,13 +165,14 @@ class CostModel:
         matrices = self._matrices[layer.index]
         vectors = self._arithmetic.vectors(sum(rows for rows, _ in matrices), tokens)
         numbers = sum(rows * columns for rows, columns in matrices)
-        return self._arithmetic.matmul(numbers, tokens, len(matrices)) + self._decoded(numbers, tokens) + vectors
+        matmul = self._arithmetic.matmul(numbers, tokens, len(matrices))
+        return matmul + self._decoded(layer, numbers, tokens) + vectors
 
-    def _decoded(self, numbers: int, tokens: int) -> float:
-        """Of weights that are decoded while they are multiplied."""
-        if not self._layout.multiplies_encoded:
+    def _decoded(self, layer: PlacedLayer, numbers: int, tokens: int) -> float:
+        """Of a layer's weights that are decoded while they are multiplied."""
+        if not numbers or not self._layout.multiplies_encoded:
             return 0.0
-        return widened_times(tokens) * self._arithmetic.decoded(numbers, self._weight_codec)
+        return widened_times(tokens) * self._arithmetic.decoded(numbers, layer.codec)
 
 
 def distinct(units: int, draws: float) -> float:

@@ -30,6 +30,7 @@ class Codecs:
     """The codecs of a run. Small parameters are never encoded."""
 
     weights: Codec
+    """Of matrices; its `for_table` is that of the embedding table."""
     kv_cache: Codec
     small: Codec
 
@@ -117,7 +118,6 @@ class Planner:
     def predictor(self, executor: type[VirtualExecutor] = VirtualDataflow) -> Predictor:
         return Predictor(
             model=self.model,
-            weight_codec=self.codecs.weights,
             kv_codec=self.codecs.kv_cache,
             profile=self.hardware(),
             executor=executor,
@@ -141,7 +141,6 @@ class Planner:
         return StepCostModel(
             model=self.model,
             tensors=tensors,
-            weight_codec=self.codecs.weights,
             kv_codec=self.codecs.kv_cache,
             tiers=self.tiers,
             profile=self.hardware(),
@@ -156,7 +155,6 @@ class Planner:
         return make_layout(
             model=self.model,
             tensors=tensors,
-            weight_codec=self.codecs.weights,
             kv_codec=self.codecs.kv_cache,
             policy=_without_empty_rows(policy, len(self.workload.prompt_tokens)),
             workload=self.workload,

@@ -34,10 +34,9 @@ RunSteps = Callable[[Sequence[Step]], list[StepRun]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictor:
-    """For one model and its codecs on one machine."""
+    """For one model and the codec of its cache on one machine."""
 
     model: Model
-    weight_codec: Codec
     kv_codec: Codec
     profile: HardwareProfile
     executor: type[VirtualExecutor] = VirtualDataflow
@@ -80,7 +79,7 @@ class Predictor:
         return self._simulator(layout).events(steps[: max(2, self.max_tasks // _tasks_per_step(layout))])
 
     def _simulator(self, layout: Layout) -> Simulator:
-        costs = CostModel(layout, self.model, self.weight_codec, self.kv_codec, self.profile)
+        costs = CostModel(layout, self.model, self.kv_codec, self.profile)
         return Simulator(layout, costs, self.profile, self.executor)
 
     def _simulated(self, run: RunSteps, steps: Sequence[Step], samples: Sequence[StepSample]) -> dict[int, StepRun]:

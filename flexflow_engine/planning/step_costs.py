@@ -49,6 +49,8 @@ class _LayerKind:
     kind: LayerKind
     matrices: tuple[tuple[int, int], ...]
     """(out_features, in_features) of each."""
+    codec: Codec | None
+    """Of all of them; None where there are none."""
 
     @property
     def numbers(self) -> int:
@@ -68,12 +70,11 @@ class StepCostModel:
         *,
         model: Model,
         tensors: tuple[PagedTensor, ...],
-        weight_codec: Codec,
         kv_codec: Codec,
         tiers: tuple[TierDescription, ...],
         profile: HardwareProfile,
     ) -> None:
-        self._model, self._tiers, self._profile, self._weight_codec = model, tiers, profile, weight_codec
+        self._model, self._tiers, self._profile = model, tiers, profile
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._table = self._tensors[next(layer.table for layer in model.layers() if layer.table)]
         self._direct = direct_tiers(tiers)
@@ -103,11 +104,12 @@ class StepCostModel:
         """The fraction of attention that the compute tier waits for."""
         if self._tiers[0].memory == HOST or shape.num_gpu_batches == 1:
             return 1.0
-        return 0.0 if self._weight_codec.keeps_bytes else 1 / shape.num_gpu_batches
+        return 0.0 if self._table.codec.keeps_bytes else 1 / shape.num_gpu_batches
 
     def _kind(self, layer: LayerSpec) -> _LayerKind:
         matrices = [self._tensors[name] for name in layer.matrices.values()]
-        return _LayerKind(layer.kind, tuple((tensor.rows, tensor.columns) for tensor in matrices))
+        sizes = tuple((tensor.rows, tensor.columns) for tensor in matrices)
+        return _LayerKind(layer.kind, sizes, matrices[0].codec if matrices else None)
 
     def _pages(self, name: str) -> Traffic:
         """A matrix, page by page."""
@@ -124,10 +126,10 @@ class StepCostModel:
             tile += self._arithmetic.layer_s
             apart = self._attention.is_apart(shape)
             tile += self._arithmetic.task_s if apart else self._attention.tile_s(shape)
-        if not layer.numbers or self._weight_codec.keeps_bytes:
+        if layer.codec is None or layer.codec.keeps_bytes:
             return shape.num_gpu_batches * tile
-        decoded = self._arithmetic.decoded(layer.numbers, self._weight_codec)
-        if multiplies_as_encoded(self._tiers[0], self._weight_codec):
+        decoded = self._arithmetic.decoded(layer.numbers, layer.codec)
+        if multiplies_as_encoded(self._tiers[0], layer.codec):
             return shape.num_gpu_batches * (tile + widened_times(tokens) * decoded)
         return shape.num_gpu_batches * tile + self._arithmetic.task_s + decoded
 

@@ -52,7 +52,6 @@ class Session:
         layout: Layout,
         tiers: Mapping[str, Tier],
         model: Model,
-        weight_codec: Codec,
         kv_codec: Codec,
         store: WeightStore,
         prompts: Sequence[TokenIds],
@@ -74,7 +73,6 @@ class Session:
                 layout=layout,
                 memory=memory,
                 model=model,
-                weight_codec=weight_codec,
                 kv_codec=kv_codec,
                 device=device.torch_device,
                 prompts=prompts,
@@ -83,14 +81,7 @@ class Session:
             )
             if layout.device.memory == HOST:
                 stack.enter_context(one_torch_thread())  # before threads start, which take over the number
-            load_kernels(
-                layout,
-                model,
-                weight_codec=weight_codec,
-                kv_codec=kv_codec,
-                workers=workers,
-                device=device.torch_device,
-            )
+            load_kernels(layout, model, kv_codec, workers=workers, device=device.torch_device)
             stack.enter_context(quick_switches())
             lanes = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
             self._executor = stack.enter_context(closing(lanes))

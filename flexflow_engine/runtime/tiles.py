@@ -51,7 +51,6 @@ class TileRunner:
         layout: Layout,
         memory: Memory,
         model: Model,
-        weight_codec: Codec,
         kv_codec: Codec,
         device: str,
         prompts: Sequence[TokenIds],
@@ -61,7 +60,7 @@ class TileRunner:
         self._layout, self._memory, self._model, self._prompts = layout, memory, model, prompts
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._device = torch.device(device)
-        self._weights = Weights(layout, memory, weight_codec, self._dtype, workers)
+        self._weights = Weights(layout, memory, self._dtype, workers)
         self._hidden = HiddenStates(layout, memory, self._dtype)
         cache = KVCache(layout, memory, model.config, kv_codec, self._dtype, workers=workers)
         self._decoder = Decoder(

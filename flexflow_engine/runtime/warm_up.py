@@ -19,22 +19,20 @@ from flexflow_engine.runtime.host_attention import HostPages, HostTile
 _PAGE_TOKENS, _UNIT = 16, (16, 64)
 
 
-def load_kernels(
-    layout: Layout, model: Model, *, weight_codec: Codec, kv_codec: Codec, workers: Workers, device: str
-) -> None:
+def load_kernels(layout: Layout, model: Model, kv_codec: Codec, *, workers: Workers, device: str) -> None:
     """Those that the layout's tasks call. Their results are dropped. device: torch's, of the compute tier."""
     dtype: torch.dtype = getattr(torch, model.dtype)
-    if layout.decodes_weights:
-        _decode_once(weight_codec, torch.zeros((1, *_UNIT), dtype=dtype, device=device), model)
+    for codec in layout.weights.codecs if layout.decodes_weights else ():
+        _decode_once(codec, torch.zeros((1, *_UNIT), dtype=dtype, device=device), model)
     if layout.decodes_kv:
         page = model.config.num_kv_heads, layout.kv.page_tokens, model.config.head_dim
         pages = torch.zeros((1, *page), dtype=dtype, device=device)
         kv_codec.encode(pages, _decode_once(kv_codec, pages, model))
     if layout.attends_in_kernel:
         _attend_once(model, kv_codec, dtype, workers)
-    if layout.multiplies_encoded:
-        encoded = torch.zeros((1, weight_codec.encoded_nbytes(_UNIT, model.dtype)), dtype=torch.uint8)
-        matrix = EncodedRows(weight_codec, encoded, _UNIT, rows=_UNIT[0])
+    for codec in layout.weights.codecs if layout.multiplies_encoded else ():
+        encoded = torch.zeros((1, codec.encoded_nbytes(_UNIT, model.dtype)), dtype=torch.uint8)
+        matrix = EncodedRows(codec, encoded, _UNIT, rows=_UNIT[0])
         HostProducts(workers, dtype).linear(torch.zeros((1, _UNIT[1]), dtype=dtype), matrix)
 
 

@@ -61,12 +61,12 @@ class Weights:
     fills the region `weights.decoded`, and matrices are views of that.
     """
 
-    def __init__(self, layout: Layout, memory: Memory, codec: Codec, dtype: torch.dtype, workers: Workers) -> None:
-        self._layout, self._memory, self._codec, self._dtype = layout, memory, codec, dtype
+    def __init__(self, layout: Layout, memory: Memory, dtype: torch.dtype, workers: Workers) -> None:
+        self._layout, self._memory, self._dtype = layout, memory, dtype
         self._products = HostProducts(workers, dtype)
         self._multiply = multiplication(layout.device.memory, self._products)
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
-        self._decodes: dict[tuple[int, int | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._decodes: dict[tuple[int, int | None], list[tuple[Codec, torch.Tensor, torch.Tensor]]] = {}
 
     def layer(self, index: int, slot: int | None) -> LayerWeights:
         """The weights of a layer whose loaded pages, if any, are in weight slot `slot`, and decoded if they need be."""
@@ -85,9 +85,9 @@ class Weights:
         if key not in self._decodes:
             layer = self._layout.weights.layers[index]
             blocks = [block for blocks in self._blocks(layer, slot).values() for block in blocks]
-            self._decodes[key] = [(block.encoded, self._target(layer, block)) for block in blocks]
-        for encoded, out in self._decodes[key]:
-            self._codec.decode(encoded, out)
+            self._decodes[key] = [(b.tensor.codec, b.encoded, self._target(layer, b)) for b in blocks]
+        for codec, encoded, out in self._decodes[key]:
+            codec.decode(encoded, out)
 
     def look_up(self, ids: NDArray[np.int64], target: torch.Tensor, tiers: Collection[str]) -> None:
         """Copy the embedding rows of those token ids that lie on `tiers` to their places in `target` [len(ids), table
@@ -103,14 +103,14 @@ class Weights:
     def _look_up(self, run: Run, ids: NDArray[np.int64], places: NDArray[np.int64], target: torch.Tensor) -> None:
         """Decode each unit that is wanted once, and copy its rows to every place that wants them."""
         table, device = run.tensor, target.device
-        if self._codec.keeps_bytes and self._is_in_memory(run):
+        if table.codec.keeps_bytes and self._is_in_memory(run):
             rows = self._resident(run).view(self._dtype).view(-1, table.columns)
             target[indices(places, device)] = rows[indices(ids[places] - run.first_row, device)]
             return
         units, which = np.unique(ids[places] // table.unit_rows, return_inverse=True)
         encoded = self._units(run, units, device)
         rows = torch.empty((len(units), table.unit_rows, table.columns), dtype=self._dtype, device=device)
-        self._codec.decode(encoded, rows)
+        table.codec.decode(encoded, rows)
         within = indices(ids[places] % table.unit_rows, device)
         target[indices(places, device)] = rows[indices(which, device), within]
 
@@ -131,10 +131,11 @@ class Weights:
         return {name: [self._linear(block) for block in blocks] for name, blocks in self._blocks(layer, slot).items()}
 
     def _linear(self, block: _Block) -> tuple[int, Linear]:
-        if self._codec.keeps_bytes:
+        codec = block.tensor.codec
+        if codec.keeps_bytes:
             return self._plain_linear(block.encoded.view(self._dtype).view(-1, block.tensor.columns)[: block.rows])
         shape = block.tensor.unit_rows, block.tensor.columns
-        matrix, products = EncodedRows(self._codec, block.encoded, shape, rows=block.rows), self._products
+        matrix, products = EncodedRows(codec, block.encoded, shape, rows=block.rows), self._products
         return block.rows, lambda x, bias: products.linear(x, matrix, bias)
 
     def _plain_linear(self, weight: torch.Tensor) -> tuple[int, Linear]:

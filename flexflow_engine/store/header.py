@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from flexflow_engine.abc.model import Role
 from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.store.array import METADATA, read_metadata, write_metadata
 
@@ -26,12 +27,18 @@ class StoreHeader:
     dtype: str
     codec: str
     """Of the large tensors."""
+    table_codec: str
+    """Of those of them that rows are looked up in."""
     small_codec: str
     arrays: Mapping[str, str]
     """The model's tensor name -> name of the array, which is the checkpoint's spelling."""
     nbytes: int
     """Bytes of all units."""
     complete: bool = False
+
+    def codec_of(self, role: Role) -> str:
+        """The key of the codec of such tensors."""
+        return {"matrix": self.codec, "table": self.table_codec, "small": self.small_codec}[role]
 
 
 def write_header(folder: Path, header: StoreHeader) -> None:
@@ -55,6 +62,7 @@ def read_header(folder: Path) -> StoreHeader:
     if not isinstance(header, dict):
         raise _foreign(folder)
     _check_version(folder, header.get("format_version"))
+    header = {"table_codec": header.get("codec"), **header}  # older stores have one codec for both
     names = {entry.name for entry in fields(StoreHeader)}
     if not names <= header.keys():
         raise _foreign(folder)

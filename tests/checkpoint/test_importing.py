@@ -280,16 +280,17 @@ def test_stock_zarr_reads_encoded_weights_as_float32(
     tmp_path: Path, folder: Path, dtype: DType, codec: GroupQuantCodec
 ) -> None:
     with imported_with(codec, opened(folder, dtype), tmp_path / "root") as store:
-        for name in (TABLE, FC1):
+        for name, used in ((TABLE, codec.for_table()), (FC1, codec)):
+            assert isinstance(used, GroupQuantCodec)
             node = zarr.open_group(store.path, mode="r")[name]
             assert isinstance(node, zarr.Array)
             assert (node.shape, node.dtype) == (tuple(tensors()[name].shape), np.dtype("float32"))
             assert node.attrs["dtype"] == dtype
             values = tensors()[name].to(TORCH_DTYPES[dtype]).float()
             found = torch.from_numpy(np.asarray(node[:]))
-            assert (found - values).abs().max() < 2 * values.abs().max() / (2**codec.bits - 1)
+            assert (found - values).abs().max() < 2 * values.abs().max() / (2**used.bits - 1)
             assert (found - values).abs().max() > 0
-            assert torch.equal(found, decoded_units(store, codec, name))
+            assert torch.equal(found, decoded_units(store, used, name))
 
 
 def decoded_units(store: WeightStore, codec: Codec, name: str) -> torch.Tensor:
@@ -323,6 +324,26 @@ def test_stores_of_two_codecs_share_what_is_equal(tmp_path: Path, folder: Path) 
     assert (stores[1].path / FC1 / "c/0/0").read_bytes() != (stores[2].path / FC1 / "c/0/0").read_bytes()
     remove_store(root, stores[0].path.name)
     assert torch.equal(stock(stores[1], bias.removesuffix("/c/0")), tensors()[bias.removesuffix("/c/0")])
+
+
+def test_a_table_of_8_bits_is_shared_with_the_store_that_has_8_bits_throughout(tmp_path: Path, folder: Path) -> None:
+    codecs = GroupInt8Codec(), GroupInt4Codec(), GroupInt4Codec(GroupInt4Options(table_bits=4))
+    stores = [imported_with(codec, opened(folder), tmp_path / "root") for codec in codecs]
+    table, fc1 = ([(store.path / name / "c/0/0").stat().st_ino for store in stores] for name in (TABLE, FC1))
+    assert table[0] == table[1] != table[2]
+    assert fc1[0] != fc1[1] == fc1[2]
+
+
+def test_a_store_from_before_tables_had_a_codec_is_found_again(tmp_path: Path, folder: Path) -> None:
+    codec = GroupInt4Codec(GroupInt4Options(table_bits=4))
+    with imported_with(codec, opened(folder), tmp_path / "root") as store:
+        metadata = store.path / "zarr.json"
+    older = json.loads(metadata.read_text())
+    del older["attributes"]["flexflow_engine"]["table_codec"]
+    metadata.write_text(json.dumps(older))
+    with imported_with(codec, opened(folder), tmp_path / "root") as store:
+        assert store.header.table_codec == codec.key
+    assert json.loads(metadata.read_text()) == older, "nothing was written"
 
 
 @pytest.mark.parametrize("codec", [ZstdCodec(), BloscCodec()], ids=lambda codec: codec.key)

@@ -9,7 +9,7 @@ import pytest
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.placement.memory import memory_table
-from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
 from harness import JobResult, policy, random_prompts, run_job, save_opt, three_tiers
 from layouts import ISLAND_HOST_DISK, disk_setups
@@ -25,6 +25,7 @@ SPREAD: list[Mapping[str, float]] = [{"host": 100}, {"disk": 100}, {"device": 20
         (NoneCodec(), GroupInt4Codec().for_cache()),
         (GroupInt8Codec(), GroupInt8Codec()),
         (GroupInt4Codec(), GroupInt4Codec().for_cache()),
+        (GroupInt4Codec(GroupInt4Options(table_bits=4)), NoneCodec()),
     ],
     ids=lambda codec: codec.key,
 )

@@ -41,7 +41,7 @@ PROMPTS = (8, 8, 8, 8)
 
 
 def cost_model(layout: Layout, machine: HardwareProfile, model: OPTModel | None = None) -> CostModel:
-    return CostModel(layout, model or opt(), NoneCodec(), NoneCodec(), machine)
+    return CostModel(layout, model or opt(), NoneCodec(), machine)
 
 
 def far_policy(weights: dict[str, float] | None = None) -> Policy:
@@ -148,12 +148,14 @@ def test_the_head_computes_last_tokens_only() -> None:
 class CodecWithoutKernels(GroupInt4Codec):
     decodes_in_kernels = False
 
+    def for_table(self) -> CodecWithoutKernels:
+        return self
+
 
 def encoded_layout(model: OPTModel, codec: Codec) -> Layout:
     return make_layout(
         model=model,
         tensors=paged_tensors(model, codec, NoneCodec()),
-        weight_codec=codec,
         kv_codec=NoneCodec(),
         policy=far_policy(weights={"far": 100}),
         workload=WorkloadShape(PROMPTS, 6),
@@ -162,11 +164,11 @@ def encoded_layout(model: OPTModel, codec: Codec) -> Layout:
 
 
 def test_weights_that_are_multiplied_as_encoded_are_decoded_with_every_tile() -> None:
-    model, codec = opt(dtype="float16"), GroupInt4Codec()
-    layout = encoded_layout(model, codec)
+    model = opt(dtype="float16")
+    layout, plain = encoded_layout(model, GroupInt4Codec()), encoded_layout(model, NoneCodec())
     assert not [t for t in tasks_of(layout) if isinstance(t.operation, DecodeWeights)]
     tiles = [t for t in tasks_of(layout) if isinstance(t.operation, Compute) and t.tile.layer == 1]
-    with_codec, without = (CostModel(layout, model, c, NoneCodec(), profile()) for c in (codec, NoneCodec()))
+    with_codec, without = (CostModel(x, model, NoneCodec(), profile()) for x in (layout, plain))
     for tile in tiles:
         decoding = with_codec.seconds(tile) - without.seconds(tile)
         assert decoding == pytest.approx((4 * 64 * 64 + 2 * 64 * 256) / 2e6)
@@ -176,11 +178,11 @@ def test_decoding_goes_by_numbers_and_needs_the_codecs_rate() -> None:
     model, codec = opt(dtype="float16"), CodecWithoutKernels()
     layout = encoded_layout(model, codec)
     tasks = [t for t in tasks_of(layout) if isinstance(t.operation, DecodeWeights) and t.tile.layer == 1]
-    costs = CostModel(layout, model, codec, NoneCodec(), profile())
+    costs = CostModel(layout, model, NoneCodec(), profile())
     assert [costs.seconds(task) for task in tasks] == pytest.approx([(4 * 64 * 64 + 2 * 64 * 256) / 2e6] * 3)
     without = replace(profile(), processors={"cpu": replace(processor(), codecs={})})
     with pytest.raises(HardwareError, match="no rates of the codec group-int4"):
-        CostModel(layout, model, codec, NoneCodec(), without).seconds(tasks[0])
+        CostModel(layout, model, NoneCodec(), without).seconds(tasks[0])
 
 
 @pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec()])
@@ -249,7 +251,6 @@ def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(
     closed = StepCostModel(
         model=model,
         tensors=paged_tensors(model, NoneCodec(), NoneCodec()),
-        weight_codec=NoneCodec(),
         kv_codec=NoneCodec(),
         tiers=layout.tiers,
         profile=machine,

@@ -18,6 +18,7 @@ from flexflow_engine.placement.kv import KVTile
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import allocations, memory_table, placed_bytes
 from flexflow_engine.placement.weights import Run
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec
 from harness import policy, random_prompts, run_job, save_opt
 from layouts import (
     DEVICE_FAR,
@@ -136,6 +137,17 @@ def test_parts_of_the_head_are_no_larger_than_a_decoder_layer(config: Mapping[st
     assert len(nbytes["head"]) > 1 or vocab_size == 300
     firsts = [layer.first_row for layer in layers if layer.spec.kind == "head"]
     assert firsts == [layer.runs[0].first_row for layer in layers if layer.spec.kind == "head"]
+
+
+@pytest.mark.parametrize("config", [{}, UNTIED_PROJECTED], ids=["tied", "untied"])
+def test_a_table_is_encoded_by_its_own_codec(config: Mapping[str, Any]) -> None:
+    codec, classes = GroupInt4Codec(), DEVICE_FAR
+    weights = lay_out(opt(**config), classes, policy(setups(classes)), weight_codec=codec).weights
+    assert {run.tensor.codec for run in weights.table} == {codec.for_table()}
+    kinds = {layer.spec.kind: layer.codec for layer in weights.layers if layer.runs}
+    assert kinds["decoder"] == codec
+    assert kinds["head"] == (codec if config else codec.for_table())
+    assert set(weights.codecs) == {codec, codec.for_table()}
 
 
 @pytest.mark.parametrize("share", [0, 20, 100])

@@ -46,9 +46,7 @@ def predictor(
     **limits: int,
 ) -> Predictor:
     none = NoneCodec()
-    return Predictor(
-        model=model, weight_codec=none, kv_codec=none, profile=hardware or machine(), executor=executor, **limits
-    )
+    return Predictor(model=model, kv_codec=none, profile=hardware or machine(), executor=executor, **limits)
 
 
 def spread(classes: Mapping[str, type[Tier]], *, num_gpu_batches: int = 2) -> Policy:

@@ -32,6 +32,7 @@ HEADER = StoreHeader(
     content_key="0123",
     dtype="float16",
     codec="none",
+    table_codec="none",
     small_codec="none",
     arrays={f"model.{name}": name for name in LAYOUTS},
     nbytes=sum(layout.nbytes for layout in LAYOUTS.values()),

@@ -58,6 +58,7 @@ def new_writer(path: Path, compressor: Compressor = ZSTD) -> StoreWriter:
         content_key="0123",
         dtype="float32",
         codec="zstd",
+        table_codec="zstd",
         small_codec="none",
         arrays={"model.fc": "fc"},
         nbytes=0,

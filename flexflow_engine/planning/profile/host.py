@@ -106,7 +106,6 @@ def _resident_layout(model: Model, codec: Codec, tier: type[Tier]) -> Layout:
     return make_layout(
         model=model,
         tensors=paged_tensors(model, codec, codec),
-        weight_codec=codec,
         kv_codec=codec,
         policy=Policy(
             gpu_batch_size=ROWS,

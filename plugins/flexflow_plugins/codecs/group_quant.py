@@ -58,6 +58,8 @@ class GroupInt4Options:
     encoder: Literal["auto", "search", "fit", "minmax"] = "auto"
     """`search` takes its time for less error, `fit` takes a part of both, `minmax` is the fastest and has one grid a
     group; `auto` searches for weights and fits a cache."""
+    table_bits: Literal[4, 8] = 8
+    """Of weights: those of the embedding table, which a tied head multiplies by; 8 as `group-int8` has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +191,11 @@ class GroupInt4Codec(GroupQuantCodec):
     @property
     def version(self) -> int:
         return 1 if self.encoder == "minmax" else 2
+
+    def for_table(self) -> GroupQuantCodec:
+        if self.options.table_bits == 4:
+            return self
+        return GroupInt8Codec(GroupInt8Options(group_size=self.group_size))
 
     def for_cache(self) -> GroupInt4Codec:
         return GroupInt4Codec(replace(self.options, encoder="fit")) if self.options.encoder == "auto" else self

@@ -1,6 +1,7 @@
 """Grids of four parts a group (see parts.py) with torch operators: what words say, and which word to take.
 
-As the kernels' `fit`, but for roundings: the covering step, three scales, and the low that puts the grid in the middle.
+As the kernels' `fit`, but for roundings: the covering step and the one below it, with each of them three scales and
+the low that puts the grid in the middle.
 """
 
 from __future__ import annotations
@@ -41,9 +42,27 @@ def find(numbers: torch.Tensor) -> torch.Tensor:
     numbers = numbers.clamp(-_HUGE, _HUGE)
     columns = _parts(numbers)  # [numbers a part, n, groups, 4]
     smallest, largest = columns.amin(0), columns.amax(0)
-    exponent = _exponent_at_least(_needed_step(smallest, largest))  # [n, groups]
-    step = _step(exponent)[:, :, None]
-    best, least = _covering_bits(smallest, largest, step), torch.full_like(smallest, torch.inf)
+    covering = _exponent_at_least(_needed_step(smallest, largest))  # [n, groups]
+    words = covering + _packed(_covering_bits(smallest, largest, _step(covering)[:, :, None]))
+    least = torch.full_like(smallest[:, :, 0], torch.inf)
+    for exponent in (covering - 1, covering):
+        bits, errors = _best_parts(columns, (smallest, largest), _step(exponent), farthest=_step(covering))
+        error = errors.sum(2)
+        better = (exponent > 0) & (error < least)
+        words = torch.where(better, exponent + _packed(bits), words)
+        least = torch.where(better, error, least)
+    constant = numbers[:, :, 0].contiguous().view(torch.int32) & ~0xFF
+    return torch.where(covering == 0, constant, words)
+
+
+def _best_parts(
+    columns: torch.Tensor, extremes: tuple[torch.Tensor, torch.Tensor], step: torch.Tensor, *, farthest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Six bits a part and its squared error, infinite where every grid leaves a number farther outside than allowed:
+    float32 [n, groups, 4]. step, farthest: [n, groups].
+    """
+    (smallest, largest), step, farthest = extremes, step[:, :, None], farthest[:, :, None]
+    best, least = torch.zeros_like(smallest), torch.full_like(smallest, torch.inf)
     nearest = ((largest - smallest) / step * (8 * _INSIDE / _LEVELS) + 0.5).floor()
     for change in (-1, 0, 1):
         c = (nearest + change).clamp(1, 8)
@@ -53,13 +72,16 @@ def find(numbers: torch.Tensor) -> torch.Tensor:
         low = -depth * (step * _LOW_UNIT)
         error = _squared_error(columns, scale, low)
         outside = torch.maximum(low - smallest, largest - (low + _LEVELS * scale))
-        better = (outside <= step) & (error < least)
+        better = (outside <= farthest) & (error < least)
         best = torch.where(better, c - 1 + 8 * depth, best)
         least = torch.where(better, error, least)
-    constant = numbers[:, :, 0].contiguous().view(torch.int32) & ~0xFF
-    places = torch.arange(8, 32, 6, device=numbers.device, dtype=torch.int32)
-    found = exponent + (best.nan_to_num().to(torch.int32) << places).sum(2).to(torch.int32)
-    return torch.where(exponent == 0, constant, found)
+    return best, least
+
+
+def _packed(bits: torch.Tensor) -> torch.Tensor:
+    """Six bits of each part, float32 [n, groups, 4], at their places in a word: int32 [n, groups]."""
+    places = torch.arange(8, 32, 6, device=bits.device, dtype=torch.int32)
+    return (bits.nan_to_num().to(torch.int32) << places).sum(2).to(torch.int32)
 
 
 def damaged(words: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from flexflow_engine.cpu.workers import Workers
 
 _NUMBERS_PER_THREAD = {"decode": 2**19, "minmax": 2**18, "fit": 2**17, "search": 2**14}
 """Below that, starting a thread (50 us) takes longer than it saves."""
-_REACH = {"fit": (0, 0, 1, 0), "search": (4, 1, 1, 1)}
+_REACH = {"fit": (1, 0, 1, 0), "search": (2, 1, 1, 1)}
 """How many grids are tried; see part_search.py."""
 
 

@@ -120,28 +120,20 @@ def _fit(values, out, out_words, count, row_groups, row_nbytes, num_groups: tl.c
     needed = tl.where(constant, 0.0, _of_group(needed, num_groups, True))
     exponent = ((needed.to(tl.int32, bitcast=True) + 0xFFFFF) >> 20) - FIRST_EXPONENT
     exponent = tl.where(needed > 0, tl.minimum(tl.maximum(exponent, 1), LAST_EXPONENT), 0)
-    step = ((tl.maximum(exponent, 1) + FIRST_EXPONENT) << 20).to(tl.float32, bitcast=True)
-    step = tl.reshape(tl.broadcast_to(step[:, None], (num_groups, 4)), (num_groups * 4,))
-    depth = _within(tl.ceil(-smallest / (step * LOW_UNIT)), 0.0, DEEPEST)
-    steps = _within(tl.ceil((largest + depth * (step * LOW_UNIT)) / (LEVELS * step * 0.125)), 1.0, 8.0)
-    nearest = tl.floor((largest - smallest) / step * (8 * INSIDE / LEVELS) + 0.5)
-    least = tl.full((num_groups * 4,), float("inf"), tl.float32)
-    for change in tl.static_range(-1, 2):
-        c = _within(nearest + change, 1.0, 8.0)
-        scale = c * (step * 0.125)
-        deep = tl.floor((scale * (LEVELS / 2) - 0.5 * (smallest + largest)) / (step * LOW_UNIT) + 0.5)
-        deep = _within(deep, 0.0, DEEPEST)
-        low = -deep * (step * LOW_UNIT)
-        places = tl.floor(_within((columns - low[:, None]) / scale[:, None], 0.0, LEVELS) + 0.5)
-        missed = low[:, None] + places * scale[:, None] - columns
-        error = tl.sum(missed * missed, 1)
-        outside = tl.maximum(low - smallest, largest - (low + LEVELS * scale))
-        better = (outside <= step) & (error < least)
-        depth, steps, least = (
-            tl.where(better, deep, depth),
-            tl.where(better, c, steps),
-            tl.where(better, error, least),
-        )
+    farthest = _step(exponent, num_groups)
+    depth = _within(tl.ceil(-smallest / (farthest * LOW_UNIT)), 0.0, DEEPEST)
+    steps = _within(tl.ceil((largest + depth * (farthest * LOW_UNIT)) / (LEVELS * farthest * 0.125)), 1.0, 8.0)
+    chosen, fewest = exponent, tl.full((num_groups,), float("inf"), tl.float32)
+    for above in tl.static_range(-1, 1):
+        tried = exponent + above
+        step = _step(tried, num_groups)
+        best_depth, best_steps, least = _best_parts(columns, smallest, largest, step, farthest)
+        error = tl.sum(tl.reshape(least, (num_groups, 4)), 1)
+        fewer = (tried > 0) & (error < fewest)
+        of_parts = _for_parts(fewer.to(tl.int32), num_groups) > 0
+        depth, steps = tl.where(of_parts, best_depth, depth), tl.where(of_parts, best_steps, steps)
+        chosen, fewest = tl.where(fewer, tried, chosen), tl.where(fewer, error, fewest)
+    step = _step(chosen, num_groups)
     scale, low = steps * (step * 0.125), -depth * (step * LOW_UNIT)
     places = tl.floor(_within((columns - low[:, None]) / scale[:, None], 0.0, LEVELS) + 0.5)
     code = tl.reshape(places.to(tl.int32), (num_groups, 64))
@@ -151,7 +143,7 @@ def _fit(values, out, out_words, count, row_groups, row_nbytes, num_groups: tl.c
     target = out + (row * row_nbytes + at * 32)[:, None] + tl.arange(0, 32)[None, :]
     tl.store(target, (even | (odd << 4)).to(tl.uint8), mask=real[:, None])
     six = tl.reshape((steps - 1 + 8 * depth).to(tl.int32), (num_groups, 4)) << (8 + 6 * tl.arange(0, 4))[None, :]
-    word = exponent + tl.sum(six, 1)
+    word = chosen + tl.sum(six, 1)
     first = tl.sum(tl.where(tl.arange(0, 64)[None, :] == 0, numbers, 0.0), 1)
     word = tl.where(exponent == 0, first.to(tl.int32, bitcast=True) & ~0xFF, word)
     word = tl.where(damaged, NO_NUMBER, word)
@@ -162,6 +154,38 @@ def _fit(values, out, out_words, count, row_groups, row_nbytes, num_groups: tl.c
 def _of_group(parts, num_groups: tl.constexpr, of_largest: tl.constexpr):
     four = tl.reshape(parts, (num_groups, 4))
     return tl.max(four, 1) if of_largest else tl.min(four, 1)
+
+
+@triton.jit
+def _best_parts(columns, smallest, largest, step, farthest):
+    """Of three grids a part the one that errs least: how deep it begins, eighths of the step, squared error."""
+    depth, steps, least = smallest * 0, smallest * 0 + 1, smallest * 0 + float("inf")
+    nearest = tl.floor((largest - smallest) / step * (8 * INSIDE / LEVELS) + 0.5)
+    for change in tl.static_range(-1, 2):
+        c = _within(nearest + change, 1.0, 8.0)
+        scale = c * (step * 0.125)
+        deep = tl.floor((scale * (LEVELS / 2) - 0.5 * (smallest + largest)) / (step * LOW_UNIT) + 0.5)
+        deep = _within(deep, 0.0, DEEPEST)
+        low = -deep * (step * LOW_UNIT)
+        places = tl.floor(_within((columns - low[:, None]) / scale[:, None], 0.0, LEVELS) + 0.5)
+        missed = low[:, None] + places * scale[:, None] - columns
+        error = tl.sum(missed * missed, 1)
+        outside = tl.maximum(low - smallest, largest - (low + LEVELS * scale))
+        better = (outside <= farthest) & (error < least)
+        depth, steps = tl.where(better, deep, depth), tl.where(better, c, steps)
+        least = tl.where(better, error, least)
+    return depth, steps, least
+
+
+@triton.jit
+def _step(exponent, num_groups: tl.constexpr):
+    """Of each part of the groups with these exponents; some step for those that have none."""
+    return _for_parts(((tl.maximum(exponent, 1) + FIRST_EXPONENT) << 20).to(tl.float32, bitcast=True), num_groups)
+
+
+@triton.jit
+def _for_parts(values, num_groups: tl.constexpr):
+    return tl.reshape(tl.broadcast_to(values[:, None], (num_groups, 4)), (num_groups * 4,))
 
 
 @triton.jit
