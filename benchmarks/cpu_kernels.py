@@ -34,6 +34,7 @@ from flexflow_engine.abc.step import BatchStep, RowStep
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.jit import finite_kernel
+from flexflow_engine.cpu.matmul import HostProducts, usual_float32_from
 from flexflow_engine.cpu.workers import Workers, one_torch_thread
 from flexflow_engine.graph.task import Compute, Task, Tile
 from flexflow_engine.placement.kv import Rectangle
@@ -222,6 +223,7 @@ def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> 
             device="cpu",
             prompts=[],
             workers=workers,
+            products=HostProducts(workers, torch.bfloat16, usual_float32_from("bfloat16")),
             source=Greedy(),
         )
         rows = tuple(RowStep(row=r, sequence=r, new_tokens=1, context=LAYER_CONTEXT - 1) for r in range(LAYER_ROWS))

@@ -24,12 +24,13 @@ from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.progress import Progress
 from flexflow_engine.abc.scheduler import Candidate, Scheduler
 from flexflow_engine.abc.step import Step
-from flexflow_engine.abc.tier import Tier
+from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.digest import user_cache
 from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
+from flexflow_engine.cpu.matmul import usual_float32_from
 from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import ATTENTION_LANE
@@ -326,8 +327,18 @@ def _tell(store: WeightStore, tiers: Mapping[str, Tier], progress: Progress) -> 
         progress.notice(text)
 
 
+def _float32_from(job: _Job) -> int | None:
+    """As it was measured on this machine, or as is usual where that is not known."""
+    usual = usual_float32_from(job.model.dtype)
+    try:
+        return job.planner.hardware().processor(HOST).float32_from.get(job.model.dtype, usual)
+    except (HardwareError, ProblemsError):  # told with the prediction
+        return usual
+
+
 def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
     """Carry the plan out on open tiers; completions go to the writer as sequences end."""
+    float32_from = _float32_from(job)
     session = Session(
         layout=job.plan.layout,
         tiers=run.tiers,
@@ -336,6 +347,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
         store=run.store,
         prompts=[_array(prompt.token_ids) for prompt in job.prompts],
         source=_source(recipe.workload.task, job.prompts),
+        float32_from=float32_from,
         trace=FoldedTrace if run.trace is None else Trace,
     )
     with closing(session):
@@ -353,6 +365,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
             generated_tokens=batcher.generated_tokens,
             predicted_tokens_per_s=run.predicted_tokens_per_s,
             predicted_tokens_per_s_as_ended=_predicted_as_ended(job, run, times, batcher.generated_tokens),
+            float32_from=float32_from,
         )
 
 

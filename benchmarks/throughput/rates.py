@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.matmul import HostProducts, Multiply, multiplication
+from flexflow_engine.cpu.matmul import HostProducts, Multiply, multiplication, usual_float32_from
 from flexflow_engine.cpu.workers import Workers, one_torch_thread
 from flexflow_tiers.zarr import ZarrTier
 from throughput.published import published_shape
@@ -100,7 +100,7 @@ def _matmul_rate(hidden: int, rows: int) -> float:
     """
     torchs = max(_feed_forward_rate(hidden, rows, dtype, F.linear) for dtype in (torch.bfloat16, torch.float32))
     with closing(Workers()) as workers, one_torch_thread():
-        ours = multiplication(HOST, HostProducts(workers, torch.bfloat16))
+        ours = multiplication(HOST, HostProducts(workers, torch.bfloat16, usual_float32_from("bfloat16")))
         return max(torchs, _feed_forward_rate(hidden, rows, torch.bfloat16, ours))
 
 

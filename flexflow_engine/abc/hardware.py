@@ -103,6 +103,9 @@ class Processor:
     """What a decoder layer takes beside that: the calls of its norms and additions, and of its attention."""
     product_s: float = 0.0
     """What multiplying by a matrix takes beside its operations, whatever its size: threads to wake and to wait for."""
+    float32_from: Mapping[DType, int | None] = field(default_factory=dict)
+    """Tokens from which on products of such numbers are faster if they are widened to float32, some rows of the matrix
+    at a time; None: they never are. Runs multiply accordingly. Of the host's processor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,6 +84,8 @@ def _processor(processor: Processor) -> Iterator[tuple[str, str, str]]:
         ("a product", processor.product_s),
     ):
         yield name, f"{seconds * 1e6:.0f}", "microseconds beside its arithmetic"
+    for dtype, tokens in processor.float32_from.items():
+        yield f"{dtype} as float32", "never" if tokens is None else f"{tokens}", "tokens from which on it is faster"
 
 
 def _curve(curve: Curve) -> str:

@@ -4,7 +4,8 @@ Where the matrix isn't there in the numbers that the processor multiplies fastes
 there, and multiplies them while they are in the processor's cache. torch emulates 16-bit products that the processor
 has no instructions for: with AVX2 alone those of bfloat16 run at a fifth of the float32 rate for 256 tokens, and those
 of float16 at a quarter even with AVX-512. So 16-bit numbers are widened to float32, and encoded ones decoded to it;
-sums are float32, and the result is rounded once.
+sums are float32, and the result is rounded once. From how many tokens on that is faster, a hardware profile has
+measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
+from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Shares, shared_rows
 from flexflow_engine.cpu.workers import Workers
@@ -71,22 +73,30 @@ class HostProducts:
     to touch.
     """
 
-    def __init__(self, workers: Workers, dtype: torch.dtype) -> None:
-        """dtype: of what is multiplied with."""
+    def __init__(self, workers: Workers, dtype: torch.dtype, float32_from: int | None) -> None:
+        """dtype: of what is multiplied with. float32_from: tokens from which on float32 is faster; None: never."""
         self._workers = workers
-        self._dtype = product_dtype(dtype)
+        self._float32_from = float32_from
+        self.made_dtype = dtype if float32_from is None else torch.float32
+        """In which encoded rows are made."""
         self._room = torch.empty(0, dtype=torch.uint8)
 
     def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
-        few = len(x) < WIDENED_FROM and matrix.dtype == x.dtype
-        dtype, out_features = x.dtype if few else self._dtype, matrix.out_features
-        output = x.new_empty((len(x), out_features))
+        dtype = self._dtype_of(x, matrix)
+        output = x.new_empty((len(x), matrix.out_features))
         shares = shared_rows(matrix.out_features, x.shape[1], self._workers.threads)
         rooms = self._rooms(shares, x.shape[1], dtype) if matrix.dtype != dtype else None
         for tokens, target in zip(x.split(WIDENED_TOKENS), output.split(WIDENED_TOKENS), strict=True):
             self._multiply(tokens.to(dtype), matrix, bias, target, shares, rooms)
         return output
+
+    def _dtype_of(self, x: torch.Tensor, matrix: Rows) -> torch.dtype:
+        """In which a product is computed; what must be decoded is as soon made in one as in another."""
+        if matrix.dtype is None:
+            return self.made_dtype
+        many = self._float32_from is not None and len(x) >= self._float32_from
+        return torch.float32 if many else x.dtype
 
     def _multiply(
         self,
@@ -121,9 +131,9 @@ def multiplication(memory: str | None, products: HostProducts) -> Multiply:
     return lambda x, weight, bias: products.linear(x, PlainRows(weight), bias)
 
 
-def product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which this processor multiplies numbers of `dtype` fastest: itself, or float32."""
-    return torch.float32 if is_emulated(dtype, torch.cpu.get_capabilities()) else dtype
+def usual_float32_from(dtype: DType) -> int | None:
+    """Tokens from which on float32 should be faster than `dtype` on this processor; None: never."""
+    return WIDENED_FROM if is_emulated(getattr(torch, dtype), torch.cpu.get_capabilities()) else None
 
 
 def is_emulated(dtype: torch.dtype, capabilities: Mapping[str, Any]) -> bool:

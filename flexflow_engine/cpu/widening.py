@@ -7,7 +7,7 @@ from math import ceil, isqrt
 from typing import NamedTuple
 
 WIDENED_FROM = 4
-"""Tokens from which on it pays to widen numbers."""
+"""Tokens from which on it pays to widen numbers that a processor has no instructions for; where it was not measured."""
 WIDENED_TOKENS = 512
 """Tokens that are multiplied at a time."""
 _NUMBERS = 2**21

@@ -31,7 +31,7 @@ from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.widening import WIDENED_FROM, product_nbytes
+from flexflow_engine.cpu.widening import product_nbytes
 from flexflow_engine.placement.activations import ActivationLayout, place_activations
 from flexflow_engine.placement.attention import AttentionSite, attention_site, direct_tiers
 from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
@@ -204,7 +204,7 @@ def make_layout(
         return 0 if kv_codec.keeps_bytes else encoding_nbytes(kv, *sizes, host=memory == HOST)
 
     tokens = policy.gpu_batch_size * workload.max_prompt_tokens
-    widens = model.dtype != "float32" and tokens >= WIDENED_FROM
+    widens = model.dtype != "float32"  # how many tokens it takes is the machine's affair
     matrices = [matrix for layer in weights.layers for matrix in layer.matrices]
     products = product_nbytes(tokens, matrices, makes_rows=multiplies_encoded or widens)
     return Layout(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import (
@@ -141,6 +141,7 @@ class ProcessorSection(_Section):
     task_s: Seconds
     layer_s: Seconds = 0.0
     product_s: Seconds = 0.0
+    float32_from: dict[DType, PositiveInt | None] = Field(default_factory=dict)
 
     def processor(self) -> Processor:
         return Processor(
@@ -154,6 +155,7 @@ class ProcessorSection(_Section):
             task_s=self.task_s,
             layer_s=self.layer_s,
             product_s=self.product_s,
+            float32_from=self.float32_from,
         )
 
 

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
+import torch
+
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, LaneContext, Tier
+from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.workers import Workers, one_torch_thread, quick_switches
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
@@ -56,11 +59,13 @@ class Session:
         store: WeightStore,
         prompts: Sequence[TokenIds],
         source: TokenSource,
+        float32_from: int | None,
         executor: Callable[[RunTask, Mapping[str, int], ContextFor, Trace], Executor] = DataflowExecutor,
         trace: Callable[[], Trace] = Trace,
     ) -> None:
-        """prompts: each sequence's token ids, int64. source: of the tokens that follow them. trace: a FoldedTrace where
-        nobody reads single events.
+        """prompts: each sequence's token ids, int64. source: of the tokens that follow them. float32_from: tokens from
+        which on the host's products are faster in float32; None: never. trace: a FoldedTrace where nobody reads single
+        events.
         """
         self._layout = layout
         self._compiler = StepCompiler(layout, store.page_nbytes)
@@ -68,6 +73,7 @@ class Session:
         with ExitStack() as stack:
             memory = stack.enter_context(closing(Memory(layout, tiers, store)))
             workers = stack.enter_context(closing(Workers()))
+            products = HostProducts(workers, getattr(torch, model.dtype), float32_from)
             device = tiers[layout.device.name]
             self._runner = TileRunner(
                 layout=layout,
@@ -77,11 +83,12 @@ class Session:
                 device=device.torch_device,
                 prompts=prompts,
                 workers=workers,
+                products=products,
                 source=source,
             )
             if layout.device.memory == HOST:
                 stack.enter_context(one_torch_thread())  # before threads start, which take over the number
-            load_kernels(layout, model, kv_codec, workers=workers, device=device.torch_device)
+            load_kernels(layout, model, kv_codec, workers=workers, products=products, device=device.torch_device)
             stack.enter_context(quick_switches())
             lanes = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
             self._executor = stack.enter_context(closing(lanes))

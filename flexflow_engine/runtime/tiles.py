@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights, Model
 from flexflow_engine.abc.step import BatchStep, NextTokens
+from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import (
     Attend,
@@ -55,12 +56,13 @@ class TileRunner:
         device: str,
         prompts: Sequence[TokenIds],
         workers: Workers,
+        products: HostProducts,
         source: TokenSource,
     ) -> None:
         self._layout, self._memory, self._model, self._prompts = layout, memory, model, prompts
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._device = torch.device(device)
-        self._weights = Weights(layout, memory, self._dtype, workers)
+        self._weights = Weights(layout, memory, self._dtype, products)
         self._hidden = HiddenStates(layout, memory, self._dtype)
         cache = KVCache(layout, memory, model.config, kv_codec, self._dtype, workers=workers)
         self._decoder = Decoder(

@@ -19,7 +19,9 @@ from flexflow_engine.runtime.host_attention import HostPages, HostTile
 _PAGE_TOKENS, _UNIT = 16, (16, 64)
 
 
-def load_kernels(layout: Layout, model: Model, kv_codec: Codec, *, workers: Workers, device: str) -> None:
+def load_kernels(
+    layout: Layout, model: Model, kv_codec: Codec, *, workers: Workers, products: HostProducts, device: str
+) -> None:
     """Those that the layout's tasks call. Their results are dropped. device: torch's, of the compute tier."""
     dtype: torch.dtype = getattr(torch, model.dtype)
     for codec in layout.weights.codecs if layout.decodes_weights else ():
@@ -33,7 +35,7 @@ def load_kernels(layout: Layout, model: Model, kv_codec: Codec, *, workers: Work
     for codec in layout.weights.codecs if layout.multiplies_encoded else ():
         encoded = torch.zeros((1, codec.encoded_nbytes(_UNIT, model.dtype)), dtype=torch.uint8)
         matrix = EncodedRows(codec, encoded, _UNIT, rows=_UNIT[0])
-        HostProducts(workers, dtype).linear(torch.zeros((1, _UNIT[1]), dtype=dtype), matrix)
+        products.linear(torch.zeros((1, _UNIT[1]), dtype=dtype), matrix)
 
 
 def _decode_once(codec: Codec, numbers: torch.Tensor, model: Model) -> torch.Tensor:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
 from flexflow_engine.cpu.matmul import HostProducts, multiplication
-from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
@@ -61,10 +60,11 @@ class Weights:
     fills the region `weights.decoded`, and matrices are views of that.
     """
 
-    def __init__(self, layout: Layout, memory: Memory, dtype: torch.dtype, workers: Workers) -> None:
+    def __init__(self, layout: Layout, memory: Memory, dtype: torch.dtype, products: HostProducts) -> None:
+        """products: for what is multiplied on the host."""
         self._layout, self._memory, self._dtype = layout, memory, dtype
-        self._products = HostProducts(workers, dtype)
-        self._multiply = multiplication(layout.device.memory, self._products)
+        self._products = products
+        self._multiply = multiplication(layout.device.memory, products)
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
         self._decodes: dict[tuple[int, int | None], list[tuple[Codec, torch.Tensor, torch.Tensor]]] = {}
 

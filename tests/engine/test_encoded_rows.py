@@ -33,15 +33,20 @@ def test_rows_are_decoded_as_by_the_codec_wherever_they_begin(
             assert torch.equal(part, expected[first:stop])
 
 
+@pytest.mark.parametrize("float32_from", [None, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [1, 40, 1100])
 @pytest.mark.parametrize("matrix_shape", SHAPES)
 def test_products_are_those_with_the_decoded_matrix_rounded_once(
-    workers: Workers, dtype: torch.dtype, tokens: int, matrix_shape: tuple[int, tuple[int, int], int]
+    workers: Workers,
+    dtype: torch.dtype,
+    float32_from: int | None,
+    tokens: int,
+    matrix_shape: tuple[int, tuple[int, int], int],
 ) -> None:
     codec, (units, shape, rows) = GroupInt4Codec(), matrix_shape
     data = encoded(codec, normal(units, shape, "float32", seed=units), "float32")
-    matrix, products = EncodedRows(codec, data, shape, rows=rows), HostProducts(workers, dtype)
+    matrix, products = EncodedRows(codec, data, shape, rows=rows), HostProducts(workers, dtype, float32_from)
     generator = torch.Generator().manual_seed(tokens)
     x, bias = (torch.randn(s, generator=generator).to(dtype) for s in [(tokens, shape[1]), (rows,)])
     weight = decoded(codec, data, shape, torch.float32)[:rows]

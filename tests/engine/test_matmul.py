@@ -18,10 +18,11 @@ from flexflow_engine.testing.allocations import PeakAllocations
 SHAPES = [(1, 7, 5), (WIDENED_FROM - 1, 64, 64), (WIDENED_FROM, 64, 3000), (1100, 96, 1500), (40, 5000, 300)]
 
 
+@pytest.mark.parametrize("float32_from", [None, 1, WIDENED_FROM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
-def test_products_are_those_of_float32_rounded_once(
-    workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype
+def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape is three of them
+    workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype, float32_from: int | None
 ) -> None:
     generator = torch.Generator().manual_seed(tokens)
     x, weight, bias = (
@@ -29,7 +30,7 @@ def test_products_are_those_of_float32_rounded_once(
     )
     exact = F.linear(x.double(), weight.double(), bias.double())
     rounding = 2.0 * torch.finfo(dtype).eps * exact.abs() + 1e-5 * columns**0.5
-    products = HostProducts(workers, dtype)
+    products = HostProducts(workers, dtype, float32_from)
     for with_bias, expected in ((bias, exact), (None, exact - bias.double())):
         product = products.linear(x, PlainRows(weight), with_bias)
         assert product.dtype == dtype
@@ -50,13 +51,32 @@ def test_what_a_processor_multiplies_itself(dtype: torch.dtype, capabilities: di
     assert is_emulated(dtype, capabilities) == emulated
 
 
+@pytest.mark.parametrize(("float32_from", "calls"), [(None, 0), (8, 0), (7, 1), (1, 1)])
+def test_numbers_are_widened_from_as_many_tokens_as_was_measured(
+    workers: Workers, float32_from: int | None, calls: int
+) -> None:
+    x, weight = torch.zeros((7, 64), dtype=torch.bfloat16), CountedRows(torch.zeros((16, 64), dtype=torch.bfloat16))
+    assert HostProducts(workers, torch.bfloat16, float32_from).linear(x, weight).dtype == torch.bfloat16
+    assert bool(weight.widened) == bool(calls)
+
+
+class CountedRows(PlainRows):
+    """Counts the parts that were made in a room."""
+
+    widened = 0
+
+    def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:
+        self.widened += room is not None
+        return super().part(first, stop, room)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
 def test_nothing_is_allocated_beyond_what_is_counted(
     workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype
 ) -> None:
     x, weight, bias = (torch.zeros(s, dtype=dtype) for s in [(tokens, columns), (rows, columns), (rows,)])
-    products = HostProducts(workers, dtype)
+    products = HostProducts(workers, dtype, WIDENED_FROM)
     with PeakAllocations() as peak:
         product = products.linear(x, PlainRows(weight), bias)
     bound = product_nbytes(tokens, [(rows, columns)], makes_rows=dtype != torch.float32)
@@ -75,13 +95,13 @@ def test_more_threads_than_rows_fit_take_no_more_memory() -> None:
     tokens, rows, columns = 4, 64, 2**17
     x, weight = (torch.zeros((n, columns), dtype=torch.bfloat16) for n in (tokens, rows))
     with closing(Workers(40)) as workers, PeakAllocations() as peak:
-        product = HostProducts(workers, torch.bfloat16).linear(x, PlainRows(weight))
+        product = HostProducts(workers, torch.bfloat16, WIDENED_FROM).linear(x, PlainRows(weight))
     assert peak.peak_bytes <= product.nbytes + product_nbytes(tokens, [(rows, columns)], makes_rows=True)
 
 
 def test_what_is_kept_of_one_matrix_is_counted_beside_the_next_one(workers: Workers) -> None:
     shapes = [(1024, 1024), (3000, 64), (40, 5000)]  # the second needs less room, the third more
-    products = HostProducts(workers, torch.bfloat16)
+    products = HostProducts(workers, torch.bfloat16, WIDENED_FROM)
     inputs = [
         (torch.zeros((100, c), dtype=torch.bfloat16), torch.zeros((r, c), dtype=torch.bfloat16)) for r, c in shapes
     ]
@@ -93,7 +113,7 @@ def test_what_is_kept_of_one_matrix_is_counted_beside_the_next_one(workers: Work
 
 def test_rooms_are_kept_from_product_to_product(workers: Workers) -> None:
     x, weight = torch.zeros((WIDENED_FROM, 64), dtype=torch.bfloat16), torch.zeros((3000, 64), dtype=torch.bfloat16)
-    products, shares = HostProducts(workers, torch.bfloat16), shared_rows(3000, 64, workers.threads)
+    products, shares = HostProducts(workers, torch.bfloat16, WIDENED_FROM), shared_rows(3000, 64, workers.threads)
     products.linear(x, PlainRows(weight))
     with PeakAllocations() as peak:
         products.linear(x, PlainRows(weight))

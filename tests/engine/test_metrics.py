@@ -49,6 +49,7 @@ def metrics(steps: list[StepTime], **tokens: int) -> dict[str, Any]:
         times=steps,
         predicted_tokens_per_s=None,
         predicted_tokens_per_s_as_ended=None,
+        float32_from=None,
         **counts,
     )
 

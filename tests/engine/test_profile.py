@@ -91,6 +91,12 @@ def test_a_profile_has_what_a_recipe_needs_and_is_read_the_second_time(keeper: B
     assert list((tmp_path / "disk" / "runs").iterdir()) == [], "files of the measurement are left"
 
 
+def test_two_ways_to_multiply_16_bit_numbers_are_compared(keeper: Bookkeeper, tmp_path: Path) -> None:
+    (tokens,) = keeper.measure(needs(tmp_path, dtype="bfloat16")).processors["cpu"].float32_from.values()
+    assert tokens in {None, 1, 4}
+    assert keeper.measure(needs(tmp_path)).processors["cpu"].float32_from == {"float32": None}
+
+
 def test_only_what_is_missing_is_measured(keeper: Bookkeeper, tmp_path: Path) -> None:
     first = keeper.measure(needs(tmp_path))
     further = keeper.measure(replace(needs(tmp_path), codecs=(GroupInt4Codec(), GroupInt8Codec())))

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.hardware import Curve
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.matmul import Multiply
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.load import Load
 from flexflow_engine.planning.profile.sizes import Sizes
@@ -18,6 +19,8 @@ LOAD_TOKENS = 16
 """Rows of the matmuls that run beside links: enough to keep the host's processor and its memory busy."""
 DEVICE_PRODUCTS = 32
 """Of many rows each, that a device is given at a time: it is to be busy, not the host that launches them."""
+COMPARED_TOKENS = 64
+"""The most with which two ways to multiply are compared: with more of them nothing changes, but what it takes."""
 
 
 def matmul_flops_per_s(bench: Bench, sizes: Sizes, one_product_s: float) -> Curve:
@@ -27,6 +30,19 @@ def matmul_flops_per_s(bench: Bench, sizes: Sizes, one_product_s: float) -> Curv
     matrices, operations = _matrices(bench, sizes.features, sizes), 2.0 * sizes.features**2
     seconds = ((float(tokens), _product_s(bench, matrices, tokens)) for tokens in sizes.tokens)
     return Curve(tuple((tokens, operations * tokens / max(s - one_product_s, s / 2)) for tokens, s in seconds))
+
+
+def float32_from(bench: Bench, sizes: Sizes) -> int | None:
+    """Tokens from which on the host multiplies 16-bit numbers faster if it widens them; None where it never does."""
+    if bench.memory != HOST or bench.torch_dtype == torch.float32:
+        return None
+    matrices, found = _matrices(bench, sizes.features, sizes), None
+    for tokens in sorted((n for n in sizes.tokens if n <= COMPARED_TOKENS), reverse=True):
+        own_s, widened_s = (_product_s(bench, matrices, tokens, bench.multiplying(n)) for n in (None, 1))
+        if own_s <= widened_s:
+            break
+        found = tokens
+    return found
 
 
 def product_s(bench: Bench, sizes: Sizes) -> float:
@@ -72,6 +88,6 @@ def _matrices(bench: Bench, features: int, sizes: Sizes) -> list[torch.Tensor]:
     return [bench.numbers(features, features) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
 
 
-def _product_s(bench: Bench, matrices: list[torch.Tensor], tokens: int) -> float:
-    turn, x = cycle(matrices), bench.numbers(tokens, matrices[0].shape[1])
-    return bench.time(lambda: bench.multiply(x, next(turn), None))
+def _product_s(bench: Bench, matrices: list[torch.Tensor], tokens: int, multiply: Multiply | None = None) -> float:
+    turn, x, product = cycle(matrices), bench.numbers(tokens, matrices[0].shape[1]), multiply or bench.multiply
+    return bench.time(lambda: product(x, next(turn), None))

@@ -11,7 +11,7 @@ import torch
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST, Tier
-from flexflow_engine.cpu.matmul import HostProducts, multiplication
+from flexflow_engine.cpu.matmul import HostProducts, Multiply, multiplication, usual_float32_from
 from flexflow_engine.cpu.workers import Workers, one_torch_thread
 
 BATCHES = 5
@@ -19,7 +19,11 @@ BATCHES = 5
 
 
 class Bench:
-    """Owns a lane context of the tier, which stays its opener's, and threads for the host's kernels."""
+    """Owns a lane context of the tier, which stays its opener's, and threads for the host's kernels.
+
+    Changing state: `multiply` and `made_dtype`, how a run multiplies plain weights, and in which dtype it makes rows of
+    encoded ones; see `choose`.
+    """
 
     def __init__(self, tier: Tier, dtype: DType, seconds: float) -> None:
         """seconds: how long one figure may take."""
@@ -30,14 +34,22 @@ class Bench:
         self.memory = tier.memory
         self._stack = ExitStack()
         self.workers = self._stack.enter_context(closing(Workers()))
-        self.multiply = multiplication(self.memory, HostProducts(self.workers, self.torch_dtype))
-        """As a run multiplies plain weights."""
+        self.choose(usual_float32_from(self.dtype))
         if self.memory == HOST:
             self._stack.enter_context(one_torch_thread())
         self._context = self._stack.enter_context(closing(tier.lane_context()))
 
     def close(self) -> None:
         self._stack.close()
+
+    def choose(self, float32_from: int | None) -> None:
+        """Multiply as runs do on a machine of which this has been measured."""
+        products = HostProducts(self.workers, self.torch_dtype, float32_from)
+        self.multiply, self.made_dtype = multiplication(self.memory, products), products.made_dtype
+
+    def multiplying(self, float32_from: int | None) -> Multiply:
+        """As runs would do if that had been measured."""
+        return multiplication(self.memory, HostProducts(self.workers, self.torch_dtype, float32_from))
 
     def numbers(self, *shape: int) -> torch.Tensor:
         """Numbers in the model's dtype, none of which is denormal."""

@@ -10,7 +10,7 @@ import torch
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import CodecRates
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.matmul import PlainRows, Rows, product_dtype
+from flexflow_engine.cpu.matmul import PlainRows, Rows
 from flexflow_engine.cpu.widening import shared_rows
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
@@ -39,7 +39,7 @@ def codec_rates(bench: Bench, sizes: Sizes, codec: Codec) -> CodecRates:
         next(turn)()
 
     decode_s = bench.time(decode)
-    if _is_multiplied_encoded(bench, codec) and product_dtype(values.dtype) != values.dtype:
+    if _is_multiplied_encoded(bench, codec) and bench.made_dtype != values.dtype:
         plain_s = bench.time(_making_rows(bench, PlainRows(values.flatten(0, 1)), values))
         decode_s = max(decode_s - plain_s, decode_s / 10)
     return CodecRates(encode_values_per_s=values.numel() / encode_s, decode_values_per_s=values.numel() / decode_s)
@@ -57,7 +57,7 @@ def _making_rows(bench: Bench, matrix: Rows, values: torch.Tensor) -> Callable[[
     """All rows of a matrix like `values`, some at a time to one place, as products make them."""
     columns = values.shape[-1]
     shares = shared_rows(matrix.out_features, columns, bench.workers.threads)
-    rooms = torch.empty((*shares, columns), dtype=product_dtype(values.dtype))
+    rooms = torch.empty((*shares, columns), dtype=bench.made_dtype)
 
     def work(thread: int, first: int, stop: int) -> None:
         matrix.part(first, stop, rooms[thread, : stop - first])

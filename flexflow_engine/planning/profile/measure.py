@@ -13,6 +13,7 @@ from flexflow_engine.abc.hardware import PLAIN, Direction, HardwareProfile, Host
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import FlexFlowError, HardwareError
 from flexflow_engine.planning.profile.arithmetic import (
+    float32_from,
     matmul_flops_per_s,
     matmul_load,
     memory_bytes_per_s,
@@ -73,10 +74,12 @@ class _Workbench:
             return self._add_processor(profile, part)
         if isinstance(part, CodecPart):
             return self._add_codec(profile, part)
-        return replace(profile, links={**profile.links, part.name: self._links(part)})
+        return replace(profile, links={**profile.links, part.name: self._links(part, profile)})
 
     def _add_processor(self, profile: HardwareProfile, part: ProcessorPart) -> HardwareProfile:
-        bench, sizes, plain = self._bench(part.memory), self._sizes, self._needs.plain
+        bench, sizes, plain = self._bench(part.memory, profile), self._sizes, self._needs.plain
+        widened_from = float32_from(bench, sizes)
+        bench.choose(widened_from)
         tasks = measure_tasks(self._needs.model, plain, self._tier(self._in_memory(part.memory)))
         one_product_s = product_s(bench, sizes) if part.memory == HOST else 0.0  # a device queues one behind the other
         processor = Processor(
@@ -88,12 +91,13 @@ class _Workbench:
             task_s=tasks.run_s,
             layer_s=layer_s(bench, sizes, plain),
             product_s=one_product_s,
+            float32_from={bench.dtype: widened_from} if part.memory == HOST else {},
         )
         measured = replace(profile, processors={**profile.processors, part.memory: processor})
         return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, plain, tasks))
 
     def _add_codec(self, profile: HardwareProfile, part: CodecPart) -> HardwareProfile:
-        bench, processor, name = self._bench(part.memory), profile.processors[part.memory], part.codec.name
+        bench, processor, name = self._bench(part.memory, profile), profile.processors[part.memory], part.codec.name
         curve = decode_bytes_per_s(bench, self._sizes, part.codec.for_cache())
         processor = replace(
             processor,
@@ -102,10 +106,10 @@ class _Workbench:
         )
         return replace(profile, processors={**profile.processors, part.memory: processor})
 
-    def _links(self, part: LinkPart) -> Mapping[Direction, Link]:
+    def _links(self, part: LinkPart, profile: HardwareProfile) -> Mapping[Direction, Link]:
         probe = self._probe(part.tier)
         others = [self._probe(other.tier) for other in self._needs.links if other.tier is not part.tier]
-        bench = self._bench(str(self._needs.device.tier_class.memory))
+        bench = self._bench(str(self._needs.device.tier_class.memory), profile)
         compute = matmul_load(bench, self._sizes)
         return {direction: measure_link(probe, direction, others, compute) for direction in DIRECTIONS}
 
@@ -126,11 +130,15 @@ class _Workbench:
     def _in_memory(self, memory: str) -> TierChoice:
         return next(choice for choice in self._needs.tiers if choice.tier_class.memory == memory)
 
-    def _bench(self, memory: str) -> Bench:
+    def _bench(self, memory: str, profile: HardwareProfile) -> Bench:
+        """It multiplies as the profile says, where it does."""
         if memory not in self._benches:
             tier = self._tier(self._in_memory(memory))
             bench = Bench(tier, self._needs.model.dtype, self._sizes.seconds)
             self._benches[memory] = self._stack.enter_context(closing(bench))
+            known = profile.processors.get(memory)
+            if known and bench.dtype in known.float32_from:
+                bench.choose(known.float32_from[bench.dtype])
         return self._benches[memory]
 
     def _probe(self, choice: TierChoice) -> Probe:
