@@ -4,7 +4,7 @@
 
 The quickstart asks 600 questions, of which three or four change sides with any rounding: more of the same kind tell a
 loss from chance.
-Every int4 row comes with our encoder and with plain min/max at the same bits; the last column is our loss of
+int4 comes with our encoder and with plain min/max at the same bits; the last column is our loss of
 perplexity as a share of that of min/max. The text is scored line by line, each from its first token on, over the cache
 as it is encoded; its lines lie on one tier, in large batches, which changes no score. Exact match is the quickstart as
 it is shipped, but for the first tier's budget, which decoding needs some of.
@@ -46,7 +46,7 @@ ROWS = (
     ("int8 both", "group-int8", "group-int8"),
     ("int4 weights", INT4, "none"),
     ("int4 weights, min/max", MINMAX, "none"),
-    ("int4 weights, table too", FOUR_BIT_TABLE, "none"),
+    ("int4 weights, 4-bit table", FOUR_BIT_TABLE, "none"),
     ("int4 KV cache", "none", INT4),
     ("int4 KV cache, min/max", "none", MINMAX),
     ("int4 both", INT4, INT4),
@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--more", type=int, default=3000, help="how many further questions are asked")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
+    if min(options.lines, options.more) < 1:
+        parser.error("at least one line and one further question")
     rows = list(measure(options.lines, options.more))
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
@@ -144,7 +146,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def _percent(matched: int, total: int) -> str:
-    return f"{100 * matched / total:.1f} %" if total else ""
+    return f"{100 * matched / total:.1f} %"
 
 
 if __name__ == "__main__":

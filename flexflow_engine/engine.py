@@ -59,7 +59,7 @@ DENSER_CODECS = ("group-int4",)
 
 HardwareFor = Callable[[Needs], HardwareProfile]
 """The machine to plan for: this one, measured for what a recipe needs, or one from a file. Called when a scheduler or
-a prediction asks, at most once a job; raises HardwareError where nothing is known of the machine."""
+a run asks, at most once a job; raises HardwareError where nothing is known of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,7 @@ class _Run:
     writer: CompletionWriter
     progress: Progress
     trace: Path | None
+    machine: HardwareProfile | None
     predicted_tokens_per_s: float | None
     first_tokens: int = 0
 
@@ -123,12 +124,13 @@ def run_recipe(
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
     job = _prepare_to_run(recipe, registry, hardware)
-    predicted = _predicted_tokens_per_s(job, progress)
+    machine = _known_machine(job, progress)
+    predicted = _predicted_tokens_per_s(job, progress) if machine else None
     with CompletionWriter(output, job.prompts, job.tokenizer) as writer:
         store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
         with store, _open_tiers(recipe, job) as tiers:
             _tell(store, tiers, progress)
-            metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, predicted))
+            metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, machine, predicted))
         writer.finish()
     return RunReport({**metrics, **_answers(writer)}, output)
 
@@ -254,8 +256,17 @@ def _tier_options(recipe: Recipe, classes: Mapping[str, type[Tier]]) -> dict[str
     return {name: named[name] if name in named else tier.Options() for name, tier in classes.items()}
 
 
+def _known_machine(job: _Job, progress: Progress) -> HardwareProfile | None:
+    """None, with a line why, where nothing is known of it."""
+    try:
+        return job.planner.hardware()
+    except (HardwareError, ProblemsError) as error:
+        progress.notice(f"no prediction: {error}")
+        return None
+
+
 def _predicted_tokens_per_s(job: _Job, progress: Progress) -> float | None:
-    """None, with a line why, where nothing is known of the machine."""
+    """None, with a line why, where the profile lacks what the plan needs."""
     try:
         return job.planner.predict(job.plan.layout).tokens_per_s
     except (HardwareError, ProblemsError) as error:
@@ -327,18 +338,19 @@ def _tell(store: WeightStore, tiers: Mapping[str, Tier], progress: Progress) -> 
         progress.notice(text)
 
 
-def _float32_from(job: _Job) -> int | None:
-    """As it was measured on this machine, or as is usual where that is not known."""
-    usual = usual_float32_from(job.model.dtype)
-    try:
-        return job.planner.hardware().processor(HOST).float32_from.get(job.model.dtype, usual)
-    except (HardwareError, ProblemsError):  # told with the prediction
-        return usual
+def _float32_from(job: _Job, machine: HardwareProfile | None) -> int | None:
+    """As the profile says, or as is usual where it does not; None where the host multiplies nothing."""
+    dtype = job.model.dtype
+    if job.plan.layout.device.memory != HOST:
+        return None
+    processor = machine.processors.get(HOST) if machine else None
+    known = processor.float32_from if processor else {}
+    return known[dtype] if dtype in known else usual_float32_from(dtype)
 
 
 def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
     """Carry the plan out on open tiers; completions go to the writer as sequences end."""
-    float32_from = _float32_from(job)
+    float32_from = _float32_from(job, run.machine)
     session = Session(
         layout=job.plan.layout,
         tiers=run.tiers,

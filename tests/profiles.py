@@ -49,12 +49,17 @@ def both_ways(of: Link) -> Mapping[Direction, Link]:
 
 
 def processor(*, task_s: float = 0.0, layer_s: float = 0.0, product_s: float = 0.0) -> Processor:
-    """A million of everything a second; decoding goes at 2 million numbers, encoding at half a million."""
+    """A million of everything a second; int4 is decoded at 2 million numbers, int8 at a fifth of one, and both are
+    encoded at half a million.
+    """
     return Processor(
         matmul_flops_per_s={"float32": constant(1e6), "float16": constant(1e6)},
         prefill_attention_flops_per_s=constant(1e6),
         decode_attention_bytes_per_s={"none": constant(1e6)},
-        codecs={"group-int4": CodecRates(encode_values_per_s=0.5e6, decode_values_per_s=2e6)},
+        codecs={
+            "group-int4": CodecRates(encode_values_per_s=0.5e6, decode_values_per_s=2e6),
+            "group-int8": CodecRates(encode_values_per_s=0.5e6, decode_values_per_s=0.2e6),
+        },
         memory_bytes_per_s=1e6,
         task_s=task_s,
         layer_s=layer_s,

@@ -85,7 +85,7 @@ class Codec(ABC):
 
     def for_table(self) -> Codec:
         """The codec to use for an embedding table, which a tied head multiplies by, where this one is for the weights:
-        it keeps bytes, decodes in kernels and compresses if this one does.
+        it keeps bytes, decodes in kernels and has an equal compressor if this one does. Called when a job is planned.
         """
         return self
 

@@ -79,7 +79,8 @@ class CodecRates:
 
     encode_values_per_s: float
     decode_values_per_s: float
-    """Where the host decodes weights while it multiplies them: by what that takes longer than plain ones."""
+    """Where the host decodes weights while it multiplies them: by what that takes longer than plain ones that are
+    widened; with fewer tokens than `float32_from` plain ones are not, and encoded ones take longer than that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +105,8 @@ class Processor:
     product_s: float = 0.0
     """What multiplying by a matrix takes beside its operations, whatever its size: threads to wake and to wait for."""
     float32_from: Mapping[DType, int | None] = field(default_factory=dict)
-    """Tokens from which on products of such numbers are faster if they are widened to float32, some rows of the matrix
-    at a time; None: they never are. Runs multiply accordingly. Of the host's processor."""
+    """Tokens from which on products of such 16-bit numbers are faster if they are widened to float32, some rows of the
+    matrix at a time; None: they never are. Runs multiply accordingly. Of the host's processor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ class StoreEntry:
     reference: str
     dtype: str
     codec: str
+    table_codec: str
     nbytes: int
     """Bytes that its files hold now."""
     complete: bool
@@ -59,6 +60,7 @@ def _entry(path: Path) -> StoreEntry:
         reference=header.reference if header else "",
         dtype=header.dtype if header else "",
         codec=header.codec if header else "",
+        table_codec=header.table_codec if header else "",
         nbytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         complete=header is not None and header.complete,
     )

@@ -53,4 +53,5 @@ def _root(under: Path | None) -> Path:
 
 def _row(store: StoreEntry) -> tuple[str, ...]:
     state = "" if store.complete else "unfinished"
-    return store.name, store.reference, store.dtype, store.codec, format_size(store.nbytes), state
+    codecs = " + ".join(dict.fromkeys((store.codec, store.table_codec)))
+    return store.name, store.reference, store.dtype, codecs, format_size(store.nbytes), state

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from math import ceil
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.dtypes import ITEM_NBYTES
+from flexflow_engine.abc.compressor import Compressor
+from flexflow_engine.abc.dtypes import ITEM_NBYTES, DType
 from flexflow_engine.abc.model import Model, Role, TensorSpec
+from flexflow_engine.errors import PluginError
 
 MAX_PAGE_NBYTES = 16 * 2**20
 PAGES_PER_LAYER = 16
 """A layer is cut at least this finely, so that a few percent of a small model can be placed too."""
 MIN_UNIT_NBYTES = 4096
 """A table's unit is as many rows as fill a block of the disk."""
-_ALIKE = "keeps_bytes", "decodes_in_kernels", "compresses"
-"""What the codecs of matrices and tables have in common."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +72,9 @@ class PagedTensor:
 
 def paged_tensors(model: Model, codec: Codec, small_codec: Codec) -> tuple[PagedTensor, ...]:
     """The cut of every parameter of `model`: matrices encoded by `codec`, tables by its `for_table`, small ones by
-    `small_codec`.
+    `small_codec`. Raises PluginError where a codec has one for tables that is not of its kind.
     """
-    codecs: dict[Role, Codec] = {"matrix": codec, "table": codec.for_table(), "small": small_codec}
-    assert all(getattr(codec, name) == getattr(codecs["table"], name) for name in _ALIKE), codec
+    codecs: dict[Role, Codec] = {"matrix": codec, "table": _table_codec(codec, model.dtype), "small": small_codec}
     page_nbytes = min(MAX_PAGE_NBYTES, _largest_decoder_nbytes(model) // PAGES_PER_LAYER)
     return tuple(
         _whole(spec, model, codecs[spec.role])
@@ -83,6 +82,21 @@ def paged_tensors(model: Model, codec: Codec, small_codec: Codec) -> tuple[Paged
         else _paged(spec, model, codecs[spec.role], page_nbytes)
         for spec in model.tensors()
     )
+
+
+def _table_codec(codec: Codec, dtype: DType) -> Codec:
+    table = codec.for_table()
+    if _kind(table, dtype) != _kind(codec, dtype):
+        raise PluginError(
+            f"the codec {codec.name} wants tables encoded by {table.name}, which is of another kind",
+            fix="both must keep bytes, decode in kernels, or have equal compressors, or neither",
+        )
+    return table
+
+
+def _kind(codec: Codec, dtype: DType) -> tuple[bool, bool, Compressor | None]:
+    """What is one decision for all weights of a run."""
+    return codec.keeps_bytes, codec.decodes_in_kernels, codec.compressor(dtype) if codec.compresses else None
 
 
 def _largest_decoder_nbytes(model: Model) -> int:

@@ -141,7 +141,7 @@ class ProcessorSection(_Section):
     task_s: Seconds
     layer_s: Seconds = 0.0
     product_s: Seconds = 0.0
-    float32_from: dict[DType, PositiveInt | None] = Field(default_factory=dict)
+    float32_from: dict[Literal["float16", "bfloat16"], PositiveInt | None] = Field(default_factory=dict)
 
     def processor(self) -> Processor:
         return Processor(
@@ -155,7 +155,7 @@ class ProcessorSection(_Section):
             task_s=self.task_s,
             layer_s=self.layer_s,
             product_s=self.product_s,
-            float32_from=self.float32_from,
+            float32_from={dtype: tokens for dtype, tokens in self.float32_from.items()},  # noqa: C416  # of wider type
         )
 
 

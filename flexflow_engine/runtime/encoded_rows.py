@@ -12,7 +12,7 @@ from flexflow_engine.abc.codec import Codec
 class EncodedRows:
     """Adjoining rows of one matrix in host memory, for codecs that decode in kernels: `Rows` of `cpu.matmul`.
 
-    Decoded numbers are rounded to 16 bits only where the processor multiplies such numbers itself.
+    Decoded numbers are rounded to 16 bits only where such numbers are multiplied as they are.
     """
 
     dtype = None

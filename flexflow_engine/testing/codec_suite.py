@@ -71,6 +71,15 @@ class CodecTests:
             assert codec != other
             assert codec.key != other.key
 
+    def test_the_codec_for_tables_is_of_the_same_kind(self) -> None:
+        codec = self.make_codec()
+        table = codec.for_table()
+        assert table == codec.for_table()
+        assert (table.keeps_bytes, table.decodes_in_kernels) == (codec.keeps_bytes, codec.decodes_in_kernels)
+        assert table.compresses == codec.compresses
+        if codec.compresses:
+            assert table.compressor("float32") == codec.compressor("float32")
+
     def test_the_configuration_names_the_codec_and_is_ready_for_json(self) -> None:
         codec = self.make_codec()
         configuration = dict(codec.configuration())

@@ -35,7 +35,7 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.checkpoint.catalogue import list_stores, remove_store
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.importing import import_checkpoint
-from flexflow_engine.errors import CheckpointError, CorruptDataError, ProblemsError, StorageError
+from flexflow_engine.errors import CheckpointError, CorruptDataError, PluginError, ProblemsError, StorageError
 from flexflow_engine.store.header import FORMAT_VERSION
 from flexflow_engine.store.weights import WeightStore
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupQuantCodec
@@ -315,15 +315,24 @@ def test_a_flipped_bit_of_encoded_weights_is_told_by_zarr_and_by_the_engine(tmp_
 
 def test_stores_of_two_codecs_share_what_is_equal(tmp_path: Path, folder: Path) -> None:
     root = tmp_path / "root"
-    codecs = [NoneCodec(), GroupInt4Codec(), GroupInt4Codec(GroupInt4Options(encoder="minmax"))]
+    codecs = [NoneCodec(), *(GroupInt4Codec(GroupInt4Options(encoder=how)) for how in ("auto", "minmax", "fit"))]
     stores = [imported_with(codec, opened(folder), root) for codec in codecs]
-    assert len({store.path for store in stores}) == 3
+    assert len({store.path for store in stores}) == 4
     bias = f"{FC1.removesuffix('weight')}bias/c/0"
-    for name, copies in ((bias, 1), (f"{FC1}/c/0/0", 3)):
+    for name, copies in ((bias, 1), (f"{FC1}/c/0/0", 4)):
         assert len({(store.path / name).stat().st_ino for store in stores}) == copies
     assert (stores[1].path / FC1 / "c/0/0").read_bytes() != (stores[2].path / FC1 / "c/0/0").read_bytes()
     remove_store(root, stores[0].path.name)
     assert torch.equal(stock(stores[1], bias.removesuffix("/c/0")), tensors()[bias.removesuffix("/c/0")])
+
+
+def test_codecs_of_two_kinds_can_not_share_a_store(tmp_path: Path, folder: Path) -> None:
+    class Mixed(ZstdCodec):
+        def for_table(self) -> Codec:
+            return BloscCodec()
+
+    with pytest.raises(PluginError, match=r"zstd wants tables encoded by .*blosc"):
+        imported_with(Mixed(), opened(folder), tmp_path / "root")
 
 
 def test_a_table_of_8_bits_is_shared_with_the_store_that_has_8_bits_throughout(tmp_path: Path, folder: Path) -> None:
@@ -439,6 +448,7 @@ def test_stores_are_listed_and_removed(tmp_path: Path, folder: Path) -> None:
     imported(opened(folder, "float32"), root).close()
     half, single = list_stores(root)
     assert (half.reference, half.dtype, half.codec, half.complete) == (str(folder), "float16", "none", True)
+    assert half.table_codec == "none"
     assert 0 < half.nbytes < single.nbytes
     assert remove_store(root, half.name) == half
     assert list_stores(root) == (single,)

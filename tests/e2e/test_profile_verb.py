@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from commands import CommandLine, write_recipe
+from commands import CommandLine, save_tokenizer, write_prompts, write_recipe
+from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
-from flexflow_engine.engine import recipe_needs
+from flexflow_engine.engine import recipe_needs, run_recipe
+from flexflow_engine.errors import HardwareError
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.planning.hardware import profile_as_document
 from flexflow_engine.planning.profile.cache import this_machine
+from flexflow_engine.planning.profile.needs import Needs
 from flexflow_engine.plugins import Registry
 from harness import random_prompts, save_opt
 from profiles import TINY
@@ -64,6 +67,55 @@ def test_a_run_on_a_machine_of_which_too_little_is_known_goes_on_without_a_predi
     outcome = command("run", recipe, "--json", "--hardware", file)
     assert json.loads(outcome.stdout)["predicted_tokens_per_s"] is None
     assert "no prediction: " in outcome.stderr
+
+
+def test_products_are_computed_as_the_machine_was_measured(
+    command: CommandLine, recipe: Path, measured: dict[str, Any], tmp_path: Path
+) -> None:
+    """Encoded weights are decoded to bfloat16 where that is multiplied faster, and rounded with that."""
+    save_tokenizer(tmp_path / "opt")
+    write_prompts(recipe.parent, [{"prompt_token_ids": [5, 7, 9], "completion": "w11 w17 w200 w3"}] * 3)
+    file, perplexities = tmp_path / "machine.yaml", []
+    settings = ("model.dtype=bfloat16", "codecs.weights=group-int4", "workload={prompts: prompts.jsonl, task: score}")
+    for tokens in (1, 4, None):
+        cpu = {**measured["processors"]["cpu"], "float32_from": {"bfloat16": tokens}}
+        file.write_text(yaml.safe_dump({**measured, "processors": {"cpu": cpu}}))
+        outcome = command("run", recipe, "--json", "--hardware", file, *(f"--set={setting}" for setting in settings))
+        metrics = json.loads(outcome.stdout)
+        assert metrics["float32_from"] == tokens
+        perplexities.append(metrics["perplexity"])
+    assert perplexities[0] == perplexities[1] != perplexities[2]
+
+
+class Silent:
+    def importing(self, done_bytes: int, total_bytes: int) -> None:
+        pass
+
+    def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
+        pass
+
+
+def test_a_machine_of_which_nothing_can_be_known_is_asked_for_once(recipe: Path, tmp_path: Path) -> None:
+    asked: list[Needs] = []
+
+    def unknown(needs: Needs) -> HardwareProfile:
+        asked.append(needs)
+        raise HardwareError("no machine at all")
+
+    registry = Registry.load()
+    job = load_recipe(recipe, [], registry)
+    report = run_recipe(job, registry, output=tmp_path / "out.jsonl", trace=None, progress=Silent(), hardware=unknown)
+    assert len(asked) == 1
+    assert report.metrics["predicted_tokens_per_s"] is None
+
+
+def test_weights_of_4_bits_need_what_their_table_is_encoded_by(recipe: Path) -> None:
+    registry = Registry.load()
+    needs = recipe_needs(load_recipe(recipe, ["codecs.weights=group-int4"], registry), registry)
+    assert {codec.name for codec in needs.codecs} == {"group-int4", "group-int8"}
 
 
 def test_a_folder_that_is_no_place_for_the_profile_is_told(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,7 @@ from commands import (
     write_prompts,
     write_recipe,
 )
-from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
-from flexflow_engine.planning.hardware import write_profile
 from harness import random_prompts, reference_tokens, save_opt
-from profiles import processor, profile
 
 PROMPTS = [*random_prompts(6, seed=1, longest=20), (7,)]
 RUN = "flexflow_engine.run"
@@ -63,18 +60,6 @@ def test_progress_goes_to_stderr(run: Run) -> None:
     assert "importing weights: " in run.outcome.stderr
     assert "7 of 7 sequences, 42 tokens" in run.outcome.stderr
     assert "error" not in run.outcome.stderr.lower()
-
-
-@pytest.mark.parametrize("tokens", [3, None])
-def test_products_are_computed_as_the_machine_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: CommandLine, tokens: int | None
-) -> None:
-    write_profile(profile(cpu=replace(processor(), float32_from={"float16": tokens})), tmp_path / "machine.yaml")
-    monkeypatch.setenv(HARDWARE_VARIABLE, str(tmp_path / "machine.yaml"))
-    recipe = write_recipe(tmp_path, save_opt(tmp_path / "checkpoint"), PROMPTS)
-    metrics = json.loads(command("run", recipe, "--json", "--set", "model.dtype=float16").stdout)
-    assert metrics["float32_from"] == tokens
-    assert metrics["generated_tokens"] == 6 * len(PROMPTS)
 
 
 def test_completions_are_those_of_transformers_in_input_order(run: Run) -> None:

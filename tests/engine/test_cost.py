@@ -223,8 +223,9 @@ def test_a_dtype_without_a_rate_is_named() -> None:
     ],
 )
 @pytest.mark.parametrize("step", [0, 2], ids=["prefill", "decode"])
-def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(
-    classes: Mapping[str, type[Tier]], attention: AttentionPlace, cache: str, step: int
+@pytest.mark.parametrize("weight_codec", [NoneCodec(), GroupInt4Codec()], ids=lambda codec: codec.name)
+def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(  # every one of another type
+    classes: Mapping[str, type[Tier]], attention: AttentionPlace, cache: str, weight_codec: Codec, step: int
 ) -> None:
     """Every tensor class on one tier, so that there are no fractions of pages; lanes are as wide as they are."""
     model, tiers = opt(), list(classes)
@@ -242,7 +243,7 @@ def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(
         activations={tiers[1]: 100},
         attention=attention,
     )
-    layout = lay_out(model, classes, chosen, prompt_tokens=PROMPTS)
+    layout = lay_out(model, classes, chosen, prompt_tokens=PROMPTS, weight_codec=weight_codec)
     summed: dict[str, float] = defaultdict(float)
     for task in tasks_of(layout):
         if task.tile.step == step and task.lane != "tokens":
@@ -250,7 +251,7 @@ def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(
             summed[task.lane] += work.seconds
     closed = StepCostModel(
         model=model,
-        tensors=paged_tensors(model, NoneCodec(), NoneCodec()),
+        tensors=paged_tensors(model, weight_codec, NoneCodec()),
         kv_codec=NoneCodec(),
         tiers=layout.tiers,
         profile=machine,

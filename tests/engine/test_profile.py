@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from checkpoint.checkpoints import imported, opened
@@ -13,6 +15,8 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.tier import HostBytes, Region, Tier
 from flexflow_engine.planning.hardware import read_profile
+from flexflow_engine.planning.profile.arithmetic import first_of_the_last
+from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.cache import profile_path, this_machine
 from flexflow_engine.planning.profile.load import Load, rates
 from flexflow_engine.planning.profile.machine import Machine
@@ -92,9 +96,36 @@ def test_a_profile_has_what_a_recipe_needs_and_is_read_the_second_time(keeper: B
 
 
 def test_two_ways_to_multiply_16_bit_numbers_are_compared(keeper: Bookkeeper, tmp_path: Path) -> None:
-    (tokens,) = keeper.measure(needs(tmp_path, dtype="bfloat16")).processors["cpu"].float32_from.values()
-    assert tokens in {None, 1, 4}
-    assert keeper.measure(needs(tmp_path)).processors["cpu"].float32_from == {"float32": None}
+    measured = keeper.measure(needs(tmp_path, dtype="bfloat16"))
+    assert set(measured.processors["cpu"].float32_from) == {"bfloat16"}
+    assert keeper.measure(needs(tmp_path)).processors["cpu"].float32_from == {}
+
+
+@pytest.mark.parametrize(
+    ("faster", "found"), [((1, 4, 8), 1), ((4, 8), 4), ((8,), 8), ((1, 8), 8), ((1, 4), None), ((), None)]
+)
+def test_what_is_faster_with_many_tokens_counts(faster: tuple[int, ...], found: int | None) -> None:
+    assert first_of_the_last((1, 4, 8), lambda tokens: tokens in faster) == found
+
+
+def test_a_processor_of_which_an_earlier_version_measured_less_is_measured_again(
+    keeper: Bookkeeper, tmp_path: Path
+) -> None:
+    asked = needs(tmp_path, dtype="bfloat16")
+    measured = keeper.measure(asked)
+    earlier = replace(measured.processors["cpu"], float32_from={})
+    lacking = replace(measured, processors={"cpu": earlier})
+    processor, codec = "the processor of cpu memory", "group-int4 on cpu"
+    assert {processor, codec} <= {str(part) for part in asked.missing(lacking)}
+    assert not {processor, codec} & {str(part) for part in needs(tmp_path).missing(lacking)}, "float32 has no choice"
+
+
+def test_rows_are_made_and_multiplied_as_was_chosen(tmp_path: Path) -> None:
+    tier = CpuTier(label="device", budget_bytes=2**20, options=CpuTier.Options())
+    with closing(tier), closing(Bench(tier, "bfloat16", 0.0)) as bench:
+        for float32_from, made in ((None, torch.bfloat16), (1, torch.float32)):
+            bench.choose(float32_from)
+            assert bench.made_dtype == made
 
 
 def test_only_what_is_missing_is_measured(keeper: Bookkeeper, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from collections.abc import Callable, Sequence
+from itertools import cycle, takewhile
 from statistics import median
 
 import torch
@@ -34,15 +35,19 @@ def matmul_flops_per_s(bench: Bench, sizes: Sizes, one_product_s: float) -> Curv
 
 def float32_from(bench: Bench, sizes: Sizes) -> int | None:
     """Tokens from which on the host multiplies 16-bit numbers faster if it widens them; None where it never does."""
-    if bench.memory != HOST or bench.torch_dtype == torch.float32:
-        return None
-    matrices, found = _matrices(bench, sizes.features, sizes), None
-    for tokens in sorted((n for n in sizes.tokens if n <= COMPARED_TOKENS), reverse=True):
+    matrices = _matrices(bench, sizes.features, sizes)
+
+    def widening_is_faster(tokens: int) -> bool:
         own_s, widened_s = (_product_s(bench, matrices, tokens, bench.multiplying(n)) for n in (None, 1))
-        if own_s <= widened_s:
-            break
-        found = tokens
-    return found
+        return widened_s < own_s
+
+    return first_of_the_last([n for n in sizes.tokens if n <= COMPARED_TOKENS], widening_is_faster)
+
+
+def first_of_the_last(sizes: Sequence[int], holds: Callable[[int], bool]) -> int | None:
+    """The least of ascending sizes from which on it holds for all of them; None where it does not for the largest."""
+    held = list(takewhile(holds, reversed(sizes)))
+    return held[-1] if held else None
 
 
 def product_s(bench: Bench, sizes: Sizes) -> float:

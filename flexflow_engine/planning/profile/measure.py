@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import PLAIN, Direction, HardwareProfile, HostCosts, Link, Processor
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import FlexFlowError, HardwareError
@@ -78,8 +79,10 @@ class _Workbench:
 
     def _add_processor(self, profile: HardwareProfile, part: ProcessorPart) -> HardwareProfile:
         bench, sizes, plain = self._bench(part.memory, profile), self._sizes, self._needs.plain
-        widened_from = float32_from(bench, sizes)
-        bench.choose(widened_from)
+        widened_from: dict[DType, int | None] = {}
+        if part.memory == HOST and bench.dtype != "float32":
+            widened_from = {bench.dtype: float32_from(bench, sizes)}
+            bench.choose(widened_from[bench.dtype])
         tasks = measure_tasks(self._needs.model, plain, self._tier(self._in_memory(part.memory)))
         one_product_s = product_s(bench, sizes) if part.memory == HOST else 0.0  # a device queues one behind the other
         processor = Processor(
@@ -91,7 +94,7 @@ class _Workbench:
             task_s=tasks.run_s,
             layer_s=layer_s(bench, sizes, plain),
             product_s=one_product_s,
-            float32_from={bench.dtype: widened_from} if part.memory == HOST else {},
+            float32_from=widened_from,
         )
         measured = replace(profile, processors={**profile.processors, part.memory: processor})
         return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, plain, tasks))

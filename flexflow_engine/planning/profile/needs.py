@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.hardware import HardwareProfile, Processor
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.planning.profile.stored import is_imported_to
@@ -110,7 +110,7 @@ class Needs:
 
     def _missing(self, known: HardwareProfile | None) -> Iterator[Part]:
         for memory in self.memories:
-            processor = known.processors.get(memory) if known else None
+            processor = self._known_whole(known, memory)
             if processor is None:
                 yield ProcessorPart(memory)
             for codec in self.codecs:
@@ -119,6 +119,12 @@ class Needs:
         for part in self.links:
             if known is None or part.name not in known.links:
                 yield part
+
+    def _known_whole(self, known: HardwareProfile | None, memory: str) -> Processor | None:
+        """None where it was not measured, or by a version that measured less."""
+        processor = known.processors.get(memory) if known else None
+        widens = memory == HOST and self.model.dtype != "float32"
+        return None if processor and widens and self.model.dtype not in processor.float32_from else processor
 
 
 def _link_key(tier: TierChoice, others: list[TierChoice], near: type[Tier]) -> str:

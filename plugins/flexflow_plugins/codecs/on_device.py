@@ -22,7 +22,7 @@ from flexflow_plugins.codecs.threads import encode as encode_on_host
 _DECODED_AT_ONCE = 2**25
 _ENCODED_AT_ONCE = 2**22
 """Numbers; bound what is held beside the tensors, whatever their size: with groups of 64 three bytes for each that is
-decoded and 27 for each that is encoded, by Triton one and none; with groups of other sizes up to 13 and 38.
+decoded and 28 for each that is encoded, by Triton one and none; with small groups up to 13 and 72.
 """
 _MAX_HALF = 65504.0
 _LOGGER = logging.getLogger(__name__)
