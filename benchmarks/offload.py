@@ -57,7 +57,7 @@ OPT_13B_GPU = replace(
 CONFIGURATIONS = (
     OPT_1_3B,
     replace(
-        OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, gpu_batch_size=256, num_gpu_batches=1, weights_percent=32
+        OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, gpu_batch_size=256, num_gpu_batches=1, weights_percent=31
     ),
     OPT_6_7B,
     replace(
@@ -163,7 +163,7 @@ def _baseline_try(configuration: Configuration, folder: Path, batch_size: int, l
     numbers: Sequence[int] = (batch_size, c.prompt_tokens, c.new_tokens)
     command = ["-m", "throughput.baseline", str(folder), *map(str, numbers)]
     command += [str(c.cap_nbytes)] if c.gpu else []
-    outcome = run_capped(command, cap_nbytes=c.cap_nbytes, limit_s=limit_s, gpu=c.gpu)
+    outcome = run_capped(command, c.cap(), limit_s=limit_s)
     if not isinstance(outcome, Done):
         say(f"{c.name}: baseline, batch {batch_size}: {outcome}")
         return BaselineTry(batch_size=batch_size, tokens_per_s=0, note=str(outcome), peak_bytes=c.cap_nbytes)

@@ -62,7 +62,7 @@ def _pair(configuration: Configuration, work: Path) -> tuple[float, float]:
     c, recipe = configuration, engine.prepare(configuration, work)
     numbers = (c.sequences, c.prompt_tokens, c.new_tokens)
     command = ["-m", "throughput.generate", str(checkpoint_folder(work, c.model)), *map(str, numbers)]
-    seconds = _answer(c, run_capped(command, cap_nbytes=c.cap_nbytes, limit_s=LIMIT_S), "seconds")
+    seconds = _answer(c, run_capped(command, c.cap(), limit_s=LIMIT_S), "seconds")
     theirs = c.sequences * c.new_tokens / seconds
     ours = _answer(c, engine.run(c, recipe, limit_s=LIMIT_S), "tokens_per_s")
     say(f"{c.name}: transformers {theirs:.2f}, ours {ours:.2f} tokens/s")

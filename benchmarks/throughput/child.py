@@ -9,12 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from throughput.gpu_cap import gpu_memory_cap
-from throughput.memory_cap import memory_cap
+from typing import Any, Protocol
 
 BENCHMARKS = Path(__file__).parents[1]
 
@@ -51,19 +49,28 @@ class Failed:
 Outcome = Done | DidNotFinish | Failed
 
 
-def run_capped(command: Sequence[str], *, cap_nbytes: int, limit_s: float, gpu: bool = False) -> Outcome:
-    """Run `python COMMAND…` under a cap, of the process's memory or of what it may take of a GPU's; its standard error
-    goes through.
-    """
-    with (gpu_memory_cap if gpu else memory_cap)(cap_nbytes) as cap:
-        process = _start(cap.wrap([sys.executable, *command]))
+class Cap(Protocol):
+    """On what one command may take."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that it took."""
+
+    def wrap(self, command: Sequence[str]) -> list[str]:
+        """The command, which begins with the interpreter, under the cap."""
+
+
+def run_capped(command: Sequence[str], cap: AbstractContextManager[Cap], *, limit_s: float) -> Outcome:
+    """Run `python COMMAND…` under a cap; its standard error goes through."""
+    with cap as entered:
+        process = _start(entered.wrap([sys.executable, *command]))
         try:
             output, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
             return DidNotFinish(limit_s)
         finally:
             _end(process)
-        return Done(json.loads(output), cap.peak_bytes) if process.returncode == 0 else Failed(process.returncode)
+        return Done(json.loads(output), entered.peak_bytes) if process.returncode == 0 else Failed(process.returncode)
 
 
 def run_free(command: Sequence[str]) -> Mapping[str, Any]:

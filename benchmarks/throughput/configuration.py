@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from throughput.checkpoint import checkpoint_folder
+from throughput.child import Cap
+from throughput.gpu_cap import gpu_memory_cap
+from throughput.memory_cap import memory_cap
 
 MIB = 2**20
 GIB = 2**30
@@ -41,6 +45,10 @@ class Configuration:
     codecs: Mapping[str, str] = field(default_factory=dict)
     gpu: bool = False
     """Whether a GPU computes and the host's memory is far; else the host computes and a disk is."""
+
+    def cap(self) -> AbstractContextManager[Cap]:
+        """What one process may take."""
+        return gpu_memory_cap(self.cap_nbytes) if self.gpu else memory_cap(self.cap_nbytes)
 
     @property
     def far(self) -> str:

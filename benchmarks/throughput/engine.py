@@ -32,7 +32,7 @@ def run(configuration: Configuration, recipe: Path, *, limit_s: float, trace: Pa
     output = recipe.with_suffix(".completions.jsonl")
     command = [*RUN, str(recipe), "--json", "--output", str(output)]
     command += ["--trace", str(trace)] if trace else []
-    return run_capped(command, cap_nbytes=configuration.cap_nbytes, limit_s=limit_s, gpu=configuration.gpu)
+    return run_capped(command, configuration.cap(), limit_s=limit_s)
 
 
 def planned_nbytes(recipe: Path) -> int:

@@ -201,7 +201,7 @@ def make_layout(
     decode_attention = (kernel_nbytes if in_kernel else pieces_nbytes)(model, *sizes)
 
     def encoding(memory: str | None) -> int:
-        return 0 if kv_codec.keeps_bytes else encoding_nbytes(kv, *sizes, host=memory == HOST)
+        return 0 if kv_codec.keeps_bytes else encoding_nbytes(kv, *sizes, memory)
 
     tokens = policy.gpu_batch_size * workload.max_prompt_tokens
     widens = model.dtype != "float32"  # how many tokens it takes is the machine's affair

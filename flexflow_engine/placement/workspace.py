@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.placement.kv import KVLayout
 from flexflow_engine.placement.pages import PagedTensor
 
@@ -49,19 +50,19 @@ def workspace_nbytes(
     )
 
 
-def encoding_nbytes(kv: KVLayout, rows: int, cached_tokens: int, page_tokens: int, *, host: bool) -> int:
-    """Encoding pages of a cache: what they are encoded to, and their numbers in one piece.
+def encoding_nbytes(kv: KVLayout, rows: int, cached_tokens: int, page_tokens: int, memory: str | None) -> int:
+    """Encoding pages of a cache in a kind of memory: what they are encoded to, and their numbers in one piece.
 
-    host: whether its threads do, each some pages of a row at a time; else pages of several rows are encoded at a time.
+    The host's threads encode some pages of a row at a time, each for itself; a device pages of several rows.
     """
     pages = -(-cached_tokens // page_tokens)
-    at_once = min(rows * pages, pages_encoded_at_once(kv.tail_page_nbytes, host=host))
+    at_once = min(rows * pages, pages_encoded_at_once(kv.tail_page_nbytes, memory))
     return at_once * (kv.page_nbytes + kv.tail_page_nbytes)
 
 
-def pages_encoded_at_once(plain_nbytes: int, *, host: bool) -> int:
-    """How many pages, each of so many bytes before, all threads of a host or a device encode at a time."""
-    return max(1, (_ENCODED_NBYTES if host else _ENCODED_ON_DEVICE_NBYTES) // plain_nbytes)
+def pages_encoded_at_once(plain_nbytes: int, memory: str | None) -> int:
+    """How many pages, each of so many bytes before, all threads of the host or a device encode at a time."""
+    return max(1, (_ENCODED_NBYTES if memory == HOST else _ENCODED_ON_DEVICE_NBYTES) // plain_nbytes)
 
 
 def kernel_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:

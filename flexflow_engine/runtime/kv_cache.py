@@ -250,7 +250,7 @@ class KVCache:
         keys, values = None, None
         if tails.count:
             keys, values = self._memory.tensor(tails).view(self._dtype).view(2, len(tile.tail_rows), *self._page)
-        on_host, plain_nbytes = self._layout.tier(tails.tier).memory == HOST, self._layout.kv.tail_page_nbytes
+        memory, plain_nbytes = self._layout.tier(tails.tier).memory, self._layout.kv.tail_page_nbytes
         return TileCache(
             self._layout.kv.page_tokens,
             self._page[0],
@@ -259,8 +259,8 @@ class KVCache:
             keys,
             values,
             host=None,
-            workers=self._workers if on_host else None,
-            pages_at_once=None if self._codec.keeps_bytes else pages_encoded_at_once(plain_nbytes, host=on_host),
+            workers=self._workers if memory == HOST else None,
+            pages_at_once=None if self._codec.keeps_bytes else pages_encoded_at_once(plain_nbytes, memory),
         )
 
 

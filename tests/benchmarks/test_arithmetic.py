@@ -18,7 +18,7 @@ from profiles import profile
 from throughput.child import DidNotFinish, Done, Failed, run_capped
 from throughput.configuration import MIB, RESERVE_NBYTES, Configuration
 from throughput.extrapolation import SampledJob
-from throughput.memory_cap import ROOT
+from throughput.memory_cap import ROOT, memory_cap
 from throughput.results import BaselineTry, EngineRun, Result, read_results, roofline_tokens_per_s, write_results
 from throughput.roofline import PhaseWork, Rates, Shape, decode_bound, decode_work, prefill_bound, prefill_work
 from throughput.steps import decode_window
@@ -154,8 +154,8 @@ def test_a_side_that_did_not_finish_is_shown_as_such() -> None:
 @capped
 def test_a_child_that_takes_more_than_its_cap_is_killed() -> None:
     hungry = ["-c", f"import json; print(json.dumps(dict(taken=len(bytearray({256 * MIB})))))"]
-    assert isinstance(run_capped(hungry, cap_nbytes=64 * MIB, limit_s=60), Failed)
-    outcome = run_capped(hungry, cap_nbytes=512 * MIB, limit_s=60)
+    assert isinstance(run_capped(hungry, memory_cap(64 * MIB), limit_s=60), Failed)
+    outcome = run_capped(hungry, memory_cap(512 * MIB), limit_s=60)
     assert isinstance(outcome, Done)
     assert outcome.answer == {"taken": 256 * MIB}
     assert 256 * MIB < outcome.peak_bytes <= 512 * MIB
@@ -163,4 +163,4 @@ def test_a_child_that_takes_more_than_its_cap_is_killed() -> None:
 
 @capped
 def test_a_child_is_ended_when_its_time_is_over() -> None:
-    assert run_capped(["-c", "import time; time.sleep(60)"], cap_nbytes=64 * MIB, limit_s=1) == DidNotFinish(1)
+    assert run_capped(["-c", "import time; time.sleep(60)"], memory_cap(64 * MIB), limit_s=1) == DidNotFinish(1)
