@@ -94,10 +94,10 @@ DISK = {"plugin": "zarr", "budget": "4GiB"}
 CONFIGURATIONS = (
     Configuration(name="0.2 GB/s", tiers={"device": device("64MiB"), "far": slow("1GiB", 0.2e9), "disk": DISK}),
     Configuration(name="1 GB/s, 2 ms", tiers={"device": device("64MiB"), "far": slow("1GiB", 1e9, 2e-3), "disk": DISK}),
-    Configuration(name="disk only", tiers={"device": device("56MiB"), "disk": DISK}),
+    Configuration(name="disk only", tiers={"device": device("80MiB"), "disk": DISK}),
     Configuration(
         name="three tiers, int8 cache",
-        tiers={"device": device("56MiB"), "far": slow("40MiB", 0.5e9), "disk": DISK},
+        tiers={"device": device("80MiB"), "far": slow("40MiB", 0.5e9), "disk": DISK},
         codecs={"kv_cache": "group-int8"},
     ),
 )
