@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py [--json] [--lines 1300] [--more 3000]
 
-The quickstart asks 600 questions, of which three or four change sides with any rounding: more of the same kind tell a
-loss from chance.
+The quickstart asks 600 questions, of which up to five change sides with a rounding: more of the same kind tell a loss
+from chance.
 int4 comes with our encoder and with plain min/max at the same bits; the last column is our loss of
 perplexity as a share of that of min/max. The text is scored line by line, each from its first token on, over the cache
 as it is encoded; its lines lie on one tier, in large batches, which changes no score. Exact match is the quickstart as

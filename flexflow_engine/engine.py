@@ -58,8 +58,8 @@ DENSER_CODECS = ("group-int4",)
 """What a forecast asks about where weights or cache are not encoded."""
 
 HardwareFor = Callable[[Needs], HardwareProfile]
-"""The machine to plan for: this one, measured for what a recipe needs, or one from a file. Called when a scheduler or
-a run asks, at most once a job; raises HardwareError where nothing is known of the machine."""
+"""The machine to plan for: this one, measured for what a recipe needs, or one from a file. Called when a scheduler, a
+prediction or a run asks, at most once a job; raises HardwareError where nothing is known of the machine."""
 
 
 @dataclass(frozen=True, slots=True)

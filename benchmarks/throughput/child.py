@@ -54,7 +54,7 @@ class Cap(Protocol):
 
     @property
     def peak_bytes(self) -> int:
-        """The most that it took."""
+        """The most that it took, once it has ended."""
 
     def wrap(self, command: Sequence[str]) -> list[str]:
         """The command, which begins with the interpreter, under the cap."""

@@ -79,8 +79,8 @@ class CodecRates:
 
     encode_values_per_s: float
     decode_values_per_s: float
-    """Where the host decodes weights while it multiplies them: by what that takes longer than plain ones that are
-    widened; with fewer tokens than `float32_from` plain ones are not, and encoded ones take longer than that."""
+    """Where the host decodes weights while it multiplies them: by what that takes longer than widening plain ones, and
+    in full where those are never widened. With fewer tokens than `float32_from` that is too little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ def workspace_nbytes(
 
 
 def encoding_nbytes(kv: KVLayout, rows: int, cached_tokens: int, page_tokens: int, memory: str | None) -> int:
-    """Encoding pages of a cache in a kind of memory: what they are encoded to, and their numbers in one piece.
+    """Encoding pages of a cache in a tier's `memory`: what they are encoded to, and their numbers in one piece.
 
     The host's threads encode some pages of a row at a time, each for itself; a device pages of several rows.
     """

@@ -341,6 +341,9 @@ def test_a_table_of_8_bits_is_shared_with_the_store_that_has_8_bits_throughout(t
     table, fc1 = ([(store.path / name / "c/0/0").stat().st_ino for store in stores] for name in (TABLE, FC1))
     assert table[0] == table[1] != table[2]
     assert fc1[0] != fc1[1] == fc1[2]
+    listed = {entry.path: (entry.codec, entry.table_codec) for entry in list_stores(tmp_path / "root")}
+    assert listed[stores[1].path] == (codecs[1].key, codecs[0].key)
+    assert listed[stores[2].path] == (codecs[1].key, codecs[1].key)
 
 
 def test_a_store_from_before_tables_had_a_codec_is_found_again(tmp_path: Path, folder: Path) -> None:
@@ -448,7 +451,6 @@ def test_stores_are_listed_and_removed(tmp_path: Path, folder: Path) -> None:
     imported(opened(folder, "float32"), root).close()
     half, single = list_stores(root)
     assert (half.reference, half.dtype, half.codec, half.complete) == (str(folder), "float16", "none", True)
-    assert half.table_codec == "none"
     assert 0 < half.nbytes < single.nbytes
     assert remove_store(root, half.name) == half
     assert list_stores(root) == (single,)

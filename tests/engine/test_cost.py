@@ -224,7 +224,7 @@ def test_a_dtype_without_a_rate_is_named() -> None:
 )
 @pytest.mark.parametrize("step", [0, 2], ids=["prefill", "decode"])
 @pytest.mark.parametrize("weight_codec", [NoneCodec(), GroupInt4Codec()], ids=lambda codec: codec.name)
-def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(  # every one of another type
+def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(
     classes: Mapping[str, type[Tier]], attention: AttentionPlace, cache: str, weight_codec: Codec, step: int
 ) -> None:
     """Every tensor class on one tier, so that there are no fractions of pages; lanes are as wide as they are."""

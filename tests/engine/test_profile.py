@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.tier import HostBytes, Region, Tier
 from flexflow_engine.planning.hardware import read_profile
+from flexflow_engine.planning.profile import arithmetic
 from flexflow_engine.planning.profile.arithmetic import first_of_the_last
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.cache import profile_path, this_machine
@@ -120,12 +122,29 @@ def test_a_processor_of_which_an_earlier_version_measured_less_is_measured_again
     assert not {processor, codec} & {str(part) for part in needs(tmp_path).missing(lacking)}, "float32 has no choice"
 
 
-def test_rows_are_made_and_multiplied_as_was_chosen(tmp_path: Path) -> None:
+@pytest.fixture
+def bench() -> Iterator[Bench]:
     tier = CpuTier(label="device", budget_bytes=2**20, options=CpuTier.Options())
     with closing(tier), closing(Bench(tier, "bfloat16", 0.0)) as bench:
-        for float32_from, made in ((None, torch.bfloat16), (1, torch.float32)):
-            bench.choose(float32_from)
-            assert bench.made_dtype == made
+        yield bench
+
+
+def test_rows_are_made_as_was_chosen(bench: Bench) -> None:
+    for float32_from, made in ((None, torch.bfloat16), (1, torch.float32)):
+        bench.choose(float32_from)
+        assert bench.made_dtype == made
+
+
+def test_widening_is_chosen_where_it_takes_less_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the clock alone: what is widened takes 3 s, other products one a token."""
+    ways = {None: bench.multiplying(None), 1: bench.multiplying(1)}
+    monkeypatch.setattr(bench, "multiplying", ways.__getitem__)
+
+    def product_s(_: Bench, matrices: object, tokens: int, multiply: object) -> float:
+        return 3.0 if multiply is ways[1] else float(tokens)
+
+    monkeypatch.setattr(arithmetic, "_product_s", product_s)
+    assert arithmetic.float32_from(bench, replace(TINY, tokens=(1, 2, 4, 8, 512))) == 4
 
 
 def test_only_what_is_missing_is_measured(keeper: Bookkeeper, tmp_path: Path) -> None:
