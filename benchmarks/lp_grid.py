@@ -5,13 +5,15 @@
 A small model, tight budgets and throttled links stand in for a large model on real ones. Everything runs in one
 process. The policies of a configuration are measured one after another; then lp's and the best of the grid again, in
 turns, so that neither a lucky measurement nor a machine that drifts decides: medians of those count. Each measurement
-is written to a file as it comes, and is not made again. Nothing else should run meanwhile.
+is written to a file as it comes, and is not made again. The machine itself is measured each time, before all else:
+nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -232,6 +234,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).resolve()
+        os.environ["XDG_CACHE_HOME"] = str(Path(temporary) / "cache")  # the machine as it is today
         prepare(work)
         registry, results = Registry.load(), Results(options.output)
         asked = [c for c in CONFIGURATIONS if not options.only or c.name in options.only]
