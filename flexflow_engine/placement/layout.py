@@ -194,7 +194,7 @@ def make_layout(
         sum(run.stop_row - run.first_row for run in layer.runs) for layer in weights.layers if layer.spec.kind == "head"
     )
     small_offsets, small_nbytes = _pack(weights.small)
-    multiplies_encoded = multiplies_as_encoded(tiers[0], table.codec)
+    multiplies_encoded = multiplies_as_encoded(tiers[0].memory, table.codec)
     attended_in = tiers[0].memory if policy.attention == "device" else HOST
     in_kernel = attended_in_kernel(attended_in, kv_codec)
     sizes = policy.gpu_batch_size, workload.max_cached_tokens, policy.kv_page_tokens
@@ -249,9 +249,9 @@ def _staging_nbytes(
     return max(*pages, kv.tail_page_nbytes, kv.page_nbytes, activations.token_nbytes)
 
 
-def multiplies_as_encoded(device: TierDescription, codec: Codec) -> bool:
+def multiplies_as_encoded(memory: str | None, codec: Codec) -> bool:
     """Whether weights of this codec are multiplied without being decoded first, a layer at a time."""
-    return device.memory == HOST and codec.decodes_in_kernels
+    return memory == HOST and codec.decodes_in_kernels
 
 
 def attended_in_kernel(memory: str | None, codec: Codec) -> bool:

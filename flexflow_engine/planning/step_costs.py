@@ -129,7 +129,7 @@ class StepCostModel:
         if layer.codec is None or layer.codec.keeps_bytes:
             return shape.num_gpu_batches * tile
         decoded = self._arithmetic.decoded(layer.numbers, layer.codec)
-        if multiplies_as_encoded(self._tiers[0], layer.codec):
+        if multiplies_as_encoded(self._tiers[0].memory, layer.codec):
             return shape.num_gpu_batches * (tile + widened_times(tokens) * decoded)
         return shape.num_gpu_batches * tile + self._arithmetic.task_s + decoded
 

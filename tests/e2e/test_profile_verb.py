@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 from commands import CommandLine, save_tokenizer, write_prompts, write_recipe
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
+from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.engine import recipe_needs, run_recipe
 from flexflow_engine.errors import HardwareError
 from flexflow_engine.jobs.load import load_recipe
@@ -87,19 +90,8 @@ def test_products_are_computed_as_the_machine_was_measured(
     assert perplexities[0] == perplexities[1] != perplexities[2]
 
 
-class Silent:
-    def importing(self, done_bytes: int, total_bytes: int) -> None:
-        pass
-
-    def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
-        pass
-
-    def notice(self, text: str) -> None:
-        pass
-
-
 def test_a_machine_of_which_nothing_can_be_known_is_asked_for_once(recipe: Path, tmp_path: Path) -> None:
-    asked: list[Needs] = []
+    asked, told = list[Needs](), io.StringIO()
 
     def unknown(needs: Needs) -> HardwareProfile:
         asked.append(needs)
@@ -107,8 +99,10 @@ def test_a_machine_of_which_nothing_can_be_known_is_asked_for_once(recipe: Path,
 
     registry = Registry.load()
     job = load_recipe(recipe, [], registry)
-    report = run_recipe(job, registry, output=tmp_path / "out.jsonl", trace=None, progress=Silent(), hardware=unknown)
+    progress = PlainProgress(told, time.monotonic)
+    report = run_recipe(job, registry, output=tmp_path / "out.jsonl", trace=None, progress=progress, hardware=unknown)
     assert len(asked) == 1
+    assert told.getvalue().count("no prediction: no machine at all") == 1
     assert report.metrics["predicted_tokens_per_s"] is None
 
 

@@ -9,9 +9,9 @@ import torch
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import CodecRates
-from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.matmul import PlainRows, Rows
 from flexflow_engine.cpu.widening import shared_rows
+from flexflow_engine.placement.layout import multiplies_as_encoded
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.runtime.encoded_rows import EncodedRows
@@ -39,7 +39,7 @@ def codec_rates(bench: Bench, sizes: Sizes, codec: Codec) -> CodecRates:
         next(turn)()
 
     decode_s = bench.time(decode)
-    if _is_multiplied_encoded(bench, codec) and bench.made_dtype != values.dtype:
+    if multiplies_as_encoded(bench.memory, codec) and bench.made_dtype != values.dtype:
         plain_s = bench.time(_making_rows(bench, PlainRows(values.flatten(0, 1)), values))
         decode_s = max(decode_s - plain_s, decode_s / 10)
     return CodecRates(encode_values_per_s=values.numel() / encode_s, decode_values_per_s=values.numel() / decode_s)
@@ -47,7 +47,7 @@ def codec_rates(bench: Bench, sizes: Sizes, codec: Codec) -> CodecRates:
 
 def _decoding(bench: Bench, codec: Codec, encoded: torch.Tensor, values: torch.Tensor) -> Callable[[], None]:
     """All of `values`, to where products take them from: some rows at a time to one place, or all to their own."""
-    if not _is_multiplied_encoded(bench, codec):
+    if not multiplies_as_encoded(bench.memory, codec):
         return lambda: codec.decode(encoded, values)
     units, unit_rows, columns = values.shape
     return _making_rows(bench, EncodedRows(codec, encoded, (unit_rows, columns), rows=units * unit_rows), values)
@@ -63,10 +63,6 @@ def _making_rows(bench: Bench, matrix: Rows, values: torch.Tensor) -> Callable[[
         matrix.part(first, stop, rooms[thread, : stop - first])
 
     return lambda: bench.workers.draw(work, matrix.out_features, step=shares.rows, threads=shares.threads)
-
-
-def _is_multiplied_encoded(bench: Bench, codec: Codec) -> bool:
-    return bench.memory == HOST and codec.decodes_in_kernels
 
 
 def _copies(sizes: Sizes, encoded: torch.Tensor) -> int:
