@@ -20,12 +20,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import Direction, HardwareProfile, Link
+from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.step import BatchStep
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.widening import widened_times
-from flexflow_engine.graph.lanes import read_lane
 from flexflow_engine.graph.task import (
     Attend,
     AttentionInputs,
@@ -40,6 +39,7 @@ from flexflow_engine.graph.task import (
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.weights import PlacedLayer
 from flexflow_engine.planning.arithmetic import Arithmetic
+from flexflow_engine.planning.contention import Contention
 
 _Computation = DecodeWeights | FetchTokens | AttentionInputs | AttentionOutput | Compute
 
@@ -63,7 +63,7 @@ class CostModel:
     def __init__(self, layout: Layout, model: Model, kv_codec: Codec, profile: HardwareProfile) -> None:
         """Raises HardwareError where the profile lacks a link, a processor or a rate that the layout needs."""
         self._layout, self._profile = layout, profile
-        self._links: dict[str, Link] = {}
+        self._link = Contention(layout.tiers, profile).link
         processor = profile.processor(layout.device.memory)
         self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec)
         attending = profile.processor(HOST) if layout.attention.on_host else processor
@@ -87,16 +87,8 @@ class CostModel:
         layer_s = self._arithmetic.layer_s if self._ends_layer(operation) else 0.0
         return Work(self._arithmetic.task_s + layer_s, self._computed(operation))
 
-    def link(self, lane: str) -> Link:
-        """The link that a lane stands for."""
-        if lane not in self._links:
-            name, _, _ = lane.rpartition(".")
-            direction: Direction = "read" if lane == read_lane(name) else "write"
-            self._links[lane] = self._profile.link(self._layout.tier(name), direction)
-        return self._links[lane]
-
     def _copy(self, copy: Copy, task: Task) -> Work:
-        link = self.link(task.lane)
+        link = self._link(task.lane)
         return Work(len(copy.moves) * link.latency_s, task.nbytes / link.bytes_per_s)
 
     def _gather(self, gather: GatherRows, task: Task) -> Work:
@@ -104,7 +96,7 @@ class CostModel:
         each is read once, one after another. Beside pages their latency grows as bytes do: these small reads queue
         behind what the pages asked for.
         """
-        link, picked = self.link(task.lane), self._layout.tier(gather.far).read_by_host
+        link, picked = self._link(task.lane), self._layout.tier(gather.far).read_by_host
         units = sum(
             distinct(run.num_units, gather.batch.new_tokens * (run.stop_row - run.first_row) / run.tensor.rows)
             for run in self._layout.weights.table

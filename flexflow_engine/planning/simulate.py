@@ -11,20 +11,17 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.prediction import LanePrediction
 from flexflow_engine.abc.step import NextTokens, Step
-from flexflow_engine.abc.tier import HOST
 from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
-from flexflow_engine.graph.lanes import read_lane, write_lane
-from flexflow_engine.graph.task import TOKENS_LANE
 from flexflow_engine.jobs.batching import LAG, Batcher
 from flexflow_engine.placement.layout import Layout
-from flexflow_engine.planning.clock import RateBeside, VirtualExecutor
+from flexflow_engine.planning.clock import VirtualExecutor
+from flexflow_engine.planning.contention import Contention
 from flexflow_engine.planning.cost import CostModel
 from flexflow_engine.runtime.trace import TaskEvent, union_seconds
 
@@ -68,7 +65,8 @@ class Simulator:
 
     def _events(self, steps: Sequence[Step]) -> list[TaskEvent]:
         compiler, frontier = StepCompiler(self.layout), Frontier()
-        executor = self.executor(compiler.widths, self.costs.work, rate_beside(self.layout, self.costs))
+        contention = Contention(self.layout.tiers, self.profile)
+        executor = self.executor(compiler.widths, self.costs.work, contention.left)
         flying, handed_over = deque[int](), 0.0
         for step in steps:
             if len(flying) == LAG:
@@ -125,28 +123,3 @@ def lane_use(events: Sequence[TaskEvent]) -> dict[str, LanePrediction]:
         )
         for lane, own in lanes.items()
     }
-
-
-def rate_beside(layout: Layout, costs: CostModel) -> RateBeside:
-    """What the profile says is left of a lane's rate beside others; sampled tokens are too few to count. The host's
-    processor, where it computes and attends at once, is half each one's.
-    """
-    links = {lane: tier for tier in layout.tiers[1:] for lane in (read_lane(tier.name), write_lane(tier.name))}
-
-    def fraction(lane: str, working: frozenset[str]) -> float:
-        others = working - {TOKENS_LANE}
-        if lane not in links:
-            shared = layout.device.memory == HOST and others - links.keys()
-            left = prod(costs.link(other).leaves_processors for other in sorted(others & links.keys()))
-            return left / 2 if shared else left
-        tier, beside = links[lane], costs.link(lane).beside
-        left = 1.0
-        if any(links.get(other) is tier for other in others):
-            left *= beside.reverse
-        if any(other in links and links[other] is not tier for other in others):
-            left *= beside.links
-        if any(other not in links for other in others):
-            left *= beside.processors
-        return left
-
-    return fraction

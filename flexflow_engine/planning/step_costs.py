@@ -1,7 +1,8 @@
 """Seconds of work that a whole step gives each lane, linear in the shares of a placement.
 
 What `planning.cost` says of single tasks, summed in closed form without laying anything out: fractions of pages count
-as fractions, and every row does the same. How transfers become seconds stands in `planning.traffic`.
+as fractions, and every row does the same. How transfers become seconds stands in `planning.traffic`; what lanes lose to
+one another counts as work of theirs (`planning.contention`).
 
     weights      a layer's pages once a step               read lanes of their tier
     kv_cache     planning.attention_costs                  read and write lanes
@@ -36,6 +37,7 @@ from flexflow_engine.placement.layout import multiplies_as_encoded
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.planning.arithmetic import Arithmetic
 from flexflow_engine.planning.attention_costs import AttentionCosts
+from flexflow_engine.planning.contention import Contention
 from flexflow_engine.planning.cost import distinct
 from flexflow_engine.planning.traffic import Lanes, LaneWork, Traffic
 
@@ -78,6 +80,7 @@ class StepCostModel:
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._table = self._tensors[next(layer.table for layer in model.layers() if layer.table)]
         self._direct = direct_tiers(tiers)
+        self._contention = Contention(tiers, profile)
         self._kinds = Counter(self._kind(layer) for layer in model.layers())
         self._matrices = Counter(self._pages(name) for layer in model.layers() for name in layer.matrices.values())
         self._arithmetic = Arithmetic(profile.processor(tiers[0].memory), model.config, model.dtype, kv_codec)
@@ -91,7 +94,12 @@ class StepCostModel:
                 placed["weights", tier.name] = self._weights(tier, shape)
                 placed["kv_cache", tier.name] = self._attention.cache(tier, shape)
                 placed["activations", tier.name] = self._activations(tier, shape)
-        return StepCosts(always=self._always(shape), placed=placed)
+        always = self._always(shape)
+        working = frozenset(lane for lanes in (always, *placed.values()) for lane, work in lanes.items() if work)
+        return StepCosts(
+            always=self._contention.burdened(always, working),
+            placed={share: self._contention.burdened(lanes, working) for share, lanes in placed.items()},
+        )
 
     def _always(self, shape: StepShape) -> Lanes:
         compute_s = sum(count * self._layer_s(kind, shape) for kind, count in self._kinds.items())
@@ -143,8 +151,8 @@ class StepCostModel:
     def _gather(self, lanes: dict[str, float], tier: TierDescription, shape: StepShape) -> None:
         """Rows of the embedding table."""
         units = shape.num_gpu_batches * distinct(self._table.num_units, _new_tokens(shape))
-        link = self._profile.link(tier, "read")
-        lanes[read_lane(tier.name)] += units * (link.latency_s + self._profile.host.gather_row_s)
+        latency_s = 0.0 if tier.read_by_host else self._profile.link(tier, "read").latency_s
+        lanes[read_lane(tier.name)] += units * (latency_s + self._profile.host.gather_row_s)
 
     def _activations(self, tier: TierDescription, shape: StepShape) -> Lanes:
         """Every decoder layer reads and writes them, the embedding writes and the final layer reads."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.hardware import Beside, HardwareProfile, Link, Processor
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.prediction import StepCosts
 from flexflow_engine.abc.tier import Tier
@@ -24,7 +24,7 @@ from flexflow_plugins.schedulers.lp.memory import MemoryNeeds
 from flexflow_plugins.schedulers.lp.program import PricedPart, Program
 from harness import MIB
 from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, ISLAND_HOST_DISK, opt
-from profiles import link, processor, profile
+from profiles import constant, link, processor, profile
 
 WORKLOAD = WorkloadShape((8,) * 12, 5)
 SOLVERS = [name for name in lp_solver.SOLVERS if name in lp_solver.available()]
@@ -107,6 +107,25 @@ def test_what_does_not_fit_goes_to_the_faster_link() -> None:
     weights = choose(tight).policy.weights
     assert weights.fraction("far") > 0
     assert weights.fraction("disk") == 0
+
+
+@pytest.mark.parametrize(("far_rate", "used"), [(2e6, ["disk"]), (4e6, ["far", "disk"])])
+def test_a_slow_link_is_left_out_where_waiting_for_it_takes_longer(far_rate: float, used: list[str]) -> None:
+    """Programs would have it help the fast one with a few percent; the clock decides."""
+    fast = Processor(
+        matmul_flops_per_s={"float32": constant(1e9)},
+        prefill_attention_flops_per_s=constant(1e9),
+        decode_attention_bytes_per_s={"none": constant(1e9)},
+        codecs={},
+        memory_bytes_per_s=1e9,
+        task_s=1e-4,
+    )
+    disk = Link(bytes_per_s=8e6, latency_s=0.0, beside=Beside(processors=0.6), leaves_processors=0.6)
+    machine = profile(links={"throttled": link(far_rate), "zarr": disk}, cpu=fast)
+    of = planner(DEVICE_FAR_DISK, {"device": 800_000, "far": 64 * MIB, "disk": 64 * MIB}, machine=machine)
+    best, *others = candidates(of)
+    assert [tier for tier in ("far", "disk") if best.weights.fraction(tier)] == used
+    assert any(policy.weights.fraction("far") and policy.weights.fraction("disk") for policy in (best, *others))
 
 
 def test_options_are_held_fast() -> None:

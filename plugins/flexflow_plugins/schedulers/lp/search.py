@@ -3,6 +3,7 @@
     every shape         a lower bound of the job's seconds, without a solver
     best bounds first   the linear program, until no bound is near the best solutions any more
     the best few        whole percentages, checked with the runtime's memory formula and corrected by what it says
+    the very best       once more without each of the slower tiers that it uses
 
 Nothing depends on the clock or on the order of mappings: shapes are compared by seconds, then by their position.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flexflow_engine.abc.policy import Policy
+from flexflow_engine.abc.policy import TENSOR_CLASSES, Policy
 from flexflow_engine.abc.scheduler import PlanRequest
 from flexflow_plugins.schedulers.lp.bound import least_seconds
 from flexflow_plugins.schedulers.lp.job import job_parts
@@ -23,7 +24,8 @@ from flexflow_plugins.schedulers.lp.shapes import BatchShape, Choices
 FINALISTS = 4
 """Shapes that become policies, no two alike but for their pages: so many simulations are a matter of seconds."""
 MARGIN = 1.1
-"""Shapes whose bound is worse than so many times the last finalist's seconds are not solved."""
+"""Shapes whose bound is worse than so many times the last finalist's seconds are not solved; nor are policies simulated
+whose program takes so many times the best one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,14 @@ class _Solved:
     seconds: float
     position: int
     shape: BatchShape
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A policy and the job's seconds by the program that it solves."""
+
+    seconds: float
+    policy: Policy
 
 
 class Search:
@@ -44,18 +54,36 @@ class Search:
 
     def policies(self) -> list[Policy]:
         """Policies that fit, of the shapes that promise most, the most promising first; empty where none was found."""
-        found = map(self.fastest, self._best_shapes())
-        return [policy for policy in found if policy is not None]
+        found = (self._fastest(self.program(shape), shape) for shape in self._best_shapes())
+        return [one.policy for one in found if one is not None]
+
+    def with_fewer_links(self, policy: Policy) -> list[Found]:
+        """Of the same shape, for each tier but the first that it uses, the best policy that leaves that one out. A
+        program gains by spreading over all links so that they end together; tasks that wait for the slowest may lose.
+        """
+        shape = BatchShape(
+            gpu_batch_size=policy.gpu_batch_size,
+            num_gpu_batches=policy.num_gpu_batches,
+            kv_page_tokens=policy.kv_page_tokens,
+            attention=policy.attention,
+        )
+        program = self.program(shape)
+        used = [t for t in program.tiers[1:] if any(policy.placement(c).fraction(t) for c in TENSOR_CLASSES)]
+        without = (
+            replace(program, forbidden=program.forbidden | {(tensor_class, tier) for tensor_class in TENSOR_CLASSES})
+            for tier in used
+        )
+        found = (self._fastest(fewer, shape) for fewer in without)
+        return [one for one in found if one is not None]
 
     def small_policies(self) -> list[SmallPolicy]:
         """The policies that need least memory, whether they fit or not."""
         shapes = list(self._choices.smallest())
         return [small for shape in shapes for small in small_policies(self._request, self.program(shape), shape)]
 
-    def fastest(self, shape: BatchShape) -> Policy | None:
+    def _fastest(self, program: Program, shape: BatchShape) -> Found | None:
         """The best policy of a shape in whole percent; None where there is none that fits."""
-        program, parts = self.program(shape), self._priced(shape)
-        best: tuple[float, Policy] | None = None
+        parts, best = self._priced(shape), None
         for _ in range(1 + CORRECTIONS):
             percent = program.fastest(parts, category="Integer")
             if percent is None:
@@ -63,13 +91,13 @@ class Search:
             policy = make_policy(shape, percent, program.tiers)
             table = self._request.memory_table(policy)
             seconds = sum(part.seconds(percent) for part in parts)
-            if not table.exceeded and (best is None or seconds < best[0]):
-                best = seconds, policy
+            if not table.exceeded and (best is None or seconds < best.seconds):
+                best = Found(seconds, policy)
             corrected = program.corrected(percent, table, self._budgets)
             if corrected == program:
                 break
             program = corrected
-        return None if best is None else best[1]
+        return best
 
     def program(self, shape: BatchShape) -> Program:
         tiers = placeable(self._request)

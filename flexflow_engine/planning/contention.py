@@ -1,0 +1,78 @@
+"""What lanes leave of one another's rates: one rule for the virtual clock and for the closed form.
+
+r(i | J) is what is left of lane i's rate while the lanes J work, as the profile's `Beside` and `leaves_processors` say.
+The clock asks for it whenever a task starts or ends. The closed form counts what a lane loses as work of its own: lane
+j works for w_j / r(j | i) seconds beside i, and takes 1 - r(i | j) of i's rate meanwhile. So with works w a step takes
+
+    at least    w_i + sum over j of w_j * min(1, (1 - r(i | j)) / r(j | i))
+
+seconds, for every lane i. It is linear in w, and for two lanes that always have work the larger one is exact. More
+than j's own seconds are never counted: two lanes could as well take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from flexflow_engine.abc.hardware import Direction, HardwareProfile, Link
+from flexflow_engine.abc.policy import TierDescription
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.graph.lanes import read_lane, write_lane
+from flexflow_engine.graph.task import ATTENTION_LANE, COMPUTE_LANE, TOKENS_LANE
+
+
+class Contention:
+    """Among the lanes of a recipe's tiers on one machine; a lane that is no link's works for a processor."""
+
+    def __init__(self, tiers: tuple[TierDescription, ...], profile: HardwareProfile) -> None:
+        """tiers: fastest first; the model computes on the first."""
+        self._one_processor = tiers[0].memory == HOST
+        self._profile = profile
+        self._ends: dict[str, tuple[TierDescription, Direction]] = {}
+        for tier in tiers[1:]:
+            self._ends |= {read_lane(tier.name): (tier, "read"), write_lane(tier.name): (tier, "write")}
+        self._links: dict[str, Link] = {}
+
+    def link(self, lane: str) -> Link:
+        """The link that a lane stands for. Raises HardwareError where the profile doesn't know it."""
+        if lane not in self._links:
+            self._links[lane] = self._profile.link(*self._ends[lane])
+        return self._links[lane]
+
+    def left(self, lane: str, working: frozenset[str]) -> float:
+        """The fraction of a lane's rate beside others; sampled tokens are too few to count. The host's processor, where
+        it computes and attends at once, is half each one's.
+        """
+        others = working - {lane, TOKENS_LANE}
+        links, processors = sorted(others & self._ends.keys()), others - self._ends.keys()
+        if lane not in self._ends:
+            left = prod(self.link(other).leaves_processors for other in links)
+            return left / 2 if processors and self._one_processor else left
+        (tier, _), beside = self._ends[lane], self.link(lane).beside
+        same = [self._ends[other][0] is tier for other in links]
+        left = 1.0
+        if any(same):
+            left *= beside.reverse
+        if not all(same):
+            left *= beside.links
+        return left * beside.processors if processors else left
+
+    def burdened(self, works: Mapping[str, float], lanes: frozenset[str]) -> dict[str, float]:
+        """Seconds of work by lane, and what others' work costs each of `lanes`. What two processors cost each other is
+        the caller's business, who may have lanes for that: they lose like a processor's, and take from nobody.
+        """
+        taking = {lane: work for lane, work in works.items() if lane in {*self._ends, COMPUTE_LANE, ATTENTION_LANE}}
+        total = dict(works)
+        for lane in sorted(lanes):
+            lost = sum(work * self._cost(lane, other) for other, work in taking.items() if other != lane)
+            if lost:
+                total[lane] = total.get(lane, 0.0) + lost
+        return total
+
+    def _cost(self, lane: str, other: str) -> float:
+        """Of the other's work, in seconds of this lane's a second."""
+        if not {lane, other} & self._ends.keys():
+            return 0.0
+        loses, leaves = 1 - self.left(lane, frozenset({other})), self.left(other, frozenset({lane}))
+        return min(1.0, loses / leaves) if leaves else 1.0
