@@ -33,6 +33,7 @@ TINY = Sizes(
     pages=4,
     written_pages=8,
     small_nbytes=512,
+    small_units=4,
 )
 
 

@@ -25,7 +25,8 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.matmul import HostProducts, Multiply, multiplication, usual_float32_from
-from flexflow_engine.cpu.workers import Workers, one_torch_thread
+from flexflow_engine.cpu.settings import one_torch_thread
+from flexflow_engine.cpu.workers import Workers
 from flexflow_tiers.zarr import ZarrTier
 from throughput.published import published_shape
 from throughput.roofline import Rates, Shape

@@ -244,6 +244,15 @@ class Tier(ABC):
         StorageError on an I/O error. On an asynchronous device the copy is issued on the lane's stream.
         """
 
+    def gather(self, region: Region, units: NDArray[np.int64], out: HostBytes) -> None:
+        """Copy single units, ascending int64 [n], to adjoining places: `out`, uint8 [n * unit_nbytes], as `read` does.
+
+        Rows of an embedding table are looked up so. Tiers that do it in fewer calls than one a unit override it.
+        """
+        nbytes = region.spec.unit_nbytes
+        for place, unit in enumerate(units.tolist()):
+            self.read(region, unit, 1, out[place * nbytes : (place + 1) * nbytes])
+
     @abstractmethod
     def write(self, region: Region, first: int, count: int, data: HostBytes) -> None:
         """Copy `data` into units [first, first + count). Called from a lane.

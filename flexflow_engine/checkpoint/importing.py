@@ -24,7 +24,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
 from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress
 from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
-from flexflow_engine.cpu.workers import one_torch_thread
+from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.store.array import METADATA, read_layout

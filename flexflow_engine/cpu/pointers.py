@@ -78,3 +78,18 @@ def call_decoder(_: Any, function: Any, encoded: Any, settings: Any, first: Any,
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), generate
+
+
+@intrinsic
+def call_checksum(_: Any, function: Any, data: Any, nbytes: Any) -> Any:
+    """In a kernel: uint32 f(const uint8 *data, size_t nbytes), the C function f being at address `function`; all
+    arguments are integers.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(_WORD, [address, ir.IntType(64)])
+        target, place, count = arguments
+        return builder.call(builder.inttoptr(target, kind.as_pointer()), [builder.inttoptr(place, address), count])
+
+    return types.uint32(*[types.int64] * 3), generate

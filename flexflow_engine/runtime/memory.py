@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HOST, HostBytes, LaneContext, Region, Tier
 from flexflow_engine.graph.task import Copy
@@ -86,6 +87,10 @@ class Memory:
     def read(self, span: Span, out: HostBytes) -> None:
         """Read a span of any tier into host memory."""
         self._tiers[span.tier].read(self._regions[span.tier, span.region], span.first, span.count, out)
+
+    def gather(self, tier: str, region: str, units: NDArray[np.int64], out: HostBytes) -> None:
+        """Read single units of any tier into host memory, `out`, uint8 [n * unit_nbytes]."""
+        self._tiers[tier].gather(self._regions[tier, region], units, out)
 
     def close(self) -> None:
         """Give everything back. Idempotent."""

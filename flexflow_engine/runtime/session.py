@@ -16,7 +16,8 @@ from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, LaneContext, Tier
 from flexflow_engine.cpu.matmul import HostProducts
-from flexflow_engine.cpu.workers import Workers, one_torch_thread, quick_switches
+from flexflow_engine.cpu.settings import one_torch_thread, quick_switches, standing_heap
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.compile import StepCompiler
@@ -90,6 +91,7 @@ class Session:
                 stack.enter_context(one_torch_thread())  # before threads start, which take over the number
             load_kernels(layout, model, kv_codec, workers=workers, products=products, device=device.torch_device)
             stack.enter_context(quick_switches())
+            stack.enter_context(standing_heap())
             lanes = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)
             self._executor = stack.enter_context(closing(lanes))
             self._owned = stack.pop_all()

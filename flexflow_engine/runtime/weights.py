@@ -20,6 +20,7 @@ from flexflow_engine.placement.workspace import FAR_LOOK_UP_ROWS, LOOK_UP_ROWS
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.memory import Memory
+from flexflow_engine.runtime.rows import put_rows
 
 Linear = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 """The product with some rows of a matrix: of x [N, in_features], plus bias [rows]; [N, rows]."""
@@ -101,26 +102,32 @@ class Weights:
                     self._look_up(run, ids, places[start : start + step], target)
 
     def _look_up(self, run: Run, ids: NDArray[np.int64], places: NDArray[np.int64], target: torch.Tensor) -> None:
-        """Decode each unit that is wanted once, and copy its rows to every place that wants them."""
+        """Read and decode each unit that is wanted once, and copy its rows to every place that wants them."""
         table, device = run.tensor, target.device
         if table.codec.keeps_bytes and self._is_in_memory(run):
             rows = self._resident(run).view(self._dtype).view(-1, table.columns)
-            target[indices(places, device)] = rows[indices(ids[places] - run.first_row, device)]
+            put_rows(rows, ids[places] - run.first_row, target, places)
             return
         units, which = np.unique(ids[places] // table.unit_rows, return_inverse=True)
-        encoded = self._units(run, units, device)
-        rows = torch.empty((len(units), table.unit_rows, table.columns), dtype=self._dtype, device=device)
+        rows = self._unit_rows(table, self._units(run, units, device))
+        put_rows(rows, which * table.unit_rows + ids[places] % table.unit_rows, target, places)
+
+    def _unit_rows(self, table: PagedTensor, encoded: torch.Tensor) -> torch.Tensor:
+        """The rows of units, uint8 [n, unit_nbytes]: [n * unit_rows, columns]."""
+        if table.codec.keeps_bytes:
+            return encoded.view(self._dtype).view(-1, table.columns)
+        shape = len(encoded), table.unit_rows, table.columns
+        rows = torch.empty(shape, dtype=self._dtype, device=encoded.device)
         table.codec.decode(encoded, rows)
-        within = indices(ids[places] % table.unit_rows, device)
-        target[indices(places, device)] = rows[indices(which, device), within]
+        return rows.view(-1, table.columns)
 
     def _units(self, run: Run, units: NDArray[np.int64], device: torch.device) -> torch.Tensor:
         """Some units of a run, counted from the tensor's start: uint8 [n, unit_nbytes], on the device or the host."""
         if self._is_in_memory(run):
             return self._resident(run)[indices(units - run.first_unit, device)]
         encoded = np.empty((len(units), run.tensor.unit_nbytes), np.uint8)
-        for unit, into in zip(units, encoded, strict=True):
-            self._memory.read(self._layout.unit_span(run, int(unit)), into)
+        first = self._layout.unit_span(run, run.first_unit)
+        self._memory.gather(first.tier, first.region, units - run.first_unit + first.first, encoded.reshape(-1))
         return torch.from_numpy(encoded)
 
     def _is_in_memory(self, run: Run) -> bool:

@@ -143,7 +143,8 @@ class ScratchArray:
             for start in range(0, count, step):
                 some, number = units[start : start + step], first + start
                 read_span(self._file, file, number * self._file.stride, some.reshape(-1))
-                verify(self._file, number, some, self._checksums[number : number + len(some)])
+                stop = number + len(some)
+                verify(self._file, range(number, stop), some, self._checksums[number:stop])
 
     def _open(self) -> int:
         with reporting(self._file.path):

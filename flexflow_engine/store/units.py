@@ -5,6 +5,9 @@ in place   | whole blocks of a unit | rest, crc32c |         one unit that begin
 
 through    | unit | crc32c | unit | crc32c | ...             everything else
              all to a buffer, copied
+
+gathered   ... | unit | crc32c | ... | unit | crc32c | ...   single units, as many as the buffer takes in one call
+             their blocks to the buffer, copied
 """
 
 from __future__ import annotations
@@ -38,6 +41,18 @@ def read_units(shard: ShardFile, file: OpenFile, first: int, count: int, out: Ho
             _read_in_pieces(shard, file, first + position, units[position])
 
 
+def gather_units(shard: ShardFile, file: OpenFile, units: NDArray[np.int64], out: HostBytes) -> None:
+    """Read single units, int64 [n], into `out`, uint8 [n, unit_nbytes], and verify each. Raises like `read_units`."""
+    step = BLOCK_NBYTES + round_up(shard.stride)  # however a unit lies in its blocks
+    at_once = len(file.buffer) // step
+    if not at_once:
+        for unit, into in zip(units.tolist(), out, strict=True):
+            read_units(shard, file, unit, 1, into)
+        return
+    for start in range(0, len(units), at_once):
+        _gather_blocks(shard, file, units[start : start + at_once], out[start : start + at_once], step)
+
+
 def write_units(shard: ShardFile, descriptor: int, data: HostBytes) -> None:
     """Write `data`, uint8 [num_slots * unit_nbytes], as all units of the file, with their checksums.
 
@@ -57,7 +72,29 @@ def _read_in_place(shard: ShardFile, file: OpenFile, unit: int, out: HostBytes) 
     behind = file.buffer[: round_up(rest + CHECKSUM_NBYTES)]
     read_into(shard, file, unit * shard.stride, [out[:whole], behind], shard.stride)
     out[whole:] = behind[:rest]
-    verify(shard, unit, out[None], _stored(behind[None, rest:]))
+    verify(shard, [unit], out[None], _stored(behind[None, rest:]))
+
+
+def _gather_blocks(shard: ShardFile, file: OpenFile, units: NDArray[np.int64], out: HostBytes, step: int) -> None:
+    """As many units as there are places of `step` bytes, whole blocks, in the buffer."""
+    from flexflow_engine.cpu.pieces import read_pieces  # noqa: PLC0415  # Numba, and stores are listed without it
+
+    skipped = units * shard.stride % BLOCK_NBYTES
+    offsets = units * shard.stride - skipped
+    nbytes = -(-(skipped + shard.stride) // BLOCK_NBYTES) * BLOCK_NBYTES
+    places = file.buffer[: len(units) * step].reshape(len(units), step)
+    done = 0
+    while done < len(units):
+        address = places[done:].ctypes.data
+        done += read_pieces(file.descriptor, offsets[done:], nbytes[done:], address, step)
+        if done < len(units):  # the file may end within the block of its last unit
+            needed = int(skipped[done]) + shard.stride
+            read_into(shard, file, int(offsets[done]), [places[done, : nbytes[done]]], needed)
+            done += 1
+    checksums = np.empty((len(units), CHECKSUM_NBYTES), np.uint8)
+    for place, start, into, checksum in zip(places, skipped.tolist(), out, checksums, strict=True):
+        into[:], checksum[:] = np.split(place[start : start + shard.stride], [shard.unit_nbytes])
+    verify(shard, units.tolist(), out, _stored(checksums))
 
 
 def _read_through(shard: ShardFile, file: OpenFile, first: int, units: HostBytes) -> None:
@@ -67,7 +104,8 @@ def _read_through(shard: ShardFile, file: OpenFile, first: int, units: HostBytes
         found = fetch(shard, file, (first + start) * shard.stride, len(some) * shard.stride)
         found = found.reshape(len(some), shard.stride)
         np.copyto(some, found[:, : shard.unit_nbytes])
-        verify(shard, first + start, some, _stored(found[:, shard.unit_nbytes :]))
+        numbers = range(first + start, first + start + len(some))
+        verify(shard, numbers, some, _stored(found[:, shard.unit_nbytes :]))
 
 
 def _read_in_pieces(shard: ShardFile, file: OpenFile, unit: int, out: HostBytes) -> None:
@@ -79,7 +117,7 @@ def _read_in_pieces(shard: ShardFile, file: OpenFile, unit: int, out: HostBytes)
         out[start : start + own] = piece[:own]
         behind = start + own - shard.unit_nbytes  # where the piece goes on in the checksum, if it does
         checksum[max(0, behind) : max(0, behind) + len(piece) - own] = piece[own:]
-    verify(shard, unit, out[None], _stored(checksum[None]))
+    verify(shard, [unit], out[None], _stored(checksum[None]))
 
 
 def _stored(behind: HostBytes) -> NDArray[np.uint32]:

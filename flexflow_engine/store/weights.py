@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.tier import HostBytes, StoredTensor
 from flexflow_engine.errors import CorruptDataError, StorageError
@@ -21,7 +24,7 @@ from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.header import StoreHeader, read_header
 from flexflow_engine.store.index import open_complete, open_to_read
 from flexflow_engine.store.shard import ShardFile
-from flexflow_engine.store.units import read_units
+from flexflow_engine.store.units import gather_units, read_units
 
 FIX = "remove the weight store and import the checkpoint again"
 
@@ -81,6 +84,27 @@ class StoredUnits:
             part = out[done * unit_nbytes : (done + stop - start) * unit_nbytes]
             self._read_page(page, start, stop - start, part)
             done += stop - start
+
+    def gather(self, units: NDArray[np.int64], out: HostBytes) -> None:
+        """Read single units, ascending int64 [n], into `out`, uint8 [n * unit_nbytes], verifying each.
+
+        Raises CorruptDataError or StorageError.
+        """
+        rows = out.reshape(len(units), self.tensor.unit_nbytes)
+        pages = units // self.tensor.units_per_page
+        for page in np.unique(pages).tolist():
+            start, stop = np.searchsorted(pages, (page, page + 1)).tolist()
+            within = units[start:stop] - page * self.tensor.units_per_page
+            self._gather_page(page, within, rows[start:stop])
+
+    def _gather_page(self, page: int, units: NDArray[np.int64], out: HostBytes) -> None:
+        if self.tensor.compressor is not None:
+            for unit, into in zip(units.tolist(), out, strict=True):
+                self._read_page(page, unit, 1, into)
+            return
+        file = self.page_file(page)
+        with self._access.lend(file.path, partial(self._open, page, file)) as opened:
+            gather_units(file, opened, units, out)
 
     def _read_page(self, page: int, first: int, count: int, out: HostBytes) -> None:
         file = self.page_file(page)

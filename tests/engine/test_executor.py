@@ -12,7 +12,7 @@ import pytest
 
 from flexflow_engine.abc.tier import HostContext, LaneContext
 from flexflow_engine.cli.exits import USER_ERROR, with_exit_status
-from flexflow_engine.cpu.workers import one_torch_thread
+from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StalledError, StorageError, TaskError
 from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.task import Task

@@ -7,9 +7,11 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from checkpoint.checkpoints import imported, opened
 from flexflow_engine.abc.dtypes import DType
@@ -24,7 +26,7 @@ from flexflow_engine.planning.profile.load import Load, rates
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.planning.profile.sizes import Sizes
-from flexflow_engine.planning.profile.stored import stored_tensors
+from flexflow_engine.planning.profile.stored import stored_table, stored_tensors
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_engine.testing.tiers import IslandTier, LinkOptions, ThrottledTier
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
@@ -198,11 +200,22 @@ def test_a_disk_that_weights_lie_on_is_measured_by_reading_them(
         read.add(region.spec.name)
         reads(tier, region, first, count, out)
 
+    gathered: list[tuple[str, int]] = []
+    gathers = ZarrTier.gather
+
+    def watched_gather(tier: ZarrTier, region: Region, units: NDArray[np.int64], out: HostBytes) -> None:
+        gathered.append((region.spec.name, len(set(units.tolist()))))
+        gathers(tier, region, units, out)
+
     monkeypatch.setattr(ZarrTier, "read", watched)
+    monkeypatch.setattr(ZarrTier, "gather", watched_gather)
     keeper.measure(needs(tmp_path))
     assert keeper.measured == ["the link of disk"]
+    table = stored_table(tmp_path / "disk")
+    assert table is not None
+    assert set(gathered) == {(table.name, TINY.small_units)}
     cut_alike = stored_tensors(tmp_path / "disk")
-    assert {tensor.name for tensor in cut_alike} == read - {"profile.disk.s"}
+    assert {tensor.name for tensor in cut_alike} == read
     assert len(cut_alike) > 1
     assert len({(tensor.unit_nbytes, tensor.units_per_page) for tensor in cut_alike}) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -11,7 +12,8 @@ from contextlib import closing
 import pytest
 import torch
 
-from flexflow_engine.cpu.workers import SWITCH_SECONDS, Workers, one_torch_thread, quick_switches
+from flexflow_engine.cpu.settings import SWITCH_SECONDS, one_torch_thread, quick_switches, standing_heap
+from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.testing.allocations import PeakAllocations
 from watched import no_thread_left, openmp_team
 
@@ -90,6 +92,28 @@ def test_at_most_so_many_threads_draw(workers: Workers) -> None:
     assert drawn <= {0, 1}
 
 
+def test_threads_that_have_not_begun_are_not_waited_for() -> None:
+    """All of the pool's threads are held up; the caller does everything, and goes on."""
+    begun, release, drawn = threading.Semaphore(0), threading.Event(), set[int]()
+
+    def hold(part: int) -> None:
+        begun.release()
+        release.wait(60)
+
+    with closing(Workers(2)) as workers:
+        held = [threading.Thread(target=workers.share, args=(hold, 3), daemon=True) for _ in "ab"]
+        for thread in held:
+            thread.start()
+        try:
+            assert all(begun.acquire(timeout=60) for _ in range(2 * 3))
+            workers.draw(lambda thread, item, _: drawn.add(item) if thread == 0 else None, 10)
+            assert drawn == set(range(10))
+        finally:
+            release.set()
+            for thread in held:
+                thread.join(60)
+
+
 def test_what_threads_allocate_counts_for_the_caller(workers: Workers) -> None:
     """Bounds on memory are tested with it."""
     held: dict[int, torch.Tensor] = {}
@@ -139,3 +163,24 @@ def test_switches_stay_quick_until_the_last_that_asked_for_them_leaves() -> None
     assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
     second.__exit__(None, None, None)
     assert sys.getswitchinterval() == usual
+
+
+def test_what_was_there_is_passed_over_by_the_collector_until_the_run_ends() -> None:
+    assert gc.get_freeze_count() == 0
+    with standing_heap():
+        assert gc.get_freeze_count() > 10_000
+        cycle: list[object] = []
+        cycle.append(cycle)
+        del cycle
+        assert gc.collect() > 0, "what is new is still looked at"
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_host_program_that_froze_its_heap_keeps_it_frozen() -> None:
+    gc.freeze()
+    try:
+        with standing_heap():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

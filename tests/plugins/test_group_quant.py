@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from flexflow_engine.cpu.workers import one_torch_thread
+from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, RecipeError
 from flexflow_engine.testing.codec_suite import encoded, normal, round_trip
 from flexflow_plugins.codecs import on_device

@@ -136,6 +136,9 @@ def test_a_tier_serves_decompressed_units_and_counts_them(shared: Path, tmp_path
     out = np.empty(5 * UNIT_NBYTES, np.uint8)
     tier.read(region, 6, 5, out)
     assert np.array_equal(out, unit_bytes()[6 * UNIT_NBYTES : 11 * UNIT_NBYTES])
+    units = np.array([1, 5, 6, 12])
+    tier.gather(region, units, out[: 4 * UNIT_NBYTES])
+    assert np.array_equal(out[: 4 * UNIT_NBYTES], unit_bytes().reshape(NUM_UNITS, -1)[units].reshape(-1))
     assert tier.used_bytes == NUM_UNITS * UNIT_NBYTES
     tier.free(region)
     tier.close()

@@ -19,7 +19,7 @@ from flexflow_engine.store.access import BUFFERED, Access, OpenFile
 from flexflow_engine.store.array import ArrayLayout, create_array
 from flexflow_engine.store.index import open_complete, read_index, write_index
 from flexflow_engine.store.shard import BLOCK_NBYTES, CHECKSUM_NBYTES, ShardFile
-from flexflow_engine.store.units import read_units, write_units
+from flexflow_engine.store.units import gather_units, read_units, write_units
 from store.stores import draw_units, flip_byte, random_units, shifted
 
 UNIT_NBYTES = (1, 70, 508, 512, 4092, 4093, 4096, 5000, 8188, 8192, 20_480, 33_000)
@@ -71,6 +71,23 @@ def test_any_units_are_read_back_and_stock_zarr_agrees(
             assert np.array_equal(out, expected[first : first + count].reshape(-1))
     stock = zarr.open_array(file.path.parents[2], mode="r")
     assert np.array_equal(np.asarray(stock[:]), expected)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])  # an access keeps no state
+@given(data=st.data(), unit_nbytes=st.sampled_from(UNIT_NBYTES))
+def test_single_units_are_gathered(
+    tmp_path_factory: pytest.TempPathFactory, access: Access, data: st.DataObject, unit_nbytes: int
+) -> None:
+    """The last one's block ends where the file ends; the largest don't fit into the buffer."""
+    num_units = data.draw(st.integers(1, 12))
+    file = written_file(tmp_path_factory.mktemp("array"), num_units, unit_nbytes)
+    expected = random_units(num_units, unit_nbytes).reshape(num_units, unit_nbytes)
+    with opened(file, access) as reader:
+        for _ in range(4):
+            units = np.array(sorted(data.draw(st.sets(st.integers(0, num_units - 1)))), np.int64)
+            out = np.zeros((len(units), unit_nbytes), np.uint8)
+            gather_units(file, reader, units, out)
+            assert np.array_equal(out, expected[units])
 
 
 def test_more_units_than_one_call_takes_are_moved(tmp_path: Path) -> None:
@@ -127,6 +144,20 @@ def test_the_damaged_one_among_several_units_is_named(tmp_path: Path, access: Ac
         read_units(file, reader, 0, 4, np.empty(40, np.uint8))
 
 
+@pytest.mark.parametrize(("byte", "unit"), [(5003, 0), (10_008, 2), (20_015, 3)], ids=["checksum", "first", "last"])
+def test_a_damaged_unit_is_named_where_single_ones_are_gathered(
+    tmp_path: Path, access: Access, byte: int, unit: int
+) -> None:
+    file = damaged_file(tmp_path, 5000, byte)
+    units = np.array([0, 2, 3], np.int64)
+    with opened(file, access) as reader:
+        with pytest.raises(CorruptDataError, match=f"unit {unit} of fc1"):
+            gather_units(file, reader, units, np.empty((3, 5000), np.uint8))
+        out = np.empty((1, 5000), np.uint8)
+        gather_units(file, reader, np.array([1]), out)
+    assert np.array_equal(out[0], random_units(4, 5000)[5000:10_000])
+
+
 def test_units_beside_a_damaged_one_are_still_read(tmp_path: Path, access: Access) -> None:
     file = damaged_file(tmp_path, 10, 14)
     out = np.empty(20, np.uint8)
@@ -158,6 +189,25 @@ def test_a_file_cut_while_it_is_open_is_found(tmp_path: Path, access: Access, nb
         os.truncate(file.path, nbytes)
         with pytest.raises(CorruptDataError, match=f"ends at byte {nbytes}, before its last unit"):
             read_units(file, reader, 0, 1, shifted(20_000, by=shift))
+
+
+@pytest.mark.parametrize("nbytes", [0, 4096, 5003, 16_384, 20_015])
+def test_a_file_cut_while_single_units_are_gathered_is_found(tmp_path: Path, access: Access, nbytes: int) -> None:
+    file = written_file(tmp_path, unit_nbytes=5000)
+    with opened(file, access) as reader:
+        os.truncate(file.path, nbytes)
+        with pytest.raises(CorruptDataError, match="before its last unit"):
+            gather_units(file, reader, np.array([0, 3]), np.empty((2, 5000), np.uint8))
+
+
+def test_a_file_that_cannot_be_read_is_a_storage_error_where_single_units_are_gathered(tmp_path: Path) -> None:
+    file = written_file(tmp_path, unit_nbytes=5000)
+    descriptor = os.open(file.path, os.O_WRONLY)
+    try:
+        with Access(BUFFERED).using(descriptor) as writer, pytest.raises(StorageError, match="bad file descriptor"):
+            gather_units(file, writer, np.array([1]), np.empty((1, 5000), np.uint8))
+    finally:
+        os.close(descriptor)
 
 
 def test_a_missing_file_is_a_storage_error(tmp_path: Path, access: Access) -> None:

@@ -109,6 +109,9 @@ def test_weights_are_served_from_the_stores_own_files(tier: ZarrTier, tmp_path: 
     out = np.empty(7 * 24, np.uint8)
     tier.read(region, 3, 7, out)
     assert np.array_equal(out, unit_bytes(TABLE)[3 * 24 : 10 * 24])
+    units = np.array([0, 3, 4, 7, 11])  # of three pages, two of one
+    tier.gather(region, units, out[: 5 * 24])
+    assert np.array_equal(out[: 5 * 24], unit_bytes(TABLE).reshape(12, 24)[units].reshape(-1))
 
 
 def test_a_store_that_lacks_a_page_is_refused_at_once(tier: ZarrTier, tmp_path: Path) -> None:

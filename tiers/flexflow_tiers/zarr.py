@@ -14,6 +14,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, StoredTensor, Tier
 from flexflow_engine.errors import StorageError
 from flexflow_engine.store.access import Access
@@ -91,6 +94,13 @@ class ZarrTier(Tier):
 
     def read(self, region: Region, first: int, count: int, out: HostBytes) -> None:
         region.handle.units.read(first, count, out)
+
+    def gather(self, region: Region, units: NDArray[np.int64], out: HostBytes) -> None:
+        stored = region.handle.units
+        if isinstance(stored, StoredUnits):
+            stored.gather(units, out)
+        else:
+            super().gather(region, units, out)
 
     def write(self, region: Region, first: int, count: int, data: HostBytes) -> None:
         units = region.handle.units

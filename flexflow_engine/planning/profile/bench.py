@@ -12,7 +12,8 @@ import torch
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.cpu.matmul import HostProducts, Multiply, multiplication, usual_float32_from
-from flexflow_engine.cpu.workers import Workers, one_torch_thread
+from flexflow_engine.cpu.settings import one_torch_thread
+from flexflow_engine.cpu.workers import Workers
 
 BATCHES = 5
 """How often a time is taken; their median counts."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
@@ -27,6 +28,7 @@ from flexflow_engine.planning.profile.attention import one_more_token
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.runtime.executor import DataflowExecutor
+from flexflow_engine.runtime.rows import put_rows
 from flexflow_engine.runtime.trace import FoldedTrace
 
 STEPS = 8
@@ -44,9 +46,8 @@ class TaskCosts:
     run_s: float
 
 
-def host_costs(bench: Bench, sizes: Sizes, codec: Codec, tasks: TaskCosts) -> HostCosts:
-    """codec: one that keeps bytes."""
-    return HostCosts(compile_task_s=tasks.compile_s, gather_row_s=_gather_row_s(bench, sizes, codec))
+def host_costs(bench: Bench, sizes: Sizes, tasks: TaskCosts) -> HostCosts:
+    return HostCosts(compile_task_s=tasks.compile_s, gather_row_s=_gather_row_s(bench, sizes))
 
 
 def layer_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
@@ -132,16 +133,13 @@ def _step(index: int) -> Step:
     )
 
 
-def _gather_row_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
-    """As the runtime looks up rows of a far tier: their units decoded into fresh memory, and copied to their places."""
-    units = torch.zeros((FAR_LOOK_UP_ROWS, sizes.features * bench.torch_dtype.itemsize), dtype=torch.uint8)
-    target = torch.zeros((FAR_LOOK_UP_ROWS, sizes.features), dtype=bench.torch_dtype)
-    places = torch.arange(FAR_LOOK_UP_ROWS)
+def _gather_row_s(bench: Bench, sizes: Sizes) -> float:
+    """As the runtime puts rows that it has read from a far tier to their places."""
+    rows, target = (torch.zeros((FAR_LOOK_UP_ROWS, sizes.features), dtype=bench.torch_dtype) for _ in range(2))
+    places = np.arange(FAR_LOOK_UP_ROWS)
 
     def look_up() -> None:
-        rows = torch.empty((FAR_LOOK_UP_ROWS, 1, sizes.features), dtype=bench.torch_dtype)
-        codec.decode(units, rows)
-        target[places] = rows[places, 0]
+        put_rows(rows, places, target, places)
 
     look_up()
     begin = time.perf_counter()

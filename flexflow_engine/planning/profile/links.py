@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 from statistics import median
 
@@ -17,11 +18,13 @@ from flexflow_engine.abc.tier import HOST, Completion, Region, RegionSpec, Store
 from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.planning.profile.load import Load, rate, rates
 from flexflow_engine.planning.profile.sizes import Sizes
-from flexflow_engine.planning.profile.stored import stored_tensors
+from flexflow_engine.planning.profile.stored import stored_table, stored_tensors
 from flexflow_engine.runtime.memory import Place, transfer_in, transfer_out
 
 SMALL_CALLS = 15
 """Small transfers of which the median counts."""
+GATHERS = 5
+"""Calls for single units of which the median counts."""
 IN_FLIGHT = 3
 """Pages that a device has been given when the oldest is waited for."""
 DIRECTIONS: tuple[Direction, ...] = ("read", "write")
@@ -61,13 +64,15 @@ class Probe:
         num_pages = sizes.pages if far.memory else sizes.written_pages
         self._far = self._allocate_far("", num_pages, sizes.page_nbytes)
         self._written = self._pages([(self._far, page, 1) for page in range(num_pages)], "")
-        self._far_small = self._allocate_far(".s", 1, sizes.small_nbytes)
-        self._small = self._pages([(self._far_small, 0, 1)], ".s")
+        self._far_small = self._allocate_far(".s", sizes.small_units, sizes.small_nbytes)
+        self._small = self._pages([(self._far_small, 0, sizes.small_units)], ".s")
         self._places = cycle(self._written.spans)
         self._fill()
         root = far.store_root(far.options)
         attached = _attached(far, stored_tensors(root) if root else ())
-        self._attached = [region for _, region in attached]
+        table = _attached(far, [table] if root and (table := stored_table(root)) else ())
+        self._attached = [region for _, region in (*attached, *table)]
+        self._singles = table[0][1] if table else self._far_small
         pages = [_pages_of(region, tensor) for tensor, region in attached]
         spans = [span for some in pages for span in some]
         self._read = self._pages(spans, ".w") if spans else replace(self._written, spans=self._filled)
@@ -98,17 +103,27 @@ class Probe:
         return Load(work, pages.nbytes, workers)
 
     def latency(self, direction: Direction, bytes_per_s: float) -> float:
-        """Seconds that a small transfer takes beyond what its bytes take; of weights a unit is read."""
-        pages = self._read if self._attached and direction == "read" else self._small
-        places = cycle(pages.spans[:: max(1, len(pages.spans) // SMALL_CALLS)])
+        """Seconds that a small transfer takes beyond what its bytes take; of storage, each of the units gathered."""
+        if direction == "read" and self.far.memory is None:
+            return self._gathered(bytes_per_s)
+        far, near = Place(self.far, self._far_small, 0, 1), Place(self.near, self._small.near, 0, 1)
+        self._carry(direction, far, near)
+        seconds = median(_elapsed(lambda: self._carry(direction, far, near)) for _ in range(SMALL_CALLS))
+        return max(0.0, seconds - self.sizes.small_nbytes / bytes_per_s)
 
-        def call() -> None:
-            region, first, _ = next(places)
-            self._carry(direction, Place(self.far, region, first, 1), Place(self.near, pages.near, 0, 1))
+    def _gathered(self, bytes_per_s: float) -> float:
+        """Other units each time, as far as there are enough: a disk may remember what it has just read."""
+        spec, count = self._singles.spec, min(self.sizes.small_units, self._singles.spec.num_units)
+        shuffled = np.random.default_rng(0).permutation(spec.num_units)
+        out = np.empty(count * spec.unit_nbytes, np.uint8)
 
-        call()
-        seconds = median(_elapsed(call) for _ in range(SMALL_CALLS))
-        return max(0.0, seconds - pages.spans[0][0].spec.unit_nbytes / bytes_per_s)
+        def call(number: int) -> None:
+            units = np.take(shuffled, range(number * count, (number + 1) * count), mode="wrap")
+            self.far.gather(self._singles, np.sort(units), out)
+
+        call(0)
+        seconds = median(_elapsed(partial(call, number)) for number in range(1, GATHERS + 1))
+        return max(0.0, seconds / count - spec.unit_nbytes / bytes_per_s)
 
     @property
     def _filled(self) -> tuple[tuple[Region, int, int], ...]:
@@ -127,13 +142,14 @@ class Probe:
         numbers = np.random.default_rng(0).integers(0, 256, self.sizes.page_nbytes, dtype=np.uint8)
         with self._context:
             self.near.write(self._written.near, 0, 1, numbers)
-            self.near.write(self._small.near, 0, 1, numbers[: self.sizes.small_nbytes])
+            for unit in range(self.sizes.small_units):
+                self.near.write(self._small.near, unit, 1, numbers[: self.sizes.small_nbytes])
             self._context.record().wait()
         for region, page, _ in self._filled:
             self._carry("write", Place(self.far, region, page, 1), Place(self.near, self._written.near, 0, 1))
             next(self._places)
-        small = Place(self.far, self._far_small, 0, 1), Place(self.near, self._small.near, 0, 1)
-        self._carry("write", *small)
+        units = self.sizes.small_units
+        self._carry("write", Place(self.far, self._far_small, 0, units), Place(self.near, self._small.near, 0, units))
 
     def _allocate_far(self, suffix: str, num_units: int, unit_nbytes: int) -> Region:
         name = f"profile.{self.far.label}{suffix}"

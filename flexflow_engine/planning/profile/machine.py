@@ -12,7 +12,7 @@ from typing import Self
 
 import torch
 
-from flexflow_engine.cpu.workers import torch_threads
+from flexflow_engine.cpu.settings import torch_threads
 
 DISTRIBUTIONS = ("flexflow-engine", "torch", "numba", "numpy")
 

@@ -97,7 +97,7 @@ class _Workbench:
             float32_from=widened_from,
         )
         measured = replace(profile, processors={**profile.processors, part.memory: processor})
-        return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, plain, tasks))
+        return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, tasks))
 
     def _add_codec(self, profile: HardwareProfile, part: CodecPart) -> HardwareProfile:
         bench, processor, name = self._bench(part.memory, profile), profile.processors[part.memory], part.codec.name

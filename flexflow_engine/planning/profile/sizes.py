@@ -38,3 +38,5 @@ class Sizes:
     """Of a region on a disk, which are written in turn: writing what was written before may cost less."""
     small_nbytes: int = 4096
     """A transfer that is hardly more than its latency."""
+    small_units: int = 32
+    """Of so many bytes, that a tier gathers in one call."""

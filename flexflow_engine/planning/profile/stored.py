@@ -18,21 +18,31 @@ def stored_tensors(root: Path) -> tuple[StoredTensor, ...]:
 
     Empty where nothing is imported, or nothing that lies there as it is read: compressed units are not.
     """
-    stores = _stores(root)
-    if not stores:
-        return ()
-    folder = max(stores, key=lambda path: stores[path].nbytes)
     alike: dict[tuple[int, int], list[StoredTensor]] = defaultdict(list)
-    for name in stores[folder].arrays.values():
-        tensor = _tensor(folder, name)
-        if tensor is not None:
-            alike[tensor.unit_nbytes, tensor.units_per_page].append(tensor)
+    for tensor in _largest(root):
+        alike[tensor.unit_nbytes, tensor.units_per_page].append(tensor)
     return tuple(max(alike.values(), key=lambda some: sum(x.num_units * x.unit_nbytes for x in some), default=()))
+
+
+def stored_table(root: Path) -> StoredTensor | None:
+    """Of the same model the tensor of the most units, of which single ones are read; None where there is none."""
+    tensors = [tensor for tensor in _largest(root) if tensor.units_per_page > 1]
+    return max(tensors, key=lambda tensor: tensor.num_units, default=None)
 
 
 def is_imported_to(root: Path) -> bool:
     """Whether there is any model."""
     return bool(_stores(root))
+
+
+def _largest(root: Path) -> list[StoredTensor]:
+    """What is read as it lies there, of the model with the most bytes."""
+    stores = _stores(root)
+    if not stores:
+        return []
+    folder = max(stores, key=lambda path: stores[path].nbytes)
+    tensors = (_tensor(folder, name) for name in stores[folder].arrays.values())
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _stores(root: Path) -> dict[Path, StoreHeader]:

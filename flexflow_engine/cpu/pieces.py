@@ -1,0 +1,45 @@
+"""Many small pieces in one call without Python's lock: rows in memory copied, pieces of a file read, checksums.
+
+Lanes share that lock. Whoever gives it up for each of a hundred rows waits as often for it, milliseconds where the
+others are busy; whoever keeps it while a page's checksum is computed lets all others wait.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from flexflow_engine.abc.tier import HostBytes
+from flexflow_engine.cpu.jit import kernel
+from flexflow_engine.cpu.pointers import call_checksum
+
+_pread: Any = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uintp, types.int64))
+
+
+@kernel
+def copy_rows(source: HostBytes, which: NDArray[np.int64], target: HostBytes, places: NDArray[np.int64]) -> None:
+    """Rows `which` [n] of `source` into rows `places` [n] of `target`: uint8, equally wide."""
+    for i in range(len(which)):
+        for j in range(source.shape[1]):
+            target[places[i], j] = source[which[i], j]
+
+
+@kernel
+def read_pieces(descriptor: int, offsets: NDArray[np.int64], nbytes: NDArray[np.int64], address: int, step: int) -> int:
+    """Piece i of a file, nbytes[i] from offsets[i] on, to the memory at address + i * step; how many of the first ones
+    came whole. The next one came in part, or not at all: read it again to learn why.
+    """
+    for i in range(len(offsets)):
+        if _pread(descriptor, address + i * step, nbytes[i], offsets[i]) != nbytes[i]:
+            return i
+    return len(offsets)
+
+
+@kernel
+def checksums(function: int, address: int, step: int, nbytes: int, out: NDArray[np.uint32]) -> None:
+    """By the C function at address `function`: of len(out) pieces of `nbytes` each, one every `step` bytes."""
+    for i in range(len(out)):
+        out[i] = call_checksum(function, address + i * step, nbytes)

@@ -1,0 +1,87 @@
+"""Settings of the whole process that a run needs otherwise while it lasts."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
+from typing import Generic, TypeVar
+
+import torch
+
+SWITCH_SECONDS = 0.0005
+T = TypeVar("T")
+
+
+class _Held(Generic[T]):
+    """A setting of the whole process that several may hold to a value, and leave in any order; the last gives it back.
+
+    changing state, guarded by a lock    _before, what it was before the first of those who hold it, once for each
+    """
+
+    def __init__(self, get: Callable[[], T], put: Callable[[T], object]) -> None:
+        self._get, self._put = get, put
+        self._lock = Lock()
+        self._before: list[T] = []
+
+    def usual(self) -> T:
+        """What it is where nobody holds it."""
+        with self._lock:
+            return self._usual()
+
+    @contextmanager
+    def hold(self, value: T) -> Iterator[None]:
+        with self._lock:
+            self._before.append(self._usual())
+            self._put(value)
+        try:
+            yield
+        finally:
+            with self._lock:
+                before = self._before.pop()
+                if not self._before:
+                    self._put(before)
+
+    def _usual(self) -> T:
+        return self._before[0] if self._before else self._get()
+
+
+_THREADS = _Held(torch.get_num_threads, torch.set_num_threads)
+_SWITCHES = _Held(sys.getswitchinterval, sys.setswitchinterval)
+
+
+def torch_threads() -> int:
+    """How many threads torch computes with where nobody holds it to one."""
+    return _THREADS.usual()
+
+
+def one_torch_thread() -> AbstractContextManager[None]:
+    """Have torch compute in the calling thread alone, in the whole process: where others share the work, or where it is
+    done before they would have woken. Several may hold it to that, and leave in any order.
+    """
+    return _THREADS.hold(1)
+
+
+def quick_switches() -> AbstractContextManager[None]:
+    """While it lasts, a thread that computes in Python hands its lock over after half a millisecond.
+
+    A lane that queues kernels asks for the lock after each of them. Beside a thread that compiles a step it would wait
+    for Python's usual 5 ms each time, longer than the kernels take. Several may ask for it, and leave in any order.
+    """
+    return _SWITCHES.hold(SWITCH_SECONDS)
+
+
+@contextmanager
+def standing_heap() -> Iterator[None]:
+    """While it lasts, searches for cycles of references pass over everything that there was before. Such a search holds
+    Python's lock; through a few hundred thousand objects of imported modules it stops all lanes for 0.2 s each time.
+    """
+    held_by_others = gc.get_freeze_count() > 0
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not held_by_others:
+            gc.unfreeze()
