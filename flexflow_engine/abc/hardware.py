@@ -67,10 +67,17 @@ class Link:
     """Of all transfers that run at once, together."""
     latency_s: float
     """What every contiguous transfer takes before its first byte; latencies of transfers that run at once overlap."""
+    unit_s: float | None = None
+    """What each of many single units takes beyond its bytes that a tier gathers in one call; None: `latency_s`."""
     beside: Beside = field(default_factory=Beside)
     leaves_processors: float = 1.0
     """What is left of a processor's rates while this link works: where the host moves bytes and checks sums, fewer
     cores compute. Where several links work, their fractions are multiplied."""
+
+    @property
+    def gathered_unit_s(self) -> float:
+        """What a gathered unit takes beyond its bytes."""
+        return self.latency_s if self.unit_s is None else self.unit_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +123,7 @@ class HostCosts:
     compile_task_s: float
     """To compile one task and to hand it to its lane, while the step before runs."""
     gather_row_s: float
-    """To look up one row of the embedding table that lies on a far tier, the tier's latency not included."""
+    """To put one looked-up row of the embedding table to its place; what its tier takes, and decoding, not included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

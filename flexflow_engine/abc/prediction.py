@@ -26,7 +26,8 @@ class StepShape:
 class StepCosts:
     """Seconds of work that a step gives each lane: linear in the shares of a placement, as a linear program needs it.
 
-    A step takes at least as long as its busiest lane works. All layers are included, embedding and head too.
+    A step takes about as long as its busiest lane works, at least. All layers are included, embedding and head too.
+    Where lanes take from each other's rates, what they lose counts; pairs of them are lanes of their own here.
     """
 
     always: Mapping[str, float]

@@ -245,9 +245,10 @@ class Tier(ABC):
         """
 
     def gather(self, region: Region, units: NDArray[np.int64], out: HostBytes) -> None:
-        """Copy single units, ascending int64 [n], to adjoining places: `out`, uint8 [n * unit_nbytes], as `read` does.
+        """Copy single units to adjoining places: `out`, uint8 [n * unit_nbytes], the caller's, contiguous host memory.
 
-        Rows of an embedding table are looked up so. Tiers that do it in fewer calls than one a unit override it.
+        units: int64 [n], strictly ascending, within the region. Rows of an embedding table are looked up so. Called and
+        raises like `read`, which the default calls for each; tiers that need fewer calls override it.
         """
         nbytes = region.spec.unit_nbytes
         for place, unit in enumerate(units.tolist()):

@@ -52,6 +52,21 @@ _THREADS = _Held(torch.get_num_threads, torch.set_num_threads)
 _SWITCHES = _Held(sys.getswitchinterval, sys.setswitchinterval)
 
 
+def _is_frozen() -> bool:
+    return gc.get_freeze_count() > 0
+
+
+def _freeze(wanted: bool) -> None:
+    if wanted and not _is_frozen():
+        gc.collect()  # what is garbage already would be kept as well
+        gc.freeze()
+    elif not wanted:
+        gc.unfreeze()
+
+
+_STANDING = _Held(_is_frozen, _freeze)
+
+
 def torch_threads() -> int:
     """How many threads torch computes with where nobody holds it to one."""
     return _THREADS.usual()
@@ -73,15 +88,10 @@ def quick_switches() -> AbstractContextManager[None]:
     return _SWITCHES.hold(SWITCH_SECONDS)
 
 
-@contextmanager
-def standing_heap() -> Iterator[None]:
+def standing_heap() -> AbstractContextManager[None]:
     """While it lasts, searches for cycles of references pass over everything that there was before. Such a search holds
     Python's lock; through a few hundred thousand objects of imported modules it stops all lanes for 0.2 s each time.
+
+    Several may ask for it, and leave in any order. A program that froze its heap itself is left as it is.
     """
-    held_by_others = gc.get_freeze_count() > 0
-    gc.freeze()
-    try:
-        yield
-    finally:
-        if not held_by_others:
-            gc.unfreeze()
+    return _STANDING.hold(True)

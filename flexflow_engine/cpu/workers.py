@@ -52,12 +52,12 @@ class Workers:
         then.
         """
         parts = range(0, count, step)
-        left = iter(parts)
+        left, kept = iter(parts), [work]
 
         def take(thread: int) -> None:
             try:
                 for first in left:
-                    work(thread, first, min(first + step, count))
+                    kept[0](thread, first, min(first + step, count))
             except BaseException:
                 deque(left, maxlen=0)
                 raise
@@ -69,6 +69,7 @@ class Workers:
             begun = [other for other in others if not other.cancel()]
             for other in begun:
                 other.exception()
+            kept.clear()  # the pool keeps `take` until a thread finds it cancelled, and must not keep what `work` holds
         for other in begun:
             other.result()
 

@@ -2,12 +2,15 @@
 
 r(i | J) is what is left of lane i's rate while the lanes J work, as the profile's `Beside` and `leaves_processors` say.
 The clock asks for it whenever a task starts or ends. The closed form counts what a lane loses as work of its own: lane
-j works for w_j / r(j | i) seconds beside i, and takes 1 - r(i | j) of i's rate meanwhile. So with works w a step takes
+j works for w_j / r(j | i) seconds beside i, and takes 1 - r(i | j) of i's rate meanwhile. With works w, linear in them:
 
-    at least    w_i + sum over j of w_j * min(1, (1 - r(i | j)) / r(j | i))
+    lost(i, j)     = w_j * min(1, (1 - r(i | j)) / r(j | i))
+    a link i       w_i + lost(i, j), for every other lane j: a bound each, as if the two had the step for themselves
+    a processor i  w_i + sum over links j of lost(i, j): what several take adds up where they work one after another;
+                   where they overlap it is a little less for the clock, which multiplies what they leave
 
-seconds, for every lane i. It is linear in w, and for two lanes that always have work the larger one is exact. More
-than j's own seconds are never counted: two lanes could as well take turns.
+For two lanes that always have work the larger bound is exact. More than j's own seconds are never counted: the two
+could as well take turns. So a lane without work bounds nothing.
 """
 
 from __future__ import annotations
@@ -58,21 +61,29 @@ class Contention:
             left *= beside.links
         return left * beside.processors if processors else left
 
-    def burdened(self, works: Mapping[str, float], lanes: frozenset[str]) -> dict[str, float]:
-        """Seconds of work by lane, and what others' work costs each of `lanes`. What two processors cost each other is
-        the caller's business, who may have lanes for that: they lose like a processor's, and take from nobody.
+    def bounds(self, works: Mapping[str, float], lanes: frozenset[str]) -> dict[str, float]:
+        """Seconds of work by lane, a processor's with what `works` of links take from it; and for each pair of `lanes`
+        of which a link loses to the other one, its work and what it loses, under the names of both. lanes: all that
+        have work wherever tensors lie, so that the bounds of different placements add up.
+
+        What two processors cost each other is the caller's business, who may have lanes for that: they lose like a
+        processor's, and take from nobody.
         """
-        taking = {lane: work for lane, work in works.items() if lane in {*self._ends, COMPUTE_LANE, ATTENTION_LANE}}
+        links = sorted(lanes & self._ends.keys())
         total = dict(works)
-        for lane in sorted(lanes):
-            lost = sum(work * self._cost(lane, other) for other, work in taking.items() if other != lane)
+        for lane in sorted(lanes - self._ends.keys()):
+            lost = sum(works.get(link, 0.0) * self._cost(lane, link) for link in links)
             if lost:
-                total[lane] = total.get(lane, 0.0) + lost
+                total[lane] = works.get(lane, 0.0) + lost
+        for link in links:
+            for other in sorted(lanes & {*links, COMPUTE_LANE, ATTENTION_LANE} - {link}):
+                cost = self._cost(link, other)
+                bound = works.get(link, 0.0) + cost * works.get(other, 0.0)
+                if cost and bound:
+                    total[f"{link} beside {other}"] = bound
         return total
 
     def _cost(self, lane: str, other: str) -> float:
-        """Of the other's work, in seconds of this lane's a second."""
-        if not {lane, other} & self._ends.keys():
-            return 0.0
+        """What lane loses for each second of the other's work."""
         loses, leaves = 1 - self.left(lane, frozenset({other})), self.left(other, frozenset({lane}))
         return min(1.0, loses / leaves) if leaves else 1.0

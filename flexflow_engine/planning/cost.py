@@ -4,8 +4,8 @@ A task's time has two parts. `fixed_s` passes whatever else goes on: latencies, 
 takes of its link or processor while it has that for itself; tasks that run at once in a lane share it.
 
     transfer      fixed = contiguous moves * latency     shared = bytes / rate of the link
-    gather rows   fixed = looked-up units * host's time for a row     shared = units * latency + bytes / rate
-                  without the latency where the host picks rows from its own memory
+    gather rows   fixed = looked-up units * host's time for a row     shared = units * unit_s + bytes / rate
+                  without unit_s where the host picks rows from its own memory
     decode        fixed = task_s    shared = numbers / decode rate
     compute       fixed = task_s    shared = matmuls + vectors + attention (planning.arithmetic)
                   fixed = task_s + layer_s for a decoder layer
@@ -93,8 +93,8 @@ class CostModel:
 
     def _gather(self, gather: GatherRows, task: Task) -> Work:
         """The units of the far part of the table that hold the batch's tokens. Where the host doesn't pick them itself,
-        each is read once, one after another. Beside pages their latency grows as bytes do: these small reads queue
-        behind what the pages asked for.
+        each is read once, one after another. Beside pages their time grows as that of bytes does: these small reads
+        queue behind what the pages asked for.
         """
         link, picked = self._link(task.lane), self._layout.tier(gather.far).read_by_host
         units = sum(
@@ -102,7 +102,7 @@ class CostModel:
             for run in self._layout.weights.table
             if run.tier == gather.far
         )
-        shared_s = task.nbytes / link.bytes_per_s + (0.0 if picked else units * link.latency_s)
+        shared_s = task.nbytes / link.bytes_per_s + (0.0 if picked else units * link.gathered_unit_s)
         return Work(units * self._profile.host.gather_row_s, shared_s)
 
     def _computed(self, operation: _Computation) -> float:

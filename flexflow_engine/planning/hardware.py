@@ -115,6 +115,7 @@ class BesideSection(_Section):
 class LinkSection(_Section):
     bytes_per_s: Rate
     latency_s: Seconds
+    unit_s: Seconds | None = None
     beside: BesideSection = BesideSection()
     leaves_processors: Fraction = 1.0
 
@@ -122,6 +123,7 @@ class LinkSection(_Section):
         return Link(
             bytes_per_s=self.bytes_per_s,
             latency_s=self.latency_s,
+            unit_s=self.unit_s,
             beside=self.beside.beside(),
             leaves_processors=self.leaves_processors,
         )

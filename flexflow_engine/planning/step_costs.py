@@ -2,7 +2,7 @@
 
 What `planning.cost` says of single tasks, summed in closed form without laying anything out: fractions of pages count
 as fractions, and every row does the same. How transfers become seconds stands in `planning.traffic`; what lanes lose to
-one another counts as work of theirs (`planning.contention`).
+one another counts as work, under names of their own for pairs of lanes (`planning.contention`).
 
     weights      a layer's pages once a step               read lanes of their tier
     kv_cache     planning.attention_costs                  read and write lanes
@@ -97,8 +97,8 @@ class StepCostModel:
         always = self._always(shape)
         working = frozenset(lane for lanes in (always, *placed.values()) for lane, work in lanes.items() if work)
         return StepCosts(
-            always=self._contention.burdened(always, working),
-            placed={share: self._contention.burdened(lanes, working) for share, lanes in placed.items()},
+            always=self._contention.bounds(always, working),
+            placed={share: self._contention.bounds(lanes, working) for share, lanes in placed.items()},
         )
 
     def _always(self, shape: StepShape) -> Lanes:
@@ -151,8 +151,8 @@ class StepCostModel:
     def _gather(self, lanes: dict[str, float], tier: TierDescription, shape: StepShape) -> None:
         """Rows of the embedding table."""
         units = shape.num_gpu_batches * distinct(self._table.num_units, _new_tokens(shape))
-        latency_s = 0.0 if tier.read_by_host else self._profile.link(tier, "read").latency_s
-        lanes[read_lane(tier.name)] += units * (latency_s + self._profile.host.gather_row_s)
+        unit_s = 0.0 if tier.read_by_host else self._profile.link(tier, "read").gathered_unit_s
+        lanes[read_lane(tier.name)] += units * (unit_s + self._profile.host.gather_row_s)
 
     def _activations(self, tier: TierDescription, shape: StepShape) -> Lanes:
         """Every decoder layer reads and writes them, the embedding writes and the final layer reads."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +18,7 @@ from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.errors import CorruptDataError
 from flexflow_engine.store.access import OpenFile
 from flexflow_engine.store.blocks import fetch, fetch_nbytes, write_from
+from flexflow_engine.store.checksums import checksums_of
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.index import fetch_index
 from flexflow_engine.store.shard import BLOCK_NBYTES, CHECKSUM_NBYTES, ShardFile, index_entries, pack_index, round_up
@@ -117,4 +117,4 @@ def _max_length(shard: ShardFile, compressor: Compressor) -> int:
 
 
 def _checksum(data: HostBytes) -> HostBytes:
-    return np.array([google_crc32c.value(data)], "<u4").view(np.uint8)
+    return checksums_of(data[None]).view(np.uint8)

@@ -53,6 +53,15 @@ def gather_units(shard: ShardFile, file: OpenFile, units: NDArray[np.int64], out
         _gather_blocks(shard, file, units[start : start + at_once], out[start : start + at_once], step)
 
 
+def load_kernels() -> None:
+    """Load or compile what is called here: half a second that should be no part of a run."""
+    from flexflow_engine.cpu.pieces import read_pieces  # noqa: PLC0415  # as below
+
+    checksums_of(np.zeros((1, 1), np.uint8))
+    nothing = np.empty(0, np.int64)
+    read_pieces(-1, nothing, nothing, 0, 0)
+
+
 def write_units(shard: ShardFile, descriptor: int, data: HostBytes) -> None:
     """Write `data`, uint8 [num_slots * unit_nbytes], as all units of the file, with their checksums.
 

@@ -90,6 +90,8 @@ class StoredUnits:
 
         Raises CorruptDataError or StorageError.
         """
+        assert not len(units) or (units[0] >= 0 and units[-1] < self.tensor.num_units), units
+        assert (np.diff(units) > 0).all(), units
         rows = out.reshape(len(units), self.tensor.unit_nbytes)
         pages = units // self.tensor.units_per_page
         for page in np.unique(pages).tolist():

@@ -124,6 +124,18 @@ def test_a_processor_of_which_an_earlier_version_measured_less_is_measured_again
     assert not {processor, codec} & {str(part) for part in needs(tmp_path).missing(lacking)}, "float32 has no choice"
 
 
+def test_a_disk_of_which_an_earlier_version_measured_less_is_measured_again(keeper: Bookkeeper, tmp_path: Path) -> None:
+    asked = needs(tmp_path)
+    measured = keeper.measure(asked)
+    read = measured.links["disk"]["read"]
+    assert read.unit_s is not None
+    (part,) = asked.links
+    known = replace(measured, links={part.name: measured.links["disk"]})
+    assert asked.missing(known) == ()
+    earlier = {**measured.links["disk"], "read": replace(read, unit_s=None)}
+    assert asked.missing(replace(measured, links={part.name: earlier})) == (part,)
+
+
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     tier = CpuTier(label="device", budget_bytes=2**20, options=CpuTier.Options())
@@ -215,7 +227,7 @@ def test_a_disk_that_weights_lie_on_is_measured_by_reading_them(
     assert table is not None
     assert set(gathered) == {(table.name, TINY.small_units)}
     cut_alike = stored_tensors(tmp_path / "disk")
-    assert {tensor.name for tensor in cut_alike} == read
+    assert {tensor.name for tensor in cut_alike} == read - {"profile.disk.s"}
     assert len(cut_alike) > 1
     assert len({(tensor.unit_nbytes, tensor.units_per_page) for tensor in cut_alike}) == 1
 

@@ -33,3 +33,16 @@ def test_no_rows_are_no_work() -> None:
     target = torch.ones(2, 3)
     put_rows(torch.zeros(4, 3), np.array([], np.int64), target, np.array([], np.int64))
     assert torch.equal(target, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(("which", "place"), [(7, 0), (-1, 0), (0, 6), (0, -1)])
+def test_rows_that_are_not_there_are_refused_before_anything_is_written(which: int, place: int) -> None:
+    rows, target = torch.ones(7, 5), torch.zeros(6, 5)
+    with pytest.raises(AssertionError):
+        put_rows(rows, np.array([1, which]), target, np.array([1, place]))
+    assert not target.any()
+
+
+def test_rows_of_another_dtype_are_refused() -> None:
+    with pytest.raises(AssertionError):
+        put_rows(torch.ones(7, 5), np.array([1]), torch.zeros(6, 10, dtype=torch.bfloat16), np.array([1]))

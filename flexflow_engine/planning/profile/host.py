@@ -47,6 +47,7 @@ class TaskCosts:
 
 
 def host_costs(bench: Bench, sizes: Sizes, tasks: TaskCosts) -> HostCosts:
+    """What the host's code takes whatever the device: tasks to compile, rows to put to their places."""
     return HostCosts(compile_task_s=tasks.compile_s, gather_row_s=_gather_row_s(bench, sizes))
 
 

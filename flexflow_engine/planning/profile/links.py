@@ -70,9 +70,10 @@ class Probe:
         self._fill()
         root = far.store_root(far.options)
         attached = _attached(far, stored_tensors(root) if root else ())
-        table = _attached(far, [table] if root and (table := stored_table(root)) else ())
-        self._attached = [region for _, region in (*attached, *table)]
-        self._singles = table[0][1] if table else self._far_small
+        cut_most = stored_table(root) if root else None
+        tables = _attached(far, [cut_most] if cut_most else ())
+        self._attached = [region for _, region in (*attached, *tables)]
+        self._singles = tables[0][1] if tables else self._far_small
         pages = [_pages_of(region, tensor) for tensor, region in attached]
         spans = [span for some in pages for span in some]
         self._read = self._pages(spans, ".w") if spans else replace(self._written, spans=self._filled)
@@ -103,16 +104,18 @@ class Probe:
         return Load(work, pages.nbytes, workers)
 
     def latency(self, direction: Direction, bytes_per_s: float) -> float:
-        """Seconds that a small transfer takes beyond what its bytes take; of storage, each of the units gathered."""
-        if direction == "read" and self.far.memory is None:
-            return self._gathered(bytes_per_s)
+        """Seconds that a small transfer takes beyond what its bytes take."""
         far, near = Place(self.far, self._far_small, 0, 1), Place(self.near, self._small.near, 0, 1)
         self._carry(direction, far, near)
         seconds = median(_elapsed(lambda: self._carry(direction, far, near)) for _ in range(SMALL_CALLS))
         return max(0.0, seconds - self.sizes.small_nbytes / bytes_per_s)
 
-    def _gathered(self, bytes_per_s: float) -> float:
-        """Other units each time, as far as there are enough: a disk may remember what it has just read."""
+    def unit_s(self, bytes_per_s: float) -> float | None:
+        """Seconds beyond its bytes of a unit among many that storage gathers in one call. Other units each time, as far
+        as there are enough: a disk may remember what it has just read. None where nothing is gathered.
+        """
+        if self.far.memory is not None:
+            return None
         spec, count = self._singles.spec, min(self.sizes.small_units, self._singles.spec.num_units)
         shuffled = np.random.default_rng(0).permutation(spec.num_units)
         out = np.empty(count * spec.unit_nbytes, np.uint8)
@@ -193,6 +196,7 @@ def measure_link(probe: Probe, direction: Direction, others: Sequence[Probe], co
     return Link(
         bytes_per_s=alone,
         latency_s=probe.latency(direction, alone),
+        unit_s=probe.unit_s(alone) if direction == "read" else None,
         beside=Beside(
             reverse=left(reverse),
             links=left(*(other.load("read") for other in others)) if others else 1.0,

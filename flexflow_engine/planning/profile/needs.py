@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import HardwareProfile, Processor
+from flexflow_engine.abc.hardware import Direction, HardwareProfile, Link, Processor
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.planning.profile.stored import is_imported_to
@@ -117,7 +117,7 @@ class Needs:
                 if processor is None or codec.name not in processor.codecs:
                     yield CodecPart(memory, codec)
         for part in self.links:
-            if known is None or part.name not in known.links:
+            if known is None or not _is_whole(known.links.get(part.name), part.tier):
                 yield part
 
     def _known_whole(self, known: HardwareProfile | None, memory: str) -> Processor | None:
@@ -125,6 +125,11 @@ class Needs:
         processor = known.processors.get(memory) if known else None
         widens = memory == HOST and self.model.dtype != "float32"
         return None if processor and widens and self.model.dtype not in processor.float32_from else processor
+
+
+def _is_whole(link: Mapping[Direction, Link] | None, tier: TierChoice) -> bool:
+    """Whether it was measured, and not by a version that measured less."""
+    return link is not None and (tier.tier_class.memory is not None or link["read"].unit_s is not None)
 
 
 def _link_key(tier: TierChoice, others: list[TierChoice], near: type[Tier]) -> str:

@@ -25,7 +25,9 @@ def stored_tensors(root: Path) -> tuple[StoredTensor, ...]:
 
 
 def stored_table(root: Path) -> StoredTensor | None:
-    """Of the same model the tensor of the most units, of which single ones are read; None where there is none."""
+    """Of the same model the tensor that is cut into most units, as a table is, of which single ones are looked up; None
+    where every page is one unit.
+    """
     tensors = [tensor for tensor in _largest(root) if tensor.units_per_page > 1]
     return max(tensors, key=lambda tensor: tensor.num_units, default=None)
 

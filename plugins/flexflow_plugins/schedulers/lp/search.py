@@ -24,8 +24,8 @@ from flexflow_plugins.schedulers.lp.shapes import BatchShape, Choices
 FINALISTS = 4
 """Shapes that become policies, no two alike but for their pages: so many simulations are a matter of seconds."""
 MARGIN = 1.1
-"""Shapes whose bound is worse than so many times the last finalist's seconds are not solved; nor are policies simulated
-whose program takes so many times the best one's."""
+"""Shapes whose bound is worse than so many times the last finalist's seconds are not solved; nor are policies of fewer
+links simulated whose program takes more than so many times what the best one was simulated to take."""
 
 
 @dataclass(frozen=True, slots=True)
