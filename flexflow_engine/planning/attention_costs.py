@@ -3,7 +3,8 @@ depends on where attention runs.
 
     attention: device                 tier where it reads in place    any other tier
       prompts      compute            -                               full pages, write
-      tokens       compute            -                               full pages, read; filled pages, write
+      tokens       compute            -                               full pages, read; filled pages, write, and
+                                                                      layer_s of whoever attends
     attention: host                   (a `pinned` tier)               (the disk)
       prompts      compute            begun and full pages, write     full pages, write; tail pages to host memory
       tokens       attention          -                               as above, but to and from host memory
@@ -29,7 +30,7 @@ from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.graph.task import ATTENTION_LANE
+from flexflow_engine.graph.task import ATTENTION_LANE, COMPUTE_LANE
 from flexflow_engine.placement.attention import AttentionSite, site_of
 from flexflow_engine.planning.arithmetic import Arithmetic
 from flexflow_engine.planning.traffic import Lanes, LaneWork, Traffic
@@ -93,6 +94,8 @@ class AttentionCosts:
         else:
             work.carry(tier, "read", full, near=near)
             work.carry(tier, "write", Traffic(2 * tiles / shape.kv_page_tokens, rows * page_nbytes), near=near)
+            lane = ATTENTION_LANE if self.is_apart(shape) else COMPUTE_LANE
+            work.lanes[lane] += tiles / shape.kv_page_tokens * self._arithmetic(shape).layer_s
 
     def _prompts_from_slots(self, work: LaneWork, tier: TierDescription, site: AttentionSite, shape: StepShape) -> None:
         """From the compute tier; where pages don't take single tokens, the last page's go to a tail."""

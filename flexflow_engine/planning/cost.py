@@ -10,6 +10,8 @@ takes of its link or processor while it has that for itself; tasks that run at o
     compute       fixed = task_s    shared = matmuls + vectors + attention (planning.arithmetic)
                   fixed = task_s + layer_s for a decoder layer
     attend        the same of attention on the host's processor; inputs and output of it: their part of the layer
+    full pages    fixed + layer_s where attention's new tokens fill pages that lie elsewhere: keys and values are moved
+                  out of their tails by about as many calls as a layer has
 
 Left out, because no profile knows them: file system caches, the two directions of a link that get in each other's way
 by more than `Beside` says, clocks that fall when a processor gets hot.
@@ -69,6 +71,8 @@ class CostModel:
         attending = profile.processor(HOST) if layout.attention.on_host else processor
         self._attention = Arithmetic(attending, model.config, model.dtype, kv_codec)
         self._matrices = [layer.matrices for layer in layout.weights.layers]
+        self._has_tails = layout.kv.tail_units > 0
+        self._known_calls: dict[int, tuple[BatchStep, int]] = {}
 
     def seconds(self, task: Task) -> float:
         """What the task takes when it runs alone."""
@@ -82,10 +86,11 @@ class CostModel:
         if isinstance(operation, GatherRows):
             return self._gather(operation, task)
         if isinstance(operation, Attend):
-            fixed_s = self._attention.task_s + self._attention.layer_s
+            fixed_s = self._attention.task_s + self._calls(operation.batch) * self._attention.layer_s
             return Work(fixed_s, self._attention.token_attention(operation.batch.rows))
         layer_s = self._arithmetic.layer_s if self._ends_layer(operation) else 0.0
-        return Work(self._arithmetic.task_s + layer_s, self._computed(operation))
+        calls = self._calls(operation.batch) if isinstance(operation, Compute) else 1
+        return Work(self._arithmetic.task_s + calls * layer_s, self._computed(operation))
 
     def _copy(self, copy: Copy, task: Task) -> Work:
         link = self._link(task.lane)
@@ -124,6 +129,16 @@ class CostModel:
         layers = self._layout.weights.layers
         whole = isinstance(operation, Compute) and layers[operation.layer].spec.kind == "decoder"
         return whole or isinstance(operation, AttentionOutput)
+
+    def _calls(self, batch: BatchStep) -> int:
+        """How many times `layer_s` a layer's calls take that attends: once more where tokens fill pages."""
+        known = self._known_calls.get(batch.gpu_batch)
+        if known is None or known[0] is not batch:  # asked for every layer, and a batch has hundreds of rows
+            decodes = self._has_tails and batch.phase == "decode"
+            page_tokens = self._layout.kv.page_tokens
+            fills = decodes and any((row.context + 1) % page_tokens == 0 for row in batch.rows)
+            known = self._known_calls[batch.gpu_batch] = batch, 2 if fills else 1
+        return known[1]
 
     def _compute(self, compute: Compute) -> float:
         layer, batch = self._layout.weights.layers[compute.layer], compute.batch

@@ -266,7 +266,23 @@ def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(
         )
     )
     lanes = closed.seconds(chosen)
+    if step and cache == "disk":  # full in every fourth step, which takes `layer_s`; the closed form spreads that out
+        lanes["attention" if attention == "host" else "compute"] -= model.config.num_layers * 2 * 0.2 / 4
     assert lanes["compute"] == pytest.approx(summed["compute"], rel=0.15)  # the head is cut into parts
     for lane, seconds in summed.items():
         if "write" not in lane or not step:  # pages are written when they are full; the closed form spreads that out
             assert lanes[lane] == pytest.approx(seconds, rel=0.15), lane
+
+
+@pytest.mark.parametrize("cache", ["device", "disk"])
+def test_full_pages_take_a_layers_calls_once_more_where_they_leave_their_tails(cache: str) -> None:
+    """Prompts of 8 and pages of 4 tokens: the fourth generated token fills a page."""
+    chosen = policy(setups(DEVICE_FAR_DISK), gpu_batch_size=2, num_gpu_batches=2, kv_cache={cache: 100})
+    layout = lay_out(opt(), DEVICE_FAR_DISK, chosen, prompt_tokens=PROMPTS)
+    costs = cost_model(layout, profile(cpu=processor(task_s=3.0, layer_s=2.0)))
+    fixed = {
+        task.tile.step: costs.work(task).fixed_s
+        for task in tasks_of(layout, steps=6)
+        if isinstance(task.operation, Compute) and task.tile.layer == 1
+    }
+    assert fixed == {0: 5.0, 1: 5.0, 2: 5.0, 3: 5.0, 4: 7.0 if cache == "disk" else 5.0, 5: 5.0}
