@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
@@ -34,14 +34,7 @@ class Workers:
         """Call `work` with 0 ... parts - 1, each in a thread, the first in this one. When all have ended, raises what
         a call raised.
         """
-        others = self._start(work, parts)
-        try:
-            work(0)
-        finally:
-            for other in others:
-                other.exception()
-        for other in others:
-            other.result()
+        self._together(work, parts, needs_all=True)
 
     def draw(
         self, work: Callable[[int, int, int], None], count: int, *, step: int = 1, threads: int | None = None
@@ -62,25 +55,27 @@ class Workers:
                 deque(left, maxlen=0)
                 raise
 
-        others = self._start(take, min(threads or self.threads, self.threads, len(parts)))
         try:
-            take(0)
+            self._together(take, min(threads or self.threads, self.threads, len(parts)), needs_all=False)
         finally:
-            begun = [other for other in others if not other.cancel()]
-            for other in begun:
-                other.exception()
             kept.clear()  # the pool keeps `take` until a thread finds it cancelled, and must not keep what `work` holds
-        for other in begun:
-            other.result()
 
     def close(self) -> None:
         """End the threads. Idempotent."""
         self._pool.shutdown()
 
-    def _start(self, work: Callable[[int], None], parts: int) -> list[Future[None]]:
-        """All parts but the first."""
+    def _together(self, work: Callable[[int], None], parts: int, *, needs_all: bool) -> None:
+        """Each part in a thread, the first in this one. needs_all: also those not begun when that one ends."""
         modes = _get_current_dispatch_mode_stack() if parts > 1 else ()
-        return [self._pool.submit(_as_in_the_caller, modes, work, part) for part in range(1, parts)]
+        others = [self._pool.submit(_as_in_the_caller, modes, work, part) for part in range(1, parts)]
+        try:
+            work(0)
+        finally:
+            begun = [other for other in others if needs_all or not other.cancel()]
+            for other in begun:
+                other.exception()
+        for other in begun:
+            other.result()
 
 
 def _as_in_the_caller(modes: Sequence[AbstractContextManager[object]], work: Callable[[int], None], part: int) -> None:

@@ -26,7 +26,7 @@ from flexflow_engine.planning.profile.load import Load, rates
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.planning.profile.sizes import Sizes
-from flexflow_engine.planning.profile.stored import stored_table, stored_tensors
+from flexflow_engine.planning.profile.stored import cut_alike, cut_most, stored_tensors
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_engine.testing.tiers import IslandTier, LinkOptions, ThrottledTier
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
@@ -223,13 +223,14 @@ def test_a_disk_that_weights_lie_on_is_measured_by_reading_them(
     monkeypatch.setattr(ZarrTier, "gather", watched_gather)
     keeper.measure(needs(tmp_path))
     assert keeper.measured == ["the link of disk"]
-    table = stored_table(tmp_path / "disk")
+    stored = stored_tensors(tmp_path / "disk")
+    table = cut_most(stored)
     assert table is not None
     assert set(gathered) == {(table.name, TINY.small_units)}
-    cut_alike = stored_tensors(tmp_path / "disk")
-    assert {tensor.name for tensor in cut_alike} == read - {"profile.disk.s"}
-    assert len(cut_alike) > 1
-    assert len({(tensor.unit_nbytes, tensor.units_per_page) for tensor in cut_alike}) == 1
+    pages = cut_alike(stored)
+    assert {tensor.name for tensor in pages} == read - {"profile.disk.s"}
+    assert len(pages) > 1
+    assert len({(tensor.unit_nbytes, tensor.units_per_page) for tensor in pages}) == 1
 
 
 @pytest.mark.parametrize("gone", ["*.weight/c", "*embed_tokens.weight/c"])

@@ -60,6 +60,7 @@ def written_file(folder: Path, num_units: int = 4, unit_nbytes: int = 10) -> Sha
 def test_any_units_are_read_back_and_stock_zarr_agrees(
     tmp_path_factory: pytest.TempPathFactory, access: Access, data: st.DataObject, unit_nbytes: int
 ) -> None:
+    """Adjoining ones, and single ones: the last one's block ends where the file ends, the largest fit no buffer."""
     num_units = data.draw(st.integers(1, 12))
     file = written_file(tmp_path_factory.mktemp("array"), num_units, unit_nbytes)
     expected = random_units(num_units, unit_nbytes).reshape(num_units, unit_nbytes)
@@ -69,25 +70,12 @@ def test_any_units_are_read_back_and_stock_zarr_agrees(
             first, count, out = draw_units(data, num_units, unit_nbytes)
             read_units(file, reader, first, count, out)
             assert np.array_equal(out, expected[first : first + count].reshape(-1))
+            units = np.array(sorted(data.draw(st.sets(st.integers(0, num_units - 1)))), np.int64)
+            single = np.zeros((len(units), unit_nbytes), np.uint8)
+            gather_units(file, reader, units, single)
+            assert np.array_equal(single, expected[units])
     stock = zarr.open_array(file.path.parents[2], mode="r")
     assert np.array_equal(np.asarray(stock[:]), expected)
-
-
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])  # an access keeps no state
-@given(data=st.data(), unit_nbytes=st.sampled_from(UNIT_NBYTES))
-def test_single_units_are_gathered(
-    tmp_path_factory: pytest.TempPathFactory, access: Access, data: st.DataObject, unit_nbytes: int
-) -> None:
-    """The last one's block ends where the file ends; the largest don't fit into the buffer."""
-    num_units = data.draw(st.integers(1, 12))
-    file = written_file(tmp_path_factory.mktemp("array"), num_units, unit_nbytes)
-    expected = random_units(num_units, unit_nbytes).reshape(num_units, unit_nbytes)
-    with opened(file, access) as reader:
-        for _ in range(4):
-            units = np.array(sorted(data.draw(st.sets(st.integers(0, num_units - 1)))), np.int64)
-            out = np.zeros((len(units), unit_nbytes), np.uint8)
-            gather_units(file, reader, units, out)
-            assert np.array_equal(out, expected[units])
 
 
 def test_more_units_than_one_call_takes_are_moved(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from flexflow_engine.abc.tier import HOST, Completion, Region, RegionSpec, Store
 from flexflow_engine.errors import CorruptDataError, StorageError
 from flexflow_engine.planning.profile.load import Load, rate, rates
 from flexflow_engine.planning.profile.sizes import Sizes
-from flexflow_engine.planning.profile.stored import stored_table, stored_tensors
+from flexflow_engine.planning.profile.stored import cut_alike, cut_most, stored_tensors
 from flexflow_engine.runtime.memory import Place, transfer_in, transfer_out
 
 SMALL_CALLS = 15
@@ -69,9 +69,9 @@ class Probe:
         self._places = cycle(self._written.spans)
         self._fill()
         root = far.store_root(far.options)
-        attached = _attached(far, stored_tensors(root) if root else ())
-        cut_most = stored_table(root) if root else None
-        tables = _attached(far, [cut_most] if cut_most else ())
+        stored = stored_tensors(root) if root else ()
+        attached, table = _attached(far, cut_alike(stored)), cut_most(stored)
+        tables = _attached(far, [table] if table else ())
         self._attached = [region for _, region in (*attached, *tables)]
         self._singles = tables[0][1] if tables else self._far_small
         pages = [_pages_of(region, tensor) for tensor, region in attached]

@@ -52,7 +52,6 @@ class LPScheduler(Scheduler):
             found.policy
             for found in search.with_fewer_links(best.policy)
             if found.seconds < MARGIN * best.prediction.seconds
-            and all(found.policy != known.policy for known in scored)
         ]
         return tuple(_by_seconds([*scored, *_scored(simpler, request)]))
 
