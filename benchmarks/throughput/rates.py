@@ -101,7 +101,10 @@ def _matmul_rate(hidden: int, rows: int) -> float:
     """
     torchs = max(_feed_forward_rate(hidden, rows, dtype, F.linear) for dtype in (torch.bfloat16, torch.float32))
     with closing(Workers()) as workers, one_torch_thread():
-        ours = multiplication(HOST, HostProducts(workers, torch.bfloat16, usual_float32_from("bfloat16")))
+        ours = multiplication(
+            HOST,
+            HostProducts(workers, torch.bfloat16, usual_float32_from("bfloat16"), results_nbytes=16 * rows * hidden),
+        )
         return max(torchs, _feed_forward_rate(hidden, rows, torch.bfloat16, ours))
 
 

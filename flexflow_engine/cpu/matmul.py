@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.arena import Arena
 from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Shares, shared_rows
 from flexflow_engine.cpu.workers import Workers
 
@@ -69,13 +70,18 @@ class PlainRows:
 class HostProducts:
     """Products by some threads, one at a time.
 
-    Changing state: `_room`, memory for the parts of all threads, kept from product to product: fresh memory is slow
-    to touch.
+    Changing state: `_room`, memory for the parts of all threads, and `_results`, memory for results; both are kept from
+    product to product: fresh memory is slow to touch.
     """
 
-    def __init__(self, workers: Workers, dtype: torch.dtype, float32_from: int | None) -> None:
-        """dtype: of what is multiplied with. float32_from: tokens from which on float32 is faster; None: never."""
+    def __init__(
+        self, workers: Workers, dtype: torch.dtype, float32_from: int | None, *, results_nbytes: int = 0
+    ) -> None:
+        """dtype: of what is multiplied with. float32_from: tokens from which on float32 is faster; None: never.
+        results_nbytes: of results that live at once, of which the memory is kept for the next ones.
+        """
         self._workers = workers
+        self._results = Arena(results_nbytes)
         self._float32_from = float32_from
         self.made_dtype = dtype if float32_from is None else torch.float32
         """In which encoded rows are made."""
@@ -84,7 +90,7 @@ class HostProducts:
     def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
         dtype = self._dtype_of(x, matrix)
-        output = x.new_empty((len(x), matrix.out_features))
+        output = self._results.empty((len(x), matrix.out_features), x.dtype)
         shares = shared_rows(matrix.out_features, x.shape[1], self._workers.threads)
         rooms = self._rooms(shares, x.shape[1], dtype) if matrix.dtype != dtype else None
         for tokens, target in zip(x.split(WIDENED_TOKENS), output.split(WIDENED_TOKENS), strict=True):

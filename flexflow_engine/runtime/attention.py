@@ -18,8 +18,8 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.cpu.workers import Workers
-from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.kv_cache import TileCache
+from flexflow_engine.runtime.token_places import TokenPlaces
 
 
 def attend_prompts(
@@ -107,21 +107,21 @@ def attend_tokens_by_pieces(
 
     Works on the pages where they lie, part by part: scores of all parts, one softmax, sums of values of all parts.
     """
-    places = indices([row.row for row in rows], q.device)
-    pieces = list(_pieces(rows, cache))
+    places = cache.places(rows, q.device)
+    pieces = list(_pieces(places, cache))
     grouped = q.view(len(rows), cache.num_kv_heads, -1, q.shape[2])
     query = q.new_zeros((gpu_batch_size, *grouped.shape[1:]))
-    query[places] = grouped
+    query[places.rows] = grouped
     columns = max(piece.columns.stop for piece in pieces)
     scores = query.new_zeros((*query.shape[:3], columns), dtype=torch.float32)
     for piece in pieces:
         piece.score(query, scores)
-    scores.mul_(scale).masked_fill_(~_visible(rows, cache, gpu_batch_size, columns, q.device), float("-inf"))
+    scores.mul_(scale).masked_fill_(places.hidden(gpu_batch_size, columns), float("-inf"))
     weights = scores.softmax(dim=-1)
     output = query.new_zeros(query.shape, dtype=torch.float32)
     for piece in pieces:
         piece.accumulate(weights, output)
-    return output[places].to(q.dtype).flatten(1)
+    return output[places.rows].to(q.dtype).flatten(1)
 
 
 class _Piece:
@@ -155,37 +155,16 @@ class _Piece:
         output[self._rows] += product.view(pages, rows, heads, -1, head_dim).sum(dim=0, dtype=torch.float32)
 
 
-def _pieces(rows: Sequence[RowStep], cache: TileCache) -> Iterator[_Piece]:
-    """The parts' pages that any row has; then the tail pages, whose columns follow those of all pages."""
+def _pieces(places: TokenPlaces, cache: TileCache) -> Iterator[_Piece]:
+    """The parts' pages that any row sees; then the tail pages, whose columns follow those of all pages."""
     tokens = cache.page_tokens
-    for part in cache.parts:
-        r = part.rectangle
-        longest = max((row.context for row in rows if r.first_row <= row.row < r.stop_row), default=-1)
-        pages = longest // tokens + 1 if part.takes_tokens else max(longest, 0) // tokens
-        count = min(r.stop_page, pages) - r.first_page
-        if count > 0:
+    for part, count in zip(cache.parts, places.pages_seen, strict=True):
+        if count:
+            r = part.rectangle
             columns = range(r.first_page * tokens, (r.first_page + count) * tokens)
             keys, values = partial(part.keys.read, count), partial(part.values.read, count)
             yield _Piece(keys, values, range(r.first_row, r.stop_row), columns)
     if cache.tail_keys is not None and cache.tail_values is not None:
         tail_keys, tail_values = cache.tail_keys[None], cache.tail_values[None]
-        start = (max(row.context for row in rows) // tokens + 1) * tokens
+        start = places.tail_start
         yield _Piece(lambda: tail_keys, lambda: tail_values, cache.tail_rows, range(start, start + tokens))
-
-
-def _visible(
-    rows: Sequence[RowStep], cache: TileCache, gpu_batch_size: int, columns: int, device: torch.device
-) -> torch.Tensor:
-    """Which columns each row attends to: bool [gpu_batch_size, 1, 1, columns]. A row without a sequence sees column 0,
-    so that its softmax, which nobody reads, stays finite.
-    """
-    tokens = cache.page_tokens
-    tail_start = (max(row.context for row in rows) // tokens + 1) * tokens
-    paged, tail = [1] * gpu_batch_size, [0] * gpu_batch_size
-    for row in rows:
-        tail[row.row] = cache.tail_tokens(row, row.context + 1)
-        paged[row.row] = row.context + 1 - tail[row.row]
-    column = torch.arange(columns, device=device)
-    in_pages = column < indices(paged, device)[:, None]
-    in_tail = (column >= tail_start) & (column < tail_start + indices(tail, device)[:, None])
-    return (in_pages | in_tail)[:, None, None, :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from math import ceil
 
@@ -20,9 +20,9 @@ from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.workspace import pages_encoded_at_once
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
-from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.memory import Memory
+from flexflow_engine.runtime.token_places import LatestPlaces, PartCut, TileCut, TokenPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,14 @@ class TileCache:
     """Threads that write rows, each its own, in host memory."""
     pages_at_once: int | None = None
     """That all threads encode at a time; None where nothing is encoded."""
+    latest: LatestPlaces = field(default_factory=LatestPlaces)
+    """Shared by the tiles of a GPU batch."""
+    cut: TileCut = field(init=False)
+
+    def __post_init__(self) -> None:
+        rectangles = ((part.rectangle, part.takes_tokens) for part in self.parts)
+        parts = (PartCut(r.first_row, r.stop_row, r.first_page, r.stop_page, takes) for r, takes in rectangles)
+        object.__setattr__(self, "cut", TileCut(self.page_tokens, tuple(parts), self.tail_rows))
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
@@ -67,29 +75,23 @@ class TileCache:
 
     def append(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store one new token of each row: keys and values [rows, num_kv_heads, head_dim]."""
-        for part in self.parts:
-            if part.takes_tokens:
-                r = part.rectangle
-                chosen = [n for n, row in enumerate(rows) if r.holds(row.row, row.context // self.page_tokens)]
-                pages = [rows[n].context // self.page_tokens - r.first_page for n in chosen]
-                places = [rows[n].row - r.first_row for n in chosen]
-                index = pages, places, self._offsets(rows, chosen)
-                _scatter(part.keys.plain, keys, chosen, index)
-                _scatter(part.values.plain, values, chosen, index)
-        chosen = [n for n, row in enumerate(rows) if self.tail_tokens(row, row.context + 1)]
-        tail_index = [rows[n].row - self.tail_rows.start for n in chosen], self._offsets(rows, chosen)
-        _scatter(self.tail_keys, keys, chosen, tail_index)
-        _scatter(self.tail_values, values, chosen, tail_index)
-        self._flush_tails([rows[n] for n in chosen if (rows[n].context + 1) % self.page_tokens == 0])
+        places = self.places(rows, keys.device)
+        for part, place in zip(self.parts, places.in_parts, strict=True):
+            if place is not None:
+                assert part.keys.plain is not None
+                assert part.values.plain is not None
+                place.write(part.keys.plain, keys)
+                place.write(part.values.plain, values)
+        if places.in_tails is not None:
+            assert self.tail_keys is not None
+            assert self.tail_values is not None
+            places.in_tails.write(self.tail_keys, keys)
+            places.in_tails.write(self.tail_values, values)
+        self._flush_tails(places.full_tails)
 
-    def tail_tokens(self, row: RowStep, cached: int) -> int:
-        """How many of a row's `cached` tokens, the last one among them, are in its tail page; 0 when it is written
-        in place.
-        """
-        page, offset = divmod(cached - 1, self.page_tokens)
-        if row.row not in self.tail_rows or self._part(row.row, page).takes_tokens:
-            return 0
-        return offset + 1
+    def places(self, rows: Sequence[RowStep], device: torch.device) -> TokenPlaces:
+        """Of one new token of each row."""
+        return self.latest.of(rows, self.cut, device)
 
     def _each(self, work: Callable[[int], None], count: int) -> None:
         """Call `work` with 0 ... count - 1."""
@@ -130,9 +132,6 @@ class TileCache:
         """That one encodes at a time."""
         threads = 1 if self.workers is None else self.workers.threads
         return sys.maxsize if self.pages_at_once is None else max(1, self.pages_at_once // threads)
-
-    def _offsets(self, rows: Sequence[RowStep], chosen: Sequence[int]) -> list[int]:
-        return [rows[n].context % self.page_tokens for n in chosen]
 
     def _prompts_together(self, row: RowStep) -> int:
         """How many prompts as long as this row's are written in one call: one where threads share them."""
@@ -198,6 +197,7 @@ class KVCache:
         self._page = (config.num_kv_heads, layout.kv.page_tokens, config.head_dim)
         self._near = layout.attention.tier
         self._scratch = memory.region_tensor(self._near, "kv.decoded") if layout.decodes_kv else None
+        self._latest = [LatestPlaces() for _ in range(layout.policy.num_gpu_batches)]
         self._views: dict[tuple[int, int, int | None], TileCache] = {}
         self._prompt_views: dict[tuple[int, int, int], TileCache] = {}
 
@@ -215,7 +215,7 @@ class KVCache:
             tile, region = self._layout.kv_tile(layer, gpu_batch), f"kv.prompt.{slot}"
             span = Span(self._layout.device.name, f"{region}.tails", 0, 2 * len(tile.tail_rows))
             parts = [self._slotted(r, Span(span.tier, f"{region}.pages", offset, 0)) for r, offset in tile.prompts]
-            self._prompt_views[key] = self._tile_cache(tile, parts, span)
+            self._prompt_views[key] = self._tile_cache(gpu_batch, tile, parts, span)
         return self._prompt_views[key]
 
     def _make(self, layer: int, gpu_batch: int, slot: int | None) -> TileCache:
@@ -226,7 +226,7 @@ class KVCache:
             for r in tile.rectangles
         ]
         region = f"kv.{self._layout.decoder(layer)}.{gpu_batch}.tail"
-        cache = self._tile_cache(tile, parts, Span(self._near, region, 0, 2 * len(tile.tail_rows)))
+        cache = self._tile_cache(gpu_batch, tile, parts, Span(self._near, region, 0, 2 * len(tile.tail_rows)))
         if not self._layout.attends_in_kernel:
             return cache
         return attending_in_kernel(cache, self._codec, page=self._page, dtype=self._dtype, workers=self._workers)
@@ -245,7 +245,7 @@ class KVCache:
     def _pages(self, r: Rectangle, stored: torch.Tensor) -> Pages:
         return Pages(r, stored, page=self._page, codec=self._codec, scratch=self._scratch, dtype=self._dtype)
 
-    def _tile_cache(self, tile: KVTile, parts: Sequence[KVPart], tails: Span) -> TileCache:
+    def _tile_cache(self, gpu_batch: int, tile: KVTile, parts: Sequence[KVPart], tails: Span) -> TileCache:
         """tails: the tail pages, keys and then values; none where no row has one."""
         keys, values = None, None
         if tails.count:
@@ -261,6 +261,7 @@ class KVCache:
             host=None,
             workers=self._workers if memory == HOST else None,
             pages_at_once=None if self._codec.keeps_bytes else pages_encoded_at_once(plain_nbytes, memory),
+            latest=self._latest[gpu_batch],
         )
 
 
@@ -297,16 +298,3 @@ def _rows_from(first: int, rows: Sequence[RowStep]) -> slice:
     """Adjoining rows, counted from row `first`."""
     start = rows[0].row - first
     return slice(start, start + len(rows))
-
-
-def _scatter(
-    target: torch.Tensor | None, source: torch.Tensor, chosen: Sequence[int], index: Sequence[Sequence[int]]
-) -> None:
-    """Write source[chosen[n]], [num_kv_heads, head_dim], to target[..., :, offset, :] at leading indices and offset
-    index[...][n].
-    """
-    if chosen:
-        assert target is not None
-        *leading, offsets = (indices(x, target.device) for x in index)
-        place: tuple[torch.Tensor | slice, ...] = (*leading, slice(None), offsets)
-        target[place] = source[indices(chosen, source.device)]

@@ -74,7 +74,12 @@ class Session:
         with ExitStack() as stack:
             memory = stack.enter_context(closing(Memory(layout, tiers, store)))
             workers = stack.enter_context(closing(Workers()))
-            products = HostProducts(workers, getattr(torch, model.dtype), float32_from)
+            products = HostProducts(
+                workers,
+                getattr(torch, model.dtype),
+                float32_from,
+                results_nbytes=model.workspace_nbytes("decoder", layout.embed_rows),
+            )
             device = tiers[layout.device.name]
             self._runner = TileRunner(
                 layout=layout,

@@ -10,6 +10,7 @@ import pytest
 triton = pytest.importorskip("triton", reason="Triton comes with torch for GPUs alone")
 
 TURING, AMPERE, HOPPER = 75, 80, 90
+FORMS = [(4, 64, True), (4, 40, True), (4, 64, False), (8, 64, False)]
 
 
 def compiled_bytes(name: str, signature: dict[str, str], constants: Mapping[str, object], architecture: int) -> int:
@@ -28,12 +29,13 @@ def compiled_bytes(name: str, signature: dict[str, str], constants: Mapping[str,
 
 @pytest.mark.parametrize("architecture", [TURING, AMPERE, HOPPER])
 @pytest.mark.parametrize("numbers", ["*fp32", "*bf16", "*fp16"])
-@pytest.mark.parametrize(("bits", "length"), [(4, 16), (4, 1), (8, 64)])
-def test_decoding_compiles(bits: int, length: int, numbers: str, architecture: int) -> None:
-    pointers = {"codes": "*u8", "scales": "*fp32", "lows": "*fp32", "out": numbers}
-    strides = {"code_stride": "i64", "out_stride": "i64"}
-    counts = dict.fromkeys(("numbers", "grids", "blocks"), "i32")
-    constants = {"length": length, "bits": bits, "half": numbers == "*fp16", "num_bytes": 512}
+@pytest.mark.parametrize(("bits", "group_size", "words"), FORMS)
+def test_decoding_compiles(bits: int, group_size: int, words: bool, numbers: str, architecture: int) -> None:
+    pointers = {"codes": "*u8", "settings": "*i32" if words else "*fp16", "out": numbers}
+    strides = {"code_stride": "i64", "setting_stride": "i64", "out_stride": "i64"}
+    counts = dict.fromkeys(("numbers", "groups", "blocks"), "i32")
+    form = {"bits": bits, "group_size": group_size, "part_size": group_size // 4, "words": words}
+    constants = form | {"half": numbers == "*fp16", "num_bytes": 512}
     assert compiled_bytes("_decode", pointers | strides | counts, constants, architecture)
 
 
@@ -48,28 +50,33 @@ def test_fitting_compiles(numbers: str, architecture: int) -> None:
 INTERPRETED = """
 import torch
 from flexflow_plugins.codecs import on_device, triton_kernels
-from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupInt8Options
 
 torch.manual_seed(0)
-codec = GroupInt4Codec(GroupInt4Options(encoder="fit", group_size=GROUP_SIZE))
-values = torch.randn(5, 640) * torch.logspace(-9, 4, 5)[:, None]
-values[1], values[2, 3] = 0, torch.nan
-by_torch, by_kernels = (torch.zeros(5, codec.encoded_nbytes((640,), "float32"), dtype=torch.uint8) for _ in range(2))
-codec.encode(values, by_torch)
-host, kernels = torch.empty_like(values), torch.empty_like(values)
 on_device._kernels = lambda device_type: triton_kernels
-on_device.decode(codec, by_torch, kernels)
-codec.decode(by_torch, host)
-assert torch.equal(host.nan_to_num(7), kernels.nan_to_num(7))
-on_device.encode(codec, values, by_kernels)
-codec.decode(by_kernels, host)
-bound = codec.error_bound(values)
-assert (((host - values).abs() <= bound) | bound.isinf()).all()
+fitted = GroupInt4Codec(GroupInt4Options(encoder="fit", group_size=GROUP_SIZE))
+minmax = GroupInt4Codec(GroupInt4Options(encoder="minmax", group_size=GROUP_SIZE))
+for codec in fitted, minmax, GroupInt8Codec(GroupInt8Options(group_size=GROUP_SIZE)):
+    values = torch.randn(5, NUMBERS) * torch.logspace(-9, 4, 5)[:, None]
+    values[1], values[2, 3] = 0, torch.nan
+    by_torch = torch.zeros(5, codec.encoded_nbytes((NUMBERS,), "float32"), dtype=torch.uint8)
+    codec.encode(values, by_torch)
+    for dtype in torch.float32, torch.float16:
+        host, kernels = (torch.empty_like(values, dtype=dtype) for _ in range(2))
+        on_device.decode(codec, by_torch, kernels)
+        codec.decode(by_torch, host)
+        assert torch.equal(host.nan_to_num(7), kernels.nan_to_num(7)), codec.key
+    by_kernels = torch.zeros_like(by_torch)
+    on_device.encode(codec, values, by_kernels)
+    found = torch.empty_like(values)
+    codec.decode(by_kernels, found)
+    bound = codec.error_bound(values)
+    assert (((found - values).abs() <= bound) | bound.isinf()).all(), codec.key
 """
 
 
-@pytest.mark.parametrize("group_size", [20, 64, 100])
-def test_kernels_make_the_hosts_numbers_in_tritons_interpreter(group_size: int) -> None:
+@pytest.mark.parametrize(("group_size", "numbers"), [(20, 640), (64, 640), (100, 641)])
+def test_kernels_make_the_hosts_numbers_in_tritons_interpreter(group_size: int, numbers: int) -> None:
     """Which is chosen when the kernels are imported."""
-    code = INTERPRETED.replace("GROUP_SIZE", str(group_size))
+    code = INTERPRETED.replace("GROUP_SIZE", str(group_size)).replace("NUMBERS", str(numbers))
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)

@@ -17,6 +17,8 @@ from flexflow_engine.cpu.workers import Workers
 
 BATCHES = 5
 """How often a time is taken; their median counts."""
+RESULTS_NBYTES = 64 * 2**20
+"""Of products, more than any that is measured has."""
 
 
 class Bench:
@@ -45,12 +47,15 @@ class Bench:
 
     def choose(self, float32_from: int | None) -> None:
         """Multiply as runs do on a machine of which this has been measured."""
-        products = HostProducts(self.workers, self.torch_dtype, float32_from)
+        products = self._products(float32_from)
         self.multiply, self.made_dtype = multiplication(self.memory, products), products.made_dtype
 
     def multiplying(self, float32_from: int | None) -> Multiply:
         """As runs would do if that had been measured."""
-        return multiplication(self.memory, HostProducts(self.workers, self.torch_dtype, float32_from))
+        return multiplication(self.memory, self._products(float32_from))
+
+    def _products(self, float32_from: int | None) -> HostProducts:
+        return HostProducts(self.workers, self.torch_dtype, float32_from, results_nbytes=RESULTS_NBYTES)
 
     def numbers(self, *shape: int) -> torch.Tensor:
         """Numbers in the model's dtype, none of which is denormal."""

@@ -22,7 +22,7 @@ from flexflow_plugins.codecs.threads import encode as encode_on_host
 _DECODED_AT_ONCE = 2**25
 _ENCODED_AT_ONCE = 2**22
 """Numbers; bound what is held beside the tensors, whatever their size: with groups of 64 three bytes for each that is
-decoded and 28 for each that is encoded, by Triton one and none; with small groups up to 13 and 72.
+decoded and 28 for each that is encoded, by Triton none; with small groups up to 13 and 72.
 """
 _MAX_HALF = 65504.0
 _LOGGER = logging.getLogger(__name__)
@@ -34,24 +34,15 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     if out.numel() == 0:
         return
     start = (size * form.bits + 7) // 8
-    codes, settings = encoded[:, :start], encoded[:, start:].clone(memory_format=torch.contiguous_format)
+    codes, settings = encoded[:, :start], _settings(form, encoded[:, start:])
     target = out.view(len(out), size) if out.is_contiguous() else out.new_empty(len(out), size)
-    for first, stop in _spans(form, len(out), size, _DECODED_AT_ONCE):
-        groups = slice(first // form.group_size, -(-stop // form.group_size))
-        scale, low = _grids(form, settings, groups)  # [n, groups, grids, 1]
-        part, length = codes[:, first * form.bits // 8 : (stop * form.bits + 7) // 8], form.group_size // scale.shape[2]
-        if kernels := _kernels(out.device.type):
-            grids = scale.flatten(1).contiguous(), low.flatten(1).contiguous()
-            kernels.decode(part, grids, target[:, first:stop], length=length, bits=form.bits)
-            continue
-        places = _codes(form, part, stop - first).view(*scale.shape[:3], length)
-        if (stop - first) % form.group_size:
-            numbers = torch.addcmul(low, places, scale).flatten(1)
-            target[:, first:stop] = numbers[:, : stop - first]
-        else:
-            torch.addcmul(low, places, scale, out=target[:, first:stop].view(places.shape))
-    if out.dtype == torch.float16:
-        target.clamp_(-_MAX_HALF, _MAX_HALF)
+    if kernels := _kernels(out.device.type):
+        kernels.decode(codes, settings, target, group_size=form.group_size, bits=form.bits)
+    else:
+        for first, stop in _spans(form, len(out), size, _DECODED_AT_ONCE):
+            _decode_groups(form, codes[:, first * form.bits // 8 :], settings, target[:, first:stop], first)
+        if out.dtype == torch.float16:
+            target.clamp_(-_MAX_HALF, _MAX_HALF)
     if not out.is_contiguous():
         out.copy_(target.view(out.shape))
 
@@ -84,14 +75,26 @@ def _kernels(device_type: str) -> ModuleType | None:
             torch.zeros(1, 36, dtype=torch.uint8, device=device_type),
         )
         triton_kernels.fit(numbers, encoded)
-        grid = torch.zeros(1, 4, device=device_type)
-        triton_kernels.decode(encoded[:, :32], (grid, grid), numbers, length=16, bits=4)
+        triton_kernels.decode(encoded[:, :32], encoded[:, 32:].view(torch.int32), numbers, group_size=64, bits=4)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever its compilers fail with
         _LOGGER.warning("codecs run slower on the GPU: Triton does not work: %s", error)
         return None
     return triton_kernels
+
+
+def _decode_groups(form: Format, codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, first: int) -> None:
+    """Whole groups from number `first` on, up to a tensor's end, into out [n, numbers]. codes: from that number on."""
+    numbers = out.shape[1]
+    groups = slice(first // form.group_size, -(-(first + numbers) // form.group_size))
+    scale, low = _grids(form, settings, groups)  # [n, groups, grids, 1]
+    places = _codes(form, codes[:, : (numbers * form.bits + 7) // 8], numbers)
+    places = places.view(*scale.shape[:3], form.group_size // scale.shape[2])
+    if numbers % form.group_size:
+        out[:] = torch.addcmul(low, places, scale).flatten(1)[:, :numbers]
+    else:
+        torch.addcmul(low, places, scale, out=out.view(places.shape))
 
 
 def _encode_groups(form: Format, values: torch.Tensor, out: torch.Tensor, place: tuple[int, int, int]) -> None:
@@ -147,14 +150,25 @@ def _store(form: Format, out: torch.Tensor, codes: torch.Tensor, first: int) -> 
     out[:, start : start + codes.shape[1]] = codes
 
 
+def _settings(form: Format, after_codes: torch.Tensor) -> torch.Tensor:
+    """All bytes behind the codes as words int32 [n, groups], or as scales and then lows, float16 [n, 2 * groups].
+
+    A copy where they are not aligned.
+    """
+    dtype = torch.float16 if form.encoder == "minmax" else torch.int32
+    if after_codes.stride(0) % dtype.itemsize or after_codes.storage_offset() % dtype.itemsize:
+        after_codes = after_codes.clone(memory_format=torch.contiguous_format)
+    return after_codes.view(dtype)
+
+
 def _grids(form: Format, settings: torch.Tensor, groups: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and low of groups, float32 [n, groups, grids, 1]: a group's numbers are as many runs of one grid each.
 
-    settings: all bytes behind the codes, contiguous.
+    settings: of all groups, as `_settings` gives them.
     """
     if form.encoder != "minmax":
-        return on_device_parts.grids(settings.view(torch.int32)[:, groups], form.group_size)
-    scales, lows = settings.view(torch.float16).chunk(2, dim=1)
+        return on_device_parts.grids(settings[:, groups], form.group_size)
+    scales, lows = settings.chunk(2, dim=1)
     return scales[:, groups, None, None].float(), lows[:, groups, None, None].float()
 
 

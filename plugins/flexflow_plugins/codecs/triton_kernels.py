@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from flexflow_plugins.codecs.on_device_parts import part_size
+
 BYTES = 512
 """Of codes that one program decodes."""
 GROUP_SIZE, GROUPS = 64, 16
@@ -24,25 +26,27 @@ INSIDE, HUGE = tl.constexpr(0.95), tl.constexpr(1e18)
 """As in `parts.py`."""
 
 
-def decode(
-    codes: torch.Tensor, grids: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor, *, length: int, bits: int
-) -> None:
-    """codes uint8 [n, bytes] into out [n, numbers], the bytes and numbers of a row adjoining. grids: scale and low,
-    float32 [n, grids], contiguous, each of the next `length` numbers.
+def decode(codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, *, group_size: int, bits: int) -> None:
+    """codes uint8 [n, bytes] into out [n, numbers]; the bytes, settings and numbers of a tensor adjoin.
+
+    settings: of groups of group_size numbers each, int32 [n, groups] with a word of version 2, or float16
+    [n, 2 * groups] with the scales and then the lows of version 1.
     """
-    (scale, low), numbers = grids, out.shape[1]
+    numbers = out.shape[1]
     blocks = triton.cdiv(triton.cdiv(numbers * bits, 8), BYTES)
     _decode[(len(out) * blocks,)](
         codes,
-        scale,
-        low,
+        settings,
         out,
         codes.stride(0),
+        settings.stride(0),
         out.stride(0),
         numbers,
-        scale.shape[1],
+        triton.cdiv(numbers, group_size),
         blocks,
-        length=length,
+        group_size=group_size,
+        part_size=part_size(group_size),
+        words=settings.dtype == torch.int32,
         bits=bits,
         half=out.dtype == torch.float16,
         num_bytes=BYTES,
@@ -67,15 +71,17 @@ def fit(values: torch.Tensor, out: torch.Tensor) -> None:
 @triton.jit
 def _decode(
     codes,
-    scales,
-    lows,
+    settings,
     out,
     code_stride,
+    setting_stride,
     out_stride,
     numbers,
-    grids,
+    groups,
     blocks,
-    length: tl.constexpr,
+    group_size: tl.constexpr,
+    part_size: tl.constexpr,
+    words: tl.constexpr,
     bits: tl.constexpr,
     half: tl.constexpr,
     num_bytes: tl.constexpr,
@@ -83,21 +89,36 @@ def _decode(
     row, first = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * num_bytes
     at = first + tl.arange(0, num_bytes)
     code = tl.load(codes + row * code_stride + at, mask=at * 8 < numbers * bits, other=0)
+    settings += row * setting_stride
     if bits == 4:
-        even = _place(code & 15, 2 * at, scales, lows, row * grids, numbers, length)
-        odd = _place(code >> 4, 2 * at + 1, scales, lows, row * grids, numbers, length)
+        even = _number(code & 15, 2 * at, settings, numbers, groups, group_size, part_size, words)
+        odd = _number(code >> 4, 2 * at + 1, settings, numbers, groups, group_size, part_size, words)
         number, at = tl.interleave(even, odd), 2 * first + tl.arange(0, 2 * num_bytes)
     else:
-        number = _place(code, at, scales, lows, row * grids, numbers, length)
+        number = _number(code, at, settings, numbers, groups, group_size, part_size, words)
     if half:
         number = tl.where(number > MAX_HALF, MAX_HALF, tl.where(number < -MAX_HALF, -MAX_HALF, number))
     tl.store(out + row * out_stride + at, number.to(out.dtype.element_ty), mask=at < numbers)
 
 
 @triton.jit
-def _place(code, at, scales, lows, first_grid, numbers, length: tl.constexpr):
-    grid = first_grid + at // length
-    scale, low = tl.load(scales + grid, mask=at < numbers, other=0), tl.load(lows + grid, mask=at < numbers, other=0)
+def _number(
+    code, at, settings, numbers, groups, group_size: tl.constexpr, part_size: tl.constexpr, words: tl.constexpr
+):
+    """float32, for the codes of the numbers `at`; NaN where a group is damaged."""
+    group, real = at // group_size, at < numbers
+    if words:
+        word = tl.load(settings + group, mask=real, other=0)
+        exponent = word & 0xFF
+        step = ((exponent + FIRST_EXPONENT) << 20).to(tl.float32, bitcast=True)
+        step = tl.where(exponent == 0, 0.0, tl.where(exponent == NO_NUMBER, float("nan"), step))
+        six = (word >> (8 + 6 * (at % group_size // part_size))) & 63
+        scale = ((six & 7) + 1).to(tl.float32) * (step * 0.125)
+        low = (six >> 3).to(tl.float32) * (step * -LOW_UNIT)
+        low = tl.where(exponent == 0, (word & ~0xFF).to(tl.float32, bitcast=True), low)
+    else:
+        scale = tl.load(settings + group, mask=real, other=0).to(tl.float32)
+        low = tl.load(settings + groups + group, mask=real, other=0).to(tl.float32)
     return low + code.to(tl.float32) * scale
 
 

@@ -1,0 +1,160 @@
+"""Where one new token of each row goes in a tile's cache, and which cached tokens each row sees.
+
+That is the same in every layer for the tiles of a GPU batch that are cut alike, and is made once a step: to a GPU every
+index is a copy, and every comparison a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from flexflow_engine.abc.step import RowStep
+from flexflow_engine.runtime.indices import indices
+
+
+@dataclass(frozen=True, slots=True)
+class PartCut:
+    """Rows [first_row, stop_row) x pages [first_page, stop_page)."""
+
+    first_row: int
+    stop_row: int
+    first_page: int
+    stop_page: int
+    takes_tokens: bool
+
+    def holds(self, row: int, page: int) -> bool:
+        return self.first_row <= row < self.stop_row and self.first_page <= page < self.stop_page
+
+
+@dataclass(frozen=True, slots=True)
+class TileCut:
+    """How a tile's cache lies in parts."""
+
+    page_tokens: int
+    parts: tuple[PartCut, ...]
+    tail_rows: range
+
+    def tail_tokens(self, row: int, cached: int) -> int:
+        """How many of a row's `cached` tokens, the last one among them, are in its tail page; 0 when it is written
+        in place.
+        """
+        page, offset = divmod(cached - 1, self.page_tokens)
+        if row not in self.tail_rows or next(part for part in self.parts if part.holds(row, page)).takes_tokens:
+            return 0
+        return offset + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Some rows' tokens, and their places in pages [..., num_kv_heads, page_tokens, head_dim]."""
+
+    chosen: torch.Tensor
+    """int64 [n], counted among the step's rows."""
+    leading: tuple[torch.Tensor, ...]
+    """int64 [n] each."""
+    offsets: torch.Tensor
+    """int64 [n], in the page."""
+
+    def write(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """source [rows, num_kv_heads, head_dim]"""
+        place: tuple[torch.Tensor | slice, ...] = (*self.leading, slice(None), self.offsets)
+        target[place] = source[self.chosen]
+
+
+class TokenPlaces:
+    """Those of one step's rows, of which each has one new token."""
+
+    def __init__(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> None:
+        self._steps, self._cut, self._device = rows, cut, device
+        self._tails = [cut.tail_tokens(row.row, row.context + 1) for row in rows]
+
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """Their places in the GPU batch, int64 [rows]."""
+        return indices([row.row for row in self._steps], self._device)
+
+    @cached_property
+    def in_parts(self) -> tuple[Scatter | None, ...]:
+        """What is written to the pages of each part; None where nothing is."""
+        tokens, found = self._cut.page_tokens, list[Scatter | None]()
+        for part in self._cut.parts:
+            chosen = [n for n, row in enumerate(self._steps) if part.holds(row.row, row.context // tokens)]
+            pages = [self._steps[n].context // tokens - part.first_page for n in chosen]
+            rows = [self._steps[n].row - part.first_row for n in chosen]
+            found.append(self._scatter(chosen, pages, rows) if part.takes_tokens and chosen else None)
+        return tuple(found)
+
+    @cached_property
+    def in_tails(self) -> Scatter | None:
+        """What is written to tail pages."""
+        chosen = [n for n, tail in enumerate(self._tails) if tail]
+        rows = [self._steps[n].row - self._cut.tail_rows.start for n in chosen]
+        return self._scatter(chosen, rows) if chosen else None
+
+    @cached_property
+    def full_tails(self) -> list[RowStep]:
+        """Rows whose tail page the new token fills."""
+        tokens = self._cut.page_tokens
+        return [row for row, tail in zip(self._steps, self._tails, strict=True) if tail == tokens]
+
+    @cached_property
+    def pages_seen(self) -> tuple[int, ...]:
+        """How many first pages of each part any row sees."""
+        tokens, found = self._cut.page_tokens, list[int]()
+        for part in self._cut.parts:
+            contexts = (row.context for row in self._steps if part.first_row <= row.row < part.stop_row)
+            longest = max(contexts, default=-1)
+            pages = longest // tokens + 1 if part.takes_tokens else max(longest, 0) // tokens
+            found.append(max(0, min(part.stop_page, pages) - part.first_page))
+        return tuple(found)
+
+    @cached_property
+    def tail_start(self) -> int:
+        """The column of scores where those of tail pages begin, after all pages'."""
+        return (max(row.context for row in self._steps) // self._cut.page_tokens + 1) * self._cut.page_tokens
+
+    def hidden(self, gpu_batch_size: int, columns: int) -> torch.Tensor:
+        """Which columns each row of the GPU batch does not attend to: bool [gpu_batch_size, 1, 1, columns].
+
+        A row without a sequence sees column 0, so that its softmax, which nobody reads, stays finite.
+        """
+        if self._hidden is None or self._hidden.shape[::3] != (gpu_batch_size, columns):
+            self._hidden = self._make_hidden(gpu_batch_size, columns)
+        return self._hidden
+
+    _hidden: torch.Tensor | None = None
+
+    def _make_hidden(self, gpu_batch_size: int, columns: int) -> torch.Tensor:
+        paged, tails = [1] * gpu_batch_size, [0] * gpu_batch_size
+        for row, tail in zip(self._steps, self._tails, strict=True):
+            paged[row.row], tails[row.row] = row.context + 1 - tail, tail
+        column = torch.arange(columns, device=self._device)
+        paged_end, tail_end = (indices(x, self._device)[:, None] for x in (paged, [self.tail_start + x for x in tails]))
+        hidden = (column >= paged_end) & ((column < self.tail_start) | (column >= tail_end))
+        return hidden[:, None, None, :]
+
+    def _scatter(self, chosen: list[int], *leading: list[int]) -> Scatter:
+        offsets = [self._steps[n].context % self._cut.page_tokens for n in chosen]
+        at, *places, inside = (indices(x, self._device) for x in (chosen, *leading, offsets))
+        return Scatter(at, tuple(places), inside)
+
+
+class LatestPlaces:
+    """Of one GPU batch's latest step, by how a tile is cut. Used from one thread."""
+
+    def __init__(self) -> None:
+        self._rows: Sequence[RowStep] = ()
+        self._found: dict[tuple[TileCut, torch.device], TokenPlaces] = {}
+
+    def of(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> TokenPlaces:
+        """rows: the very same object as before in all tiles of a step."""
+        if rows is not self._rows:
+            self._rows, self._found = rows, {}
+        key = cut, device
+        if key not in self._found:
+            self._found[key] = TokenPlaces(rows, cut, device)
+        return self._found[key]
