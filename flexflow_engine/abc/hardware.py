@@ -86,8 +86,9 @@ class CodecRates:
 
     encode_values_per_s: float
     decode_values_per_s: float
-    """Where the host decodes weights while it multiplies them: by what that takes longer than widening plain ones, and
-    in full where those are never widened. With fewer tokens than `float32_from` that is too little."""
+    product_flops_per_s: Curve | None = None
+    """Of products with a matrix in these codes, by tokens as `matmul_flops_per_s`, where the host decodes some of its
+    rows at a time and multiplies them out of its cache. None: decoding and a product of plain numbers add up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from flexflow_engine.abc.dtypes import ITEM_NBYTES, DType
 from flexflow_engine.abc.hardware import PLAIN, CodecRates, Curve, Processor
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.abc.step import RowStep
+from flexflow_engine.cpu.widening import widened_times
 from flexflow_engine.errors import HardwareError
 
 
@@ -40,6 +41,17 @@ class Arithmetic:
     def matmul(self, weights: int, tokens: int, products: int = 1) -> float:
         """So many products, with `weights` numbers in all: products * product_s + 2 * weights * n / rate(n)."""
         return products * self._processor.product_s + 2.0 * weights * tokens / self._matmul.at(tokens)
+
+    def encoded_matmul(self, weights: int, tokens: int, products: int, codec: Codec) -> float:
+        """The same with weights that are decoded while they are multiplied; by the codec's own rate(n), or if there is
+        none, decoded again for every WIDENED_TOKENS of n, and multiplied.
+        """
+        if not weights or codec.keeps_bytes:
+            return self.matmul(weights, tokens, products)
+        curve = self._codec_rates(codec.name).product_flops_per_s
+        if curve is None:
+            return self.matmul(weights, tokens, products) + widened_times(tokens) * self.decoded(weights, codec)
+        return products * self._processor.product_s + 2.0 * weights * tokens / curve.at(tokens)
 
     def memory(self, numbers: float) -> float:
         """Numbers in the model's dtype that kernels between matmuls read or write: numbers * item / memory rate."""

@@ -2,15 +2,16 @@
 
 A lane takes its tasks in the order of emission, as many at once as it is wide; a taken task starts once all its
 predecessors have ended. While it runs, its `fixed_s` passes by the clock, then its `shared_s` at a rate that the others
-decide: tasks of one lane share its link, and `Beside` says what neighbours leave. Rates change only when a task starts
-or ends, so the clock goes from one such event to the next.
+decide: tasks of one lane are served in turn, and `Beside` says what neighbours leave. Rates change only when a task
+starts or ends, so the clock goes from one such event to the next.
 
-    disk.read, width 2    a: latency |==== 1 page ====|          two at once: each at half the rate
-                          b: latency |==== 1 page ====|
+    disk.read, width 2    a: latency |= 1 page =| latency |= 1 page =|            a latency passes while the other
+                          b: latency             |= 1 page =| latency |= 1 page =|  page is served
 
     changing state    now        seconds since the job began
                       _waiting   task not yet ended -> how many of its predecessors have not
                       _left      step -> its tasks not yet ended
+                      _running   of a lane's tasks in their second part the first one is served
                       _coming    (when, graph): submitted, and not yet in the lanes
 """
 
@@ -100,7 +101,7 @@ class VirtualDataflow(VirtualExecutor):
 
     def _go_on(self) -> None:
         """To the next moment at which something starts or ends."""
-        seconds = [running.left_s / rate for running, rate in self._with_rates()]
+        seconds = [running.left_s / rate for running, rate in self._with_rates() if rate]
         ends = self.now + min(seconds, default=float("inf"))
         if self._coming and self._coming[0][0] <= ends:
             self._pass(self._coming[0][0])
@@ -114,25 +115,31 @@ class VirtualDataflow(VirtualExecutor):
         elapsed = until - self.now
         tolerance = ROUNDING * max(until, 1e-9)
         still: list[_Running] = []
+        queued: list[_Running] = []
         ended: list[_Running] = []
         for running, rate in self._with_rates():
             running.left_s = max(0.0, running.left_s - elapsed * rate)
-            if running.left_s / rate <= tolerance:
+            if rate and running.left_s / rate <= tolerance:
                 running.next_phase()
-            (ended if running.over else still).append(running)
-        self.now, self._running = until, still
+                (ended if running.over else queued).append(running)
+            else:
+                still.append(running)
+        self.now, self._running = until, still + queued
         for running in ended:
             self._end(running)
 
     def _with_rates(self) -> Iterator[tuple[_Running, float]]:
-        sharing: dict[str, int] = {}
+        served: dict[str, _Running] = {}
         for running in self._running:
             if running.shares:
-                sharing[running.task.lane] = sharing.get(running.task.lane, 0) + 1
-        working = frozenset(sharing)
+                served.setdefault(running.task.lane, running)
+        working = frozenset(served)
         for running in self._running:
             lane = running.task.lane
-            yield running, self._rate(lane, working) / sharing[lane] if running.shares else 1.0
+            if not running.shares:
+                yield running, 1.0
+            else:
+                yield running, self._rate(lane, working) if served[lane] is running else 0.0
 
     def _rate(self, lane: str, working: frozenset[str]) -> float:
         key = lane, working
@@ -191,7 +198,7 @@ class _Lane:
 
 @dataclass(slots=True)
 class _Running:
-    """A task in its first part, which passes by the clock, or in its second, which it shares."""
+    """A task in its first part, which passes by the clock, or in its second, for which it is served."""
 
     task: Task
     worker: int

@@ -1,7 +1,7 @@
 """The cost model: seconds of each task of a compiled graph, on a machine that a hardware profile describes.
 
 A task's time has two parts. `fixed_s` passes whatever else goes on: latencies, calls. `shared_s` is what the task
-takes of its link or processor while it has that for itself; tasks that run at once in a lane share it.
+takes of its link or processor while it has that for itself; tasks of a lane take turns.
 
     transfer      fixed = contiguous moves * latency     shared = bytes / rate of the link
     gather rows   fixed = looked-up units * host's time for a row     shared = units * unit_s + bytes / rate
@@ -26,7 +26,6 @@ from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.step import BatchStep
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.widening import widened_times
 from flexflow_engine.graph.task import (
     Attend,
     AttentionInputs,
@@ -162,8 +161,7 @@ class CostModel:
         """The part of a decoder layer that makes queries, keys and values."""
         width, hidden_size = self._layout.inputs_width, self._layout.hidden_size
         vectors = self._arithmetic.memory(batch.new_tokens * 2 * width)
-        matmul = self._arithmetic.matmul(hidden_size * width, batch.new_tokens, products=3)
-        return matmul + self._decoded(layer, hidden_size * width, batch.new_tokens) + vectors
+        return self._matmul(layer, hidden_size * width, batch.new_tokens, products=3) + vectors
 
     def _last_tokens(self, layer: PlacedLayer, batch: BatchStep) -> float:
         return self._layer(layer, len(batch.rows))
@@ -172,14 +170,12 @@ class CostModel:
         matrices = self._matrices[layer.index]
         vectors = self._arithmetic.vectors(sum(rows for rows, _ in matrices), tokens)
         numbers = sum(rows * columns for rows, columns in matrices)
-        matmul = self._arithmetic.matmul(numbers, tokens, len(matrices))
-        return matmul + self._decoded(layer, numbers, tokens) + vectors
+        return self._matmul(layer, numbers, tokens, len(matrices)) + vectors
 
-    def _decoded(self, layer: PlacedLayer, numbers: int, tokens: int) -> float:
-        """Of a layer's weights that are decoded while they are multiplied."""
-        if not numbers or not self._layout.multiplies_encoded:
-            return 0.0
-        return widened_times(tokens) * self._arithmetic.decoded(numbers, layer.codec)
+    def _matmul(self, layer: PlacedLayer, numbers: int, tokens: int, products: int) -> float:
+        if numbers and self._layout.multiplies_encoded:
+            return self._arithmetic.encoded_matmul(numbers, tokens, products, layer.codec)
+        return self._arithmetic.matmul(numbers, tokens, products)
 
 
 def distinct(units: int, draws: float) -> float:

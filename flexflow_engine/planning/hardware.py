@@ -132,6 +132,14 @@ class LinkSection(_Section):
 class CodecSection(_Section):
     encode_values_per_s: Rate
     decode_values_per_s: Rate
+    product_flops_per_s: Points | None = None
+
+    def rates(self) -> CodecRates:
+        return CodecRates(
+            encode_values_per_s=self.encode_values_per_s,
+            decode_values_per_s=self.decode_values_per_s,
+            product_flops_per_s=_curve(self.product_flops_per_s) if self.product_flops_per_s else None,
+        )
 
 
 class ProcessorSection(_Section):
@@ -152,7 +160,7 @@ class ProcessorSection(_Section):
             decode_attention_bytes_per_s={
                 codec: _curve(points) for codec, points in self.decode_attention_bytes_per_s.items()
             },
-            codecs={name: CodecRates(**section.model_dump()) for name, section in self.codecs.items()},
+            codecs={name: section.rates() for name, section in self.codecs.items()},
             memory_bytes_per_s=self.memory_bytes_per_s,
             task_s=self.task_s,
             layer_s=self.layer_s,

@@ -29,7 +29,6 @@ from flexflow_engine.abc.model import LayerKind, LayerSpec, Model
 from flexflow_engine.abc.policy import TensorClass, TierDescription
 from flexflow_engine.abc.prediction import StepCosts, StepShape
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.widening import widened_times
 from flexflow_engine.graph.lanes import read_lane
 from flexflow_engine.graph.task import ATTENTION_LANE, COMPUTE_LANE
 from flexflow_engine.placement.attention import direct_tiers
@@ -129,17 +128,19 @@ class StepCostModel:
         whole, last = _new_tokens(shape), shape.gpu_batch_size
         tokens = whole if layer.kind in {"embed", "decoder"} else last
         tile = self._arithmetic.task_s + self._arithmetic.vectors(layer.out_features, tokens)
-        tile += self._arithmetic.matmul(layer.numbers, tokens, len(layer.matrices))
+        product, memory = (layer.numbers, tokens, len(layer.matrices)), self._tiers[0].memory
+        if encoded := layer.codec is not None and multiplies_as_encoded(memory, layer.codec):
+            tile += self._arithmetic.encoded_matmul(*product, layer.codec)
+        else:
+            tile += self._arithmetic.matmul(*product)
         if layer.kind == "decoder":
             tile += self._arithmetic.layer_s
             apart = self._attention.is_apart(shape)
             tile += self._arithmetic.task_s if apart else self._attention.tile_s(shape)
-        if layer.codec is None or layer.codec.keeps_bytes:
-            return shape.num_gpu_batches * tile
-        decoded = self._arithmetic.decoded(layer.numbers, layer.codec)
-        if multiplies_as_encoded(self._tiers[0].memory, layer.codec):
-            return shape.num_gpu_batches * (tile + widened_times(tokens) * decoded)
-        return shape.num_gpu_batches * tile + self._arithmetic.task_s + decoded
+        tiles = shape.num_gpu_batches * tile
+        if encoded or layer.codec is None or layer.codec.keeps_bytes:
+            return tiles
+        return tiles + self._arithmetic.task_s + self._arithmetic.decoded(layer.numbers, layer.codec)
 
     def _weights(self, tier: TierDescription, shape: StepShape) -> Lanes:
         work = LaneWork(self._tiers, self._profile)

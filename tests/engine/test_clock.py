@@ -54,16 +54,16 @@ def test_a_lane_keeps_its_order_even_when_a_later_task_could_start() -> None:
     assert intervals(executor) == {"x": (0, 4), "late": (4, 5), "free": (5, 6)}
 
 
-def test_tasks_of_a_wide_lane_share_its_link_and_their_latencies_overlap() -> None:
+def test_tasks_of_a_wide_lane_are_served_in_turn_and_their_latencies_overlap() -> None:
     """
-    wide  1  |. a: 1 + 2 .......|       0-1 latencies; 1-5 both at half the rate; a and b have their 2 s at 5
-    wide  2  |. b: 1 + 2 .......|. c: 1 + 2 .|       5-6 latency, then alone: 8
+    wide  1  |. a: 1 + 2 |. c: 1, 1 waiting, 2 |       0-1 latencies, 1-3 a is served, 3-5 b, 5-7 c
+    wide  2  |. b: 1, 2 waiting, 2 |
     """
     tasks = [task(name, "wide") for name in "abc"]
     executor = clock(VirtualDataflow, dict.fromkeys("abc", Work(1, 2)))
     executor.submit(graph(tasks), at=0.0)
     executor.wait(0)
-    assert intervals(executor) == {"a": (0, 5), "b": (0, 5), "c": (5, 8)}
+    assert intervals(executor) == {"a": (0, 3), "b": (0, 5), "c": (3, 7)}
     assert {e.task.key: e.worker for e in executor.events} == {"0/0/0/a": 0, "0/0/0/b": 1, "0/0/0/c": 0}
 
 

@@ -146,7 +146,7 @@ def bench() -> Iterator[Bench]:
 def test_rows_are_made_as_was_chosen(bench: Bench) -> None:
     for float32_from, made in ((None, torch.bfloat16), (1, torch.float32)):
         bench.choose(float32_from)
-        assert bench.made_dtype == made
+        assert bench.products.made_dtype == made
 
 
 def test_widening_is_chosen_where_it_takes_less_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

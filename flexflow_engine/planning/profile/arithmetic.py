@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.hardware import Curve
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.matmul import Multiply
+from flexflow_engine.cpu.matmul import Multiply, Rows
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.load import Load
 from flexflow_engine.planning.profile.sizes import Sizes
@@ -28,9 +28,21 @@ def matmul_flops_per_s(bench: Bench, sizes: Sizes, one_product_s: float) -> Curv
     """By rows of one call, without what a product takes whatever its size; at least half of its time is left to
     operations. The matrices come from memory, as a layer's do, not from a cache.
     """
-    matrices, operations = _matrices(bench, sizes.features, sizes), 2.0 * sizes.features**2
-    seconds = ((float(tokens), _product_s(bench, matrices, tokens)) for tokens in sizes.tokens)
-    return Curve(tuple((tokens, operations * tokens / max(s - one_product_s, s / 2)) for tokens, s in seconds))
+    matrices = _matrices(bench, sizes.features, sizes)
+    seconds = [_product_s(bench, matrices, tokens) for tokens in sizes.tokens]
+    return _rates(sizes, seconds, sizes.features**2, one_product_s)
+
+
+def encoded_flops_per_s(bench: Bench, matrices: Sequence[Rows], sizes: Sizes, one_product_s: float) -> Curve:
+    """The same of matrices [rows, features] whose rows the host decodes while it multiplies."""
+    turn = cycle(matrices)
+
+    def product_s(tokens: int) -> float:
+        x = bench.numbers(tokens, sizes.features)
+        return bench.time(lambda: bench.products.linear(x, next(turn)))
+
+    seconds = [product_s(tokens) for tokens in sizes.tokens]
+    return _rates(sizes, seconds, matrices[0].out_features * sizes.features, one_product_s)
 
 
 def float32_from(bench: Bench, sizes: Sizes) -> int | None:
@@ -85,6 +97,12 @@ def matmul_load(bench: Bench, sizes: Sizes) -> Load:
             bench.multiply(x, next(turn), None)
 
     return Load(lambda worker: bench.finish(products), 2.0 * count * tokens * sizes.features**2)
+
+
+def _rates(sizes: Sizes, seconds: Sequence[float], numbers: int, one_product_s: float) -> Curve:
+    """By tokens, of products with so many numbers."""
+    points = zip(sizes.tokens, seconds, strict=True)
+    return Curve(tuple((float(n), 2.0 * numbers * n / max(s - one_product_s, s / 2)) for n, s in points))
 
 
 def _matrices(bench: Bench, features: int, sizes: Sizes) -> list[torch.Tensor]:

@@ -24,8 +24,8 @@ RESULTS_NBYTES = 64 * 2**20
 class Bench:
     """Owns a lane context of the tier, which stays its opener's, and threads for the host's kernels.
 
-    Changing state: `multiply` and `made_dtype`, how a run multiplies plain weights, and in which dtype it makes rows of
-    encoded ones; see `choose`.
+    Changing state: `products` and `multiply`, how a run multiplies encoded weights on the host, and plain ones; see
+    `choose`.
     """
 
     def __init__(self, tier: Tier, dtype: DType, seconds: float) -> None:
@@ -47,8 +47,8 @@ class Bench:
 
     def choose(self, float32_from: int | None) -> None:
         """Multiply as runs do on a machine of which this has been measured."""
-        products = self._products(float32_from)
-        self.multiply, self.made_dtype = multiplication(self.memory, products), products.made_dtype
+        self.products = self._products(float32_from)
+        self.multiply = multiplication(self.memory, self.products)
 
     def multiplying(self, float32_from: int | None) -> Multiply:
         """As runs would do if that had been measured."""

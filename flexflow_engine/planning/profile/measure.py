@@ -105,7 +105,7 @@ class _Workbench:
         processor = replace(
             processor,
             decode_attention_bytes_per_s={**processor.decode_attention_bytes_per_s, name: curve},
-            codecs={**processor.codecs, name: codec_rates(bench, self._sizes, part.codec)},
+            codecs={**processor.codecs, name: codec_rates(bench, self._sizes, part.codec, processor.product_s)},
         )
         return replace(profile, processors={**profile.processors, part.memory: processor})
 

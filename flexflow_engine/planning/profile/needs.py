@@ -11,6 +11,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import Direction, HardwareProfile, Link, Processor
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.placement.layout import multiplies_as_encoded
 from flexflow_engine.planning.profile.stored import is_imported_to
 
 
@@ -114,7 +115,7 @@ class Needs:
             if processor is None:
                 yield ProcessorPart(memory)
             for codec in self.codecs:
-                if processor is None or codec.name not in processor.codecs:
+                if processor is None or not _knows_codec(processor, memory, codec):
                     yield CodecPart(memory, codec)
         for part in self.links:
             if known is None or not _is_whole(known.links.get(part.name), part.tier):
@@ -125,6 +126,13 @@ class Needs:
         processor = known.processors.get(memory) if known else None
         widens = memory == HOST and self.model.dtype != "float32"
         return None if processor and widens and self.model.dtype not in processor.float32_from else processor
+
+
+def _knows_codec(processor: Processor, memory: str, codec: Codec) -> bool:
+    """Whether it was measured, and not by a version that measured less."""
+    rates = processor.codecs.get(codec.name)
+    multiplied = multiplies_as_encoded(memory, codec)
+    return rates is not None and not (multiplied and rates.product_flops_per_s is None)
 
 
 def _is_whole(link: Mapping[Direction, Link] | None, tier: TierChoice) -> bool:
