@@ -14,13 +14,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flexflow_engine.abc.tier import HostBytes
+from flexflow_engine.cpu.mapping import populated
 from flexflow_engine.store.descriptors import Descriptors
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import BLOCK_NBYTES
@@ -118,7 +118,7 @@ class Access:
 
 def _memory(nbytes: int) -> HostBytes:
     """Aligned as mappings are, to the machine's pages."""
-    return np.frombuffer(mmap(-1, nbytes), np.uint8)
+    return np.frombuffer(populated(nbytes), np.uint8)
 
 
 def _reads(path: Path, mode: Mode) -> bool:

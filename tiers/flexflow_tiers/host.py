@@ -9,22 +9,17 @@ not wait for memory, which virtual machines may hand out at a gigabyte a second.
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from flexflow_engine.abc.tier import HOST, HostBytes, Region, RegionSpec, Tier
+from flexflow_engine.cpu.mapping import populated
 from flexflow_engine.errors import TierError
 
 if TYPE_CHECKING:
     import torch
-
-
-_MADV_POPULATE_WRITE = 23
-"""Linux's number for it (madvise(2)), since 5.14."""
 
 
 class HostMemory:
@@ -36,8 +31,7 @@ class HostMemory:
 
     def __init__(self, nbytes: int) -> None:
         """Raises OSError when the machine has no room for the mapping."""
-        self._mapping = mmap(-1, max(nbytes, 1), flags=MAP_PRIVATE | MAP_ANONYMOUS)
-        _populate(self._mapping)
+        self._mapping = populated(nbytes)
         self.view: HostBytes = np.frombuffer(self._mapping, dtype=np.uint8, count=nbytes)
 
     def close(self) -> None:
@@ -81,18 +75,6 @@ class HostTier(Tier):
     def _memory(self, nbytes: int) -> HostMemory:
         """What backs a region of `nbytes`; a subclass may prepare it for a device. Raises OSError."""
         return HostMemory(nbytes)
-
-
-def _populate(mapping: mmap) -> None:
-    """Have all pages of a mapping there, huge ones where possible; they never take more than the mapping: its ends stay
-    in small pages.
-    """
-    if sys.platform == "linux":
-        from mmap import MADV_HUGEPAGE  # noqa: PLC0415  # Linux only
-
-        for advice in (MADV_HUGEPAGE, _MADV_POPULATE_WRITE):
-            with suppress(OSError):  # a kernel without it: pages come when they are touched
-                mapping.madvise(advice)
 
 
 def _units(region: Region, first: int, count: int) -> HostBytes:

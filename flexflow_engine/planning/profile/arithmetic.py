@@ -88,15 +88,20 @@ def memory_bytes_per_s(bench: Bench, sizes: Sizes) -> float:
 
 
 def matmul_load(bench: Bench, sizes: Sizes) -> Load:
-    """Matmuls without end, in operations, to see what they and the links leave each other."""
-    tokens, count = (LOAD_TOKENS, 1) if bench.memory == HOST else (sizes.tokens[-1], DEVICE_PRODUCTS)
-    turn, x = cycle(_matrices(bench, sizes.features, sizes)), bench.numbers(tokens, sizes.features)
+    """Matmuls without end, in operations, to see what they and the links leave each other. The host's are small ones:
+    between two of them its threads wait for each other, and whoever moves bytes comes first.
+    """
+    on_host = bench.memory == HOST
+    tokens, count, features = (
+        (LOAD_TOKENS, 1, sizes.small_features) if on_host else (sizes.tokens[-1], DEVICE_PRODUCTS, sizes.features)
+    )
+    turn, x = cycle(_matrices(bench, features, sizes)), bench.numbers(tokens, features)
 
     def products() -> None:
         for _ in range(count):
             bench.multiply(x, next(turn), None)
 
-    return Load(lambda worker: bench.finish(products), 2.0 * count * tokens * sizes.features**2)
+    return Load(lambda worker: bench.finish(products), 2.0 * count * tokens * features**2)
 
 
 def _rates(sizes: Sizes, seconds: Sequence[float], numbers: int, one_product_s: float) -> Curve:
