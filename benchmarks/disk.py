@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from mmap import mmap
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flexflow_engine.abc.tier import HostBytes, NoOptions, Region, RegionSpec, Tier
+from flexflow_engine.cpu.mapping import populated
 from flexflow_engine.store.array import ArrayLayout
 from flexflow_engine.store.header import StoreHeader
 from flexflow_engine.store.weights import WeightStore
@@ -283,8 +283,8 @@ def _cpu_seconds() -> float:
 
 
 def _memory(nbytes: int) -> HostBytes:
-    """Aligned as a tier's regions are, and touched."""
-    memory = np.frombuffer(mmap(-1, nbytes), np.uint8)
+    """Such as a tier's regions are in, and touched."""
+    memory = np.frombuffer(populated(nbytes), np.uint8)
     memory.fill(1)
     return memory
 

@@ -8,7 +8,6 @@ FOLDER has the files that are read, and takes a file that is written and removed
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import sys
 import threading
@@ -24,6 +23,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.mapping import populated
 from flexflow_engine.cpu.matmul import HostProducts, Multiply, multiplication, usual_float32_from
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.cpu.workers import Workers
@@ -66,7 +66,7 @@ def _read_rate(files: list[Path]) -> float:
     buffers = threading.local()  # one a thread: fresh memory would be timed with every block
 
     def make_buffer() -> None:
-        buffers.own = mmap.mmap(-1, BLOCK_NBYTES)
+        buffers.own = populated(BLOCK_NBYTES)
 
     def read(block: tuple[Path, int]) -> int:
         return os.preadv(descriptors[block[0]], [buffers.own], block[1])
@@ -84,7 +84,7 @@ def _read_rate(files: list[Path]) -> float:
 def _write_rate(path: Path) -> float:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600)
     try:
-        with mmap.mmap(-1, BLOCK_NBYTES) as buffer, ThreadPoolExecutor(ZarrTier.write_concurrency) as threads:
+        with populated(BLOCK_NBYTES) as buffer, ThreadPoolExecutor(ZarrTier.write_concurrency) as threads:
             buffer.write(os.urandom(BLOCK_NBYTES))
             started = time.perf_counter()
             starts = range(0, DISK_NBYTES, BLOCK_NBYTES)
