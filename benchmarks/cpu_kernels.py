@@ -244,7 +244,12 @@ def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> 
             device="cpu",
             prompts=[],
             workers=workers,
-            products=HostProducts(workers, torch.bfloat16, usual_float32_from("bfloat16")),
+            products=HostProducts(
+                workers,
+                torch.bfloat16,
+                usual_float32_from("bfloat16"),
+                kept_nbytes=opened.model.workspace_nbytes("decoder", LAYER_ROWS),
+            ),
             source=Greedy(),
         )
         rows = tuple(RowStep(row=r, sequence=r, new_tokens=1, context=LAYER_CONTEXT - 1) for r in range(LAYER_ROWS))

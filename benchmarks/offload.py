@@ -118,7 +118,7 @@ def _options() -> argparse.Namespace:
 def _measure(configuration: Configuration, before: Result, work: Path, options: argparse.Namespace) -> Result:
     """The sides that are not skipped; of the others what was known before."""
     recipe = engine.prepare(configuration, work)
-    result = replace(before, caches=_empty_caches(configuration))
+    result = replace(before, caches=_prepare_caches(configuration))
     if not options.skip_engine:
         runs, note = _engine_runs(configuration, recipe, work, options)
         result = replace(result, engine=tuple(runs), engine_note=note)
@@ -128,8 +128,8 @@ def _measure(configuration: Configuration, before: Result, work: Path, options: 
     return result
 
 
-def _empty_caches(configuration: Configuration) -> str:
-    """Their state after it. Where a GPU computes no file is read once the clock runs, and they stay as they are."""
+def _prepare_caches(configuration: Configuration) -> str:
+    """Unless a GPU computes: then no file is read once the clock runs. What to call their state."""
     return "warm" if configuration.gpu else drop_page_cache()
 
 
@@ -141,7 +141,7 @@ def _engine_runs(
     for number in range(1, options.repeats + 1):
         say(f"{configuration.name}: rates")
         rates = engine.measure_rates(configuration, work)
-        _empty_caches(configuration)
+        _prepare_caches(configuration)
         say(f"{configuration.name}: our run {number} of {options.repeats}")
         outcome = engine.run(configuration, recipe, limit_s=options.engine_timeout)
         say(f"{configuration.name}: {engine.describe(outcome)}")
@@ -168,7 +168,7 @@ def _baseline_tries(configuration: Configuration, folder: Path, options: argpars
 
 def _baseline_try(configuration: Configuration, folder: Path, batch_size: int, limit_s: float) -> BaselineTry:
     c = configuration
-    _empty_caches(c)
+    _prepare_caches(c)
     say(f"{c.name}: baseline, batch {batch_size}")
     numbers: Sequence[int] = (batch_size, c.prompt_tokens, c.new_tokens)
     command = ["-m", "throughput.baseline", str(folder), *map(str, numbers)]

@@ -103,7 +103,7 @@ def _matmul_rate(hidden: int, rows: int) -> float:
     with closing(Workers()) as workers, one_torch_thread():
         ours = multiplication(
             HOST,
-            HostProducts(workers, torch.bfloat16, usual_float32_from("bfloat16"), results_nbytes=16 * rows * hidden),
+            HostProducts(workers, torch.bfloat16, usual_float32_from("bfloat16"), kept_nbytes=16 * rows * hidden),
         )
         return max(torchs, _feed_forward_rate(hidden, rows, torch.bfloat16, ours))
 

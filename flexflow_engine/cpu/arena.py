@@ -11,9 +11,12 @@ from math import prod
 import numpy as np
 import torch
 
+from flexflow_engine.cpu.mapping import populated
+
 SMALLEST_NBYTES = 2**19
-"""What is smaller comes from the heap, which gives it again by itself; larger blocks are mapped anew each time by the
-command line's allocator (docs/decisions/0025), and their pages are slow to touch first.
+"""What is smaller comes from the heap, which gives it again by itself. From 1 MiB on the command line's allocator maps
+every block anew (docs/decisions/0025), and its pages are slow to touch first; half of that may come of one product as
+well as of two.
 """
 _ALIGNMENT = 64
 
@@ -21,8 +24,8 @@ _ALIGNMENT = 64
 class Arena:
     """One block of memory, from which tensors are cut. A tensor's place is free again once nobody holds its storage.
 
-    It is as large as what was asked for at once so far, within the limit; what does not fit is allocated as usual. For
-    one thread; tensors may end in any.
+    The block is as large as what lived at once since `clear`, within the limit; what does not fit is mapped by itself.
+    For one thread; tensors may end in any.
 
     Changing state: `_block`; `_taken`, number of a tensor -> its first byte in the block, and where it ends; `_beside`,
     number -> bytes of those that did not fit; `_most_nbytes`, that lived at once; `_ended`, numbers of tensors that
@@ -50,17 +53,23 @@ class Arena:
             return torch.empty(tuple(shape), dtype=dtype)
         self._forget_ended()
         needed = nbytes + -nbytes % _ALIGNMENT
-        self._most_nbytes = max(self._most_nbytes, needed + self._live_nbytes)
-        if not self._taken and len(self._block) < min(self._most_nbytes, self._limit_nbytes):
+        self._most_nbytes = min(self._limit_nbytes, max(self._most_nbytes, needed + self._live_nbytes))
+        if not self._taken and len(self._block) < self._most_nbytes:
             self._block = np.empty(0, np.uint8)  # the old one ends before the larger one begins
-            self._block = np.empty(min(self._most_nbytes, self._limit_nbytes), np.uint8)
+            self._block = np.frombuffer(populated(self._most_nbytes), np.uint8)
         number, first = next(self._numbers), self._place(needed)
         if first is None:
-            memory, self._beside[number] = np.empty(nbytes, np.uint8), needed
+            memory, self._beside[number] = np.frombuffer(populated(nbytes), np.uint8), needed
         else:
             memory, self._taken[number] = self._block[first : first + nbytes], (first, first + needed)
         weakref.finalize(memory, self._ended.append, number).atexit = False
         return torch.from_numpy(memory).view(dtype).view(tuple(shape))
+
+    def clear(self) -> None:
+        """Give the block back, unless a tensor still lies there."""
+        self._forget_ended()
+        if not self._taken:
+            self._block, self._most_nbytes = np.empty(0, np.uint8), 0
 
     def _forget_ended(self) -> None:
         while self._ended:

@@ -74,14 +74,12 @@ class HostProducts:
     product to product: fresh memory is slow to touch.
     """
 
-    def __init__(
-        self, workers: Workers, dtype: torch.dtype, float32_from: int | None, *, results_nbytes: int = 0
-    ) -> None:
+    def __init__(self, workers: Workers, dtype: torch.dtype, float32_from: int | None, *, kept_nbytes: int) -> None:
         """dtype: of what is multiplied with. float32_from: tokens from which on float32 is faster; None: never.
-        results_nbytes: of results that live at once, of which the memory is kept for the next ones.
+        kept_nbytes: at most so many are kept for the next results.
         """
         self._workers = workers
-        self._results = Arena(results_nbytes)
+        self._results = Arena(kept_nbytes)
         self._float32_from = float32_from
         self.made_dtype = dtype if float32_from is None else torch.float32
         """In which encoded rows are made."""
@@ -96,6 +94,10 @@ class HostProducts:
         for tokens, target in zip(x.split(WIDENED_TOKENS), output.split(WIDENED_TOKENS), strict=True):
             self._multiply(tokens.to(dtype), matrix, bias, target, shares, rooms)
         return output
+
+    def forget_results(self) -> None:
+        """Give back what is kept for the next ones: other memory is needed now."""
+        self._results.clear()
 
     def _dtype_of(self, x: torch.Tensor, matrix: Rows) -> torch.dtype:
         """In which a product is computed; what must be decoded is as soon made in one as in another."""

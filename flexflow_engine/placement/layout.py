@@ -198,7 +198,11 @@ def make_layout(
     attended_in = tiers[0].memory if policy.attention == "device" else HOST
     in_kernel = attended_in_kernel(attended_in, kv_codec)
     sizes = policy.gpu_batch_size, workload.max_cached_tokens, policy.kv_page_tokens
-    decode_attention = (kernel_nbytes if in_kernel else pieces_nbytes)(model, *sizes)
+    decode_attention = (
+        kernel_nbytes(model, *sizes)
+        if in_kernel
+        else pieces_nbytes(model, *sizes, num_gpu_batches=policy.num_gpu_batches)
+    )
 
     def encoding(memory: str | None) -> int:
         return 0 if kv_codec.keeps_bytes else encoding_nbytes(kv, *sizes, memory)

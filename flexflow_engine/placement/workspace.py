@@ -76,9 +76,9 @@ def kernel_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int)
     return (2 * vectors + scores + chunks) * SCORE_NBYTES + vectors * ITEM_NBYTES[model.dtype]
 
 
-def pieces_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:
+def pieces_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int, *, num_gpu_batches: int = 1) -> int:
     """The same by torch operators: scores of every cached position in three copies (product, masked, softmax), the
-    query repeated for every page and one partial sum of values a page.
+    query repeated for every page and one partial sum of values a page; and of every GPU batch what its rows don't see.
     """
     config = model.config
     pages = -(-cached_tokens // page_tokens) + 1
@@ -87,7 +87,7 @@ def pieces_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int)
     item = ITEM_NBYTES[model.dtype]
     return (
         scores * (3 * SCORE_NBYTES + item)
-        + rows * pages * page_tokens * 9
+        + rows * pages * page_tokens * (8 + num_gpu_batches)
         + vectors * (2 * pages * item + 4 * SCORE_NBYTES + 2 * item)
     )
 

@@ -170,7 +170,7 @@ class VirtualDataflow(VirtualExecutor):
     def _start(self, task: Task) -> None:
         work = self._price(task)
         running = _Running(task, self._taken.pop(task.key), self.now, work.shared_s, work.fixed_s)
-        if not running.left_s:
+        if not running.left_s and running.shared_s:
             running.next_phase()
         self._running.append(running)
 

@@ -78,7 +78,7 @@ class Session:
                 workers,
                 getattr(torch, model.dtype),
                 float32_from,
-                results_nbytes=model.workspace_nbytes("decoder", layout.embed_rows),
+                kept_nbytes=model.workspace_nbytes("decoder", layout.embed_rows),
             )
             device = tiers[layout.device.name]
             self._runner = TileRunner(

@@ -62,6 +62,7 @@ class TileRunner:
         self._layout, self._memory, self._model, self._prompts = layout, memory, model, prompts
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._device = torch.device(device)
+        self._products = products
         self._weights = Weights(layout, memory, self._dtype, products)
         self._hidden = HiddenStates(layout, memory, self._dtype)
         cache = KVCache(layout, memory, model.config, kv_codec, self._dtype, workers=workers)
@@ -98,6 +99,8 @@ class TileRunner:
     def _compute(self, compute: Compute) -> None:
         layer = self._layout.weights.layers[compute.layer]
         weights = self._weights.layer(layer.index, compute.weight_slot)
+        if layer.spec.kind != "decoder":
+            self._products.forget_results()  # what the workspace counts for them is a decoder layer's
         {
             "embed": self._embed,
             "decoder": self._decode_layer,

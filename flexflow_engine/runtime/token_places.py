@@ -66,11 +66,12 @@ class Scatter:
 
 
 class TokenPlaces:
-    """Those of one step's rows, of which each has one new token."""
+    """The places of one step's rows, of which each has one new token. Changing state: `_hidden`, the last one made."""
 
     def __init__(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> None:
         self._steps, self._cut, self._device = rows, cut, device
         self._tails = [cut.tail_tokens(row.row, row.context + 1) for row in rows]
+        self._hidden: torch.Tensor | None = None
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -122,11 +123,9 @@ class TokenPlaces:
 
         A row without a sequence sees column 0, so that its softmax, which nobody reads, stays finite.
         """
-        if self._hidden is None or self._hidden.shape[::3] != (gpu_batch_size, columns):
+        if self._hidden is None or (self._hidden.shape[0], self._hidden.shape[3]) != (gpu_batch_size, columns):
             self._hidden = self._make_hidden(gpu_batch_size, columns)
         return self._hidden
-
-    _hidden: torch.Tensor | None = None
 
     def _make_hidden(self, gpu_batch_size: int, columns: int) -> torch.Tensor:
         paged, tails = [1] * gpu_batch_size, [0] * gpu_batch_size
@@ -151,7 +150,7 @@ class LatestPlaces:
         self._found: dict[tuple[TileCut, torch.device], TokenPlaces] = {}
 
     def of(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> TokenPlaces:
-        """rows: the very same object as before in all tiles of a step."""
+        """rows: a step's own, never changed; another object is another step."""
         if rows is not self._rows:
             self._rows, self._found = rows, {}
         key = cut, device

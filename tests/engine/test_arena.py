@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,8 @@ ROWS = SMALLEST_NBYTES // 4
 
 def test_a_place_is_given_again_once_nobody_holds_its_tensor() -> None:
     results = Arena(8 * SMALLEST_NBYTES)
+    both = [results.empty((ROWS, 1), torch.float32) for _ in range(2)]
+    del both
     first = results.empty((ROWS, 1), torch.float32)
     address, view = first.data_ptr(), first.view(1, ROWS)[:, 3:]
     del first
@@ -36,6 +40,30 @@ def test_it_grows_to_what_lived_at_once_and_no_further_than_its_limit() -> None:
     assert results.nbytes == 5 * SMALLEST_NBYTES
     results.empty((6 * ROWS, 1), torch.float32)
     assert results.nbytes == 5 * SMALLEST_NBYTES
+
+
+def test_what_is_given_back_grows_again_from_nothing() -> None:
+    results = Arena(8 * SMALLEST_NBYTES)
+    held = [results.empty((ROWS, 1), torch.float32) for _ in range(4)]
+    results.clear()
+    assert results.nbytes == SMALLEST_NBYTES, "a tensor lies there"
+    del held
+    results.clear()
+    assert results.nbytes == 0
+    results.empty((2 * ROWS, 1), torch.float32)
+    assert results.nbytes == 2 * SMALLEST_NBYTES
+
+
+def test_tensors_end_in_any_thread_and_are_aligned() -> None:
+    results = Arena(8 * SMALLEST_NBYTES)
+    held = [results.empty((size, 1), torch.uint8) for size in (SMALLEST_NBYTES + 1, SMALLEST_NBYTES + 7)]
+    addresses = [tensor.data_ptr() for tensor in held]
+    assert all(address % 64 == 0 for address in addresses)
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    assert results.empty((SMALLEST_NBYTES, 1), torch.uint8).data_ptr() != addresses[1]
+    assert results.nbytes > 2 * SMALLEST_NBYTES
 
 
 def test_small_results_take_none_of_it() -> None:

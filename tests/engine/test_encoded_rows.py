@@ -46,7 +46,10 @@ def test_products_are_those_with_the_decoded_matrix_rounded_once(
 ) -> None:
     codec, (units, shape, rows) = GroupInt4Codec(), matrix_shape
     data = encoded(codec, normal(units, shape, "float32", seed=units), "float32")
-    matrix, products = EncodedRows(codec, data, shape, rows=rows), HostProducts(workers, dtype, float32_from)
+    matrix, products = (
+        EncodedRows(codec, data, shape, rows=rows),
+        HostProducts(workers, dtype, float32_from, kept_nbytes=0),
+    )
     generator = torch.Generator().manual_seed(tokens)
     x, bias = (torch.randn(s, generator=generator).to(dtype) for s in [(tokens, shape[1]), (rows,)])
     weight = decoded(codec, data, shape, torch.float32)[:rows]

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexflow_engine.cpu import arena
 from flexflow_engine.cpu.matmul import HostProducts, PlainRows, is_emulated
 from flexflow_engine.cpu.widening import WIDENED_FROM, product_nbytes, shared_rows
 from flexflow_engine.cpu.workers import Workers
@@ -30,11 +31,29 @@ def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape
     )
     exact = F.linear(x.double(), weight.double(), bias.double())
     rounding = 2.0 * torch.finfo(dtype).eps * exact.abs() + 1e-5 * columns**0.5
-    products = HostProducts(workers, dtype, float32_from)
+    products = HostProducts(workers, dtype, float32_from, kept_nbytes=0)
     for with_bias, expected in ((bias, exact), (None, exact - bias.double())):
         product = products.linear(x, PlainRows(weight), with_bias)
         assert product.dtype == dtype
         assert ((product.double() - expected).abs() <= rounding + torch.finfo(dtype).eps * bias.abs()).all()
+
+
+@pytest.mark.parametrize("kept_nbytes", [0, 1000, 2**30])
+def test_results_stay_as_they_are_while_anybody_holds_them(
+    workers: Workers, kept_nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of products whose memory is kept for the next ones, as far as it goes."""
+    monkeypatch.setattr(arena, "SMALLEST_NBYTES", 1)
+    products = HostProducts(workers, torch.float32, None, kept_nbytes=kept_nbytes)
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for rows in (40, 300, 7, 300, 5):
+        x, weight = torch.randn(20, 64), torch.randn(rows, 64)
+        held.append((products.linear(x, PlainRows(weight))[3:, 1:], F.linear(x, weight)[3:, 1:]))
+        products.linear(x, PlainRows(torch.zeros(rows, 64)))  # dropped at once
+    products.forget_results()
+    held.append((products.linear(torch.ones(20, 64), PlainRows(torch.ones(300, 64))), torch.full((20, 300), 64.0)))
+    for product, expected in held:
+        torch.testing.assert_close(product, expected)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +75,7 @@ def test_numbers_are_widened_from_as_many_tokens_as_was_measured(
     workers: Workers, float32_from: int | None, widened: bool
 ) -> None:
     x, weight = torch.zeros((7, 64), dtype=torch.bfloat16), WatchedRows(torch.zeros((16, 64), dtype=torch.bfloat16))
-    assert HostProducts(workers, torch.bfloat16, float32_from).linear(x, weight).dtype == torch.bfloat16
+    assert HostProducts(workers, torch.bfloat16, float32_from, kept_nbytes=0).linear(x, weight).dtype == torch.bfloat16
     assert weight.was_widened == widened
 
 
@@ -76,7 +95,7 @@ def test_nothing_is_allocated_beyond_what_is_counted(
     workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype
 ) -> None:
     x, weight, bias = (torch.zeros(s, dtype=dtype) for s in [(tokens, columns), (rows, columns), (rows,)])
-    products = HostProducts(workers, dtype, WIDENED_FROM)
+    products = HostProducts(workers, dtype, WIDENED_FROM, kept_nbytes=0)
     with PeakAllocations() as peak:
         product = products.linear(x, PlainRows(weight), bias)
     bound = product_nbytes(tokens, [(rows, columns)], makes_rows=dtype != torch.float32)
@@ -95,13 +114,13 @@ def test_more_threads_than_rows_fit_take_no_more_memory() -> None:
     tokens, rows, columns = 4, 64, 2**17
     x, weight = (torch.zeros((n, columns), dtype=torch.bfloat16) for n in (tokens, rows))
     with closing(Workers(40)) as workers, PeakAllocations() as peak:
-        product = HostProducts(workers, torch.bfloat16, WIDENED_FROM).linear(x, PlainRows(weight))
+        product = HostProducts(workers, torch.bfloat16, WIDENED_FROM, kept_nbytes=0).linear(x, PlainRows(weight))
     assert peak.peak_bytes <= product.nbytes + product_nbytes(tokens, [(rows, columns)], makes_rows=True)
 
 
 def test_what_is_kept_of_one_matrix_is_counted_beside_the_next_one(workers: Workers) -> None:
     shapes = [(1024, 1024), (3000, 64), (40, 5000)]  # the second needs less room, the third more
-    products = HostProducts(workers, torch.bfloat16, WIDENED_FROM)
+    products = HostProducts(workers, torch.bfloat16, WIDENED_FROM, kept_nbytes=0)
     inputs = [
         (torch.zeros((100, c), dtype=torch.bfloat16), torch.zeros((r, c), dtype=torch.bfloat16)) for r, c in shapes
     ]
@@ -113,7 +132,10 @@ def test_what_is_kept_of_one_matrix_is_counted_beside_the_next_one(workers: Work
 
 def test_rooms_are_kept_from_product_to_product(workers: Workers) -> None:
     x, weight = torch.zeros((WIDENED_FROM, 64), dtype=torch.bfloat16), torch.zeros((3000, 64), dtype=torch.bfloat16)
-    products, shares = HostProducts(workers, torch.bfloat16, WIDENED_FROM), shared_rows(3000, 64, workers.threads)
+    products, shares = (
+        HostProducts(workers, torch.bfloat16, WIDENED_FROM, kept_nbytes=0),
+        shared_rows(3000, 64, workers.threads),
+    )
     products.linear(x, PlainRows(weight))
     with PeakAllocations() as peak:
         products.linear(x, PlainRows(weight))

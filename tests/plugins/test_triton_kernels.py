@@ -33,7 +33,7 @@ def compiled_bytes(name: str, signature: dict[str, str], constants: Mapping[str,
 def test_decoding_compiles(bits: int, group_size: int, words: bool, numbers: str, architecture: int) -> None:
     pointers = {"codes": "*u8", "settings": "*i32" if words else "*fp16", "out": numbers}
     strides = {"code_stride": "i64", "setting_stride": "i64", "out_stride": "i64"}
-    counts = dict.fromkeys(("numbers", "groups", "blocks"), "i32")
+    counts = dict.fromkeys(("code_nbytes", "numbers", "groups", "blocks"), "i32")
     form = {"bits": bits, "group_size": group_size, "part_size": group_size // 4, "words": words}
     constants = form | {"half": numbers == "*fp16", "num_bytes": 512}
     assert compiled_bytes("_decode", pointers | strides | counts, constants, architecture)

@@ -4,7 +4,7 @@
 back to the machine when the region is freed. Regions are backed by huge pages where the kernel has them: copies run as
 fast without; memory itself was read 6 to 28 % faster in most runs, attention between 8 % slower and 35 % faster. All
 pages are there when the region is: a machine that cannot keep its promise fails before the job begins, and the job does
-not wait for memory, which virtual machines may hand out at a gigabyte a second.
+not wait for memory, which virtual machines may hand out at one or two gigabytes a second.
 """
 
 from __future__ import annotations

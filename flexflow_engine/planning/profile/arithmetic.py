@@ -37,11 +37,11 @@ def encoded_flops_per_s(bench: Bench, matrices: Sequence[Rows], sizes: Sizes, on
     """The same of matrices [rows, features] whose rows the host decodes while it multiplies."""
     turn = cycle(matrices)
 
-    def product_s(tokens: int) -> float:
+    def seconds_of(tokens: int) -> float:
         x = bench.numbers(tokens, sizes.features)
         return bench.time(lambda: bench.products.linear(x, next(turn)))
 
-    seconds = [product_s(tokens) for tokens in sizes.tokens]
+    seconds = [seconds_of(tokens) for tokens in sizes.tokens]
     return _rates(sizes, seconds, matrices[0].out_features * sizes.features, one_product_s)
 
 

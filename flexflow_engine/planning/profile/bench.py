@@ -55,7 +55,7 @@ class Bench:
         return multiplication(self.memory, self._products(float32_from))
 
     def _products(self, float32_from: int | None) -> HostProducts:
-        return HostProducts(self.workers, self.torch_dtype, float32_from, results_nbytes=RESULTS_NBYTES)
+        return HostProducts(self.workers, self.torch_dtype, float32_from, kept_nbytes=RESULTS_NBYTES)
 
     def numbers(self, *shape: int) -> torch.Tensor:
         """Numbers in the model's dtype, none of which is denormal."""

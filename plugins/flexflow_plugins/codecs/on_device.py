@@ -22,7 +22,8 @@ from flexflow_plugins.codecs.threads import encode as encode_on_host
 _DECODED_AT_ONCE = 2**25
 _ENCODED_AT_ONCE = 2**22
 """Numbers; bound what is held beside the tensors, whatever their size: with groups of 64 three bytes for each that is
-decoded and 28 for each that is encoded, by Triton none; with small groups up to 13 and 72.
+decoded and 28 for each that is encoded, by Triton none, but for settings that are not aligned; with small
+groups up to 13 and 72.
 """
 _MAX_HALF = 65504.0
 _LOGGER = logging.getLogger(__name__)
@@ -156,7 +157,10 @@ def _settings(form: Format, after_codes: torch.Tensor) -> torch.Tensor:
     A copy where they are not aligned.
     """
     dtype = torch.float16 if form.encoder == "minmax" else torch.int32
-    if after_codes.stride(0) % dtype.itemsize or after_codes.storage_offset() % dtype.itemsize:
+    if any(
+        place % dtype.itemsize
+        for place in (after_codes.stride(0), after_codes.storage_offset(), after_codes.data_ptr())
+    ):
         after_codes = after_codes.clone(memory_format=torch.contiguous_format)
     return after_codes.view(dtype)
 

@@ -32,8 +32,8 @@ def decode(codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, *, gr
     settings: of groups of group_size numbers each, int32 [n, groups] with a word of version 2, or float16
     [n, 2 * groups] with the scales and then the lows of version 1.
     """
-    numbers = out.shape[1]
-    blocks = triton.cdiv(triton.cdiv(numbers * bits, 8), BYTES)
+    numbers, code_nbytes = out.shape[1], codes.shape[1]
+    blocks = triton.cdiv(code_nbytes, BYTES)
     _decode[(len(out) * blocks,)](
         codes,
         settings,
@@ -41,6 +41,7 @@ def decode(codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, *, gr
         codes.stride(0),
         settings.stride(0),
         out.stride(0),
+        code_nbytes,
         numbers,
         triton.cdiv(numbers, group_size),
         blocks,
@@ -76,6 +77,7 @@ def _decode(
     code_stride,
     setting_stride,
     out_stride,
+    code_nbytes,
     numbers,
     groups,
     blocks,
@@ -88,7 +90,7 @@ def _decode(
 ):
     row, first = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * num_bytes
     at = first + tl.arange(0, num_bytes)
-    code = tl.load(codes + row * code_stride + at, mask=at * 8 < numbers * bits, other=0)
+    code = tl.load(codes + row * code_stride + at, mask=at < code_nbytes, other=0)
     settings += row * setting_stride
     if bits == 4:
         even = _number(code & 15, 2 * at, settings, numbers, groups, group_size, part_size, words)
