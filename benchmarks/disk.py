@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flexflow_engine.abc.tier import HostBytes, NoOptions, Region, RegionSpec, Tier
-from flexflow_engine.cpu.mapping import populated
+from flexflow_engine.cpu.mapping import populated_bytes
 from flexflow_engine.store.array import ArrayLayout
 from flexflow_engine.store.header import StoreHeader
 from flexflow_engine.store.weights import WeightStore
@@ -284,7 +284,7 @@ def _cpu_seconds() -> float:
 
 def _memory(nbytes: int) -> HostBytes:
     """Such as a tier's regions are in, and touched."""
-    memory = np.frombuffer(populated(nbytes), np.uint8)
+    memory = populated_bytes(nbytes)
     memory.fill(1)
     return memory
 

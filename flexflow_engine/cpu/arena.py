@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 import torch
 
-from flexflow_engine.cpu.mapping import populated
+from flexflow_engine.cpu.mapping import populated_bytes
 
 SMALLEST_NBYTES = 2**19
 """What is smaller comes from the heap, which gives it again by itself. From 1 MiB on the command line's allocator maps
@@ -56,10 +56,10 @@ class Arena:
         self._most_nbytes = min(self._limit_nbytes, max(self._most_nbytes, needed + self._live_nbytes))
         if not self._taken and len(self._block) < self._most_nbytes:
             self._block = np.empty(0, np.uint8)  # the old one ends before the larger one begins
-            self._block = np.frombuffer(populated(self._most_nbytes), np.uint8)
+            self._block = populated_bytes(self._most_nbytes)
         number, first = next(self._numbers), self._place(needed)
         if first is None:
-            memory, self._beside[number] = np.frombuffer(populated(nbytes), np.uint8), needed
+            memory, self._beside[number] = populated_bytes(nbytes), needed
         else:
             memory, self._taken[number] = self._block[first : first + nbytes], (first, first + needed)
         weakref.finalize(memory, self._ended.append, number).atexit = False

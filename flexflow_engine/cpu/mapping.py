@@ -10,6 +10,10 @@ import errno
 import sys
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
+import numpy as np
+
+from flexflow_engine.abc.tier import HostBytes
+
 _MADV_POPULATE_WRITE = 23
 """Linux's number for it (madvise(2)), since 5.14."""
 _POPULATED_AT_ONCE = 2**26
@@ -29,6 +33,11 @@ def populated(nbytes: int) -> mmap:
         for start in range(0, len(mapping), _POPULATED_AT_ONCE):
             _advise(mapping, _MADV_POPULATE_WRITE, start, min(_POPULATED_AT_ONCE, len(mapping) - start))
     return mapping
+
+
+def populated_bytes(nbytes: int) -> HostBytes:
+    """The same as an array, uint8 [nbytes], that owns the mapping; aligned to the machine's pages."""
+    return np.frombuffer(populated(nbytes), np.uint8, count=nbytes)
 
 
 def _advise(mapping: mmap, advice: int, start: int, nbytes: int) -> None:

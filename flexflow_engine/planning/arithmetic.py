@@ -46,7 +46,7 @@ class Arithmetic:
         """The same with weights that are decoded while they are multiplied; by the codec's own rate(n), or if there is
         none, decoded again for every WIDENED_TOKENS of n, and multiplied.
         """
-        if not weights or codec.keeps_bytes:
+        if codec.keeps_bytes:
             return self.matmul(weights, tokens, products)
         curve = self._codec_rates(codec.name).product_flops_per_s
         if curve is None:

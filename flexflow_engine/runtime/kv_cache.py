@@ -22,7 +22,7 @@ from flexflow_engine.placement.workspace import pages_encoded_at_once
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.token_places import LatestPlaces, PartCut, TileCut, TokenPlaces
+from flexflow_engine.runtime.token_places import LatestPlaces, TileCut, TokenPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,8 @@ class TileCache:
     cut: TileCut = field(init=False)
 
     def __post_init__(self) -> None:
-        rectangles = ((part.rectangle, part.takes_tokens) for part in self.parts)
-        parts = (PartCut(r.first_row, r.stop_row, r.first_page, r.stop_page, takes) for r, takes in rectangles)
-        object.__setattr__(self, "cut", TileCut(self.page_tokens, tuple(parts), self.tail_rows))
+        parts = [(part.rectangle, part.takes_tokens) for part in self.parts]
+        object.__setattr__(self, "cut", TileCut.of(self.page_tokens, parts, self.tail_rows))
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
@@ -102,7 +101,7 @@ class TileCache:
             work(n)
 
     def _part(self, row: int, page: int) -> KVPart:
-        return next(part for part in self.parts if part.rectangle.holds(row, page))
+        return self.parts[self.cut.part_of(row, page)]
 
     def _flush_tails(self, rows: Sequence[RowStep]) -> None:
         """Full tails become pages, from which they are stored if they must be; attention still reads the tails."""

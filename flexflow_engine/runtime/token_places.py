@@ -7,43 +7,43 @@ index is a copy, and every comparison a kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from flexflow_engine.abc.step import RowStep
+from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.runtime.indices import indices
 
 
 @dataclass(frozen=True, slots=True)
-class PartCut:
-    """Rows [first_row, stop_row) x pages [first_page, stop_page)."""
-
-    first_row: int
-    stop_row: int
-    first_page: int
-    stop_page: int
-    takes_tokens: bool
-
-    def holds(self, row: int, page: int) -> bool:
-        return self.first_row <= row < self.stop_row and self.first_page <= page < self.stop_page
-
-
-@dataclass(frozen=True, slots=True)
 class TileCut:
-    """How a tile's cache lies in parts."""
+    """How a tile's cache lies in parts, on whatever tiers."""
 
     page_tokens: int
-    parts: tuple[PartCut, ...]
+    parts: tuple[Rectangle, ...]
+    """Without tier and name, which differ from layer to layer."""
+    takes_tokens: tuple[bool, ...]
+    """Of each part, whether new tokens are written into its pages."""
     tail_rows: range
+
+    @classmethod
+    def of(cls, page_tokens: int, parts: Sequence[tuple[Rectangle, bool]], tail_rows: range) -> TileCut:
+        """parts: each with whether it takes tokens."""
+        rectangles = tuple(replace(rectangle, tier="", name="") for rectangle, _ in parts)
+        return cls(page_tokens, rectangles, tuple(takes for _, takes in parts), tail_rows)
+
+    def part_of(self, row: int, page: int) -> int:
+        """The number of the part that holds a row's page."""
+        return next(number for number, part in enumerate(self.parts) if part.holds(row, page))
 
     def tail_tokens(self, row: int, cached: int) -> int:
         """How many of a row's `cached` tokens, the last one among them, are in its tail page; 0 when it is written
         in place.
         """
         page, offset = divmod(cached - 1, self.page_tokens)
-        if row not in self.tail_rows or next(part for part in self.parts if part.holds(row, page)).takes_tokens:
+        if row not in self.tail_rows or self.takes_tokens[self.part_of(row, page)]:
             return 0
         return offset + 1
 
@@ -82,11 +82,11 @@ class TokenPlaces:
     def in_parts(self) -> tuple[Scatter | None, ...]:
         """What is written to the pages of each part; None where nothing is."""
         tokens, found = self._cut.page_tokens, list[Scatter | None]()
-        for part in self._cut.parts:
+        for part, takes_tokens in zip(self._cut.parts, self._cut.takes_tokens, strict=True):
             chosen = [n for n, row in enumerate(self._steps) if part.holds(row.row, row.context // tokens)]
             pages = [self._steps[n].context // tokens - part.first_page for n in chosen]
             rows = [self._steps[n].row - part.first_row for n in chosen]
-            found.append(self._scatter(chosen, pages, rows) if part.takes_tokens and chosen else None)
+            found.append(self._scatter(chosen, pages, rows) if takes_tokens and chosen else None)
         return tuple(found)
 
     @cached_property
@@ -106,10 +106,10 @@ class TokenPlaces:
     def pages_seen(self) -> tuple[int, ...]:
         """How many first pages of each part any row sees."""
         tokens, found = self._cut.page_tokens, list[int]()
-        for part in self._cut.parts:
+        for part, takes_tokens in zip(self._cut.parts, self._cut.takes_tokens, strict=True):
             contexts = (row.context for row in self._steps if part.first_row <= row.row < part.stop_row)
             longest = max(contexts, default=-1)
-            pages = longest // tokens + 1 if part.takes_tokens else max(longest, 0) // tokens
+            pages = longest // tokens + 1 if takes_tokens else max(longest, 0) // tokens
             found.append(max(0, min(part.stop_page, pages) - part.first_page))
         return tuple(found)
 

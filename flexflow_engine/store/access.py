@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flexflow_engine.abc.tier import HostBytes
-from flexflow_engine.cpu.mapping import populated
+from flexflow_engine.cpu.mapping import populated_bytes
 from flexflow_engine.store.descriptors import Descriptors
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import BLOCK_NBYTES
@@ -100,7 +98,7 @@ class Access:
         try:
             buffer = self._idle.pop()
         except IndexError:  # as many as there are threads at work at once
-            buffer = _memory(self._buffer_nbytes)
+            buffer = populated_bytes(self._buffer_nbytes)
         try:
             yield OpenFile(descriptor, self.mode, buffer)
         finally:
@@ -116,14 +114,9 @@ class Access:
         self._idle.clear()
 
 
-def _memory(nbytes: int) -> HostBytes:
-    """Aligned as mappings are, to the machine's pages."""
-    return np.frombuffer(populated(nbytes), np.uint8)
-
-
 def _reads(path: Path, mode: Mode) -> bool:
     """Whether a block of `path` can be read into memory that is aligned no better than the mode asks for."""
-    memory: Any = _memory(2 * BLOCK_NBYTES)[mode.memory_alignment % BLOCK_NBYTES :][:BLOCK_NBYTES]
+    memory: Any = populated_bytes(2 * BLOCK_NBYTES)[mode.memory_alignment % BLOCK_NBYTES :][:BLOCK_NBYTES]
     with reporting(path):
         try:
             descriptor = os.open(path, os.O_RDONLY | mode.flags)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from flexflow_engine.abc.step import RowStep
-from flexflow_engine.runtime.token_places import LatestPlaces, PartCut, TileCut
+from flexflow_engine.placement.kv import Rectangle
+from flexflow_engine.runtime.token_places import LatestPlaces, TileCut
 
 CPU = torch.device("cpu")
 
 
 def cut(stop_page: int) -> TileCut:
-    return TileCut(4, (PartCut(0, 2, 0, stop_page, takes_tokens=True),), range(0))
+    return TileCut.of(4, [(Rectangle("device", "kv", 0, 2, 0, stop_page), True)], range(0))
 
 
 def rows(context: int) -> tuple[RowStep, ...]:
