@@ -1,4 +1,5 @@
-"""Products on the host, some rows of a matrix at a time, which threads take one part after another.
+"""Products on the host: some rows of a matrix at a time, which threads take one part after another. Short ones of
+numbers as they are: by torch's own threads.
 
 Where the matrix isn't there in the numbers that the processor multiplies fastest, a thread makes those rows of what is
 there, and multiplies them while they are in the processor's cache. torch emulates 16-bit products that the processor
@@ -19,7 +20,8 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.arena import Arena
-from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Shares, shared_rows
+from flexflow_engine.cpu.settings import torch_team
+from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Shares, is_short, shared_rows
 from flexflow_engine.cpu.workers import Workers
 
 _INSTRUCTIONS = {
@@ -88,6 +90,9 @@ class HostProducts:
     def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
         dtype = self._dtype_of(x, matrix)
+        if dtype == matrix.dtype and is_short(len(x), matrix.out_features, x.shape[1]):
+            with torch_team(self._workers.threads):
+                return F.linear(x, matrix.part(0, matrix.out_features, None), bias)
         output = self._results.empty((len(x), matrix.out_features), x.dtype)
         shares = shared_rows(matrix.out_features, x.shape[1], self._workers.threads)
         rooms = self._rooms(shares, x.shape[1], dtype) if matrix.dtype != dtype else None

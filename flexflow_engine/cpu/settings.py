@@ -79,6 +79,19 @@ def one_torch_thread() -> AbstractContextManager[None]:
     return _THREADS.hold(1)
 
 
+@contextmanager
+def torch_team(threads: int) -> Iterator[None]:
+    """Have torch share what this thread computes among so many of its own threads, within `one_torch_thread`. Threads
+    that have begun (`workers.take_over_torch_threads`) keep to one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def quick_switches() -> AbstractContextManager[None]:
     """While it lasts, a thread that computes in Python hands its lock over after half a millisecond.
 

@@ -59,7 +59,10 @@ class TileCache:
 
     def __post_init__(self) -> None:
         parts = [(part.rectangle, part.takes_tokens) for part in self.parts]
-        object.__setattr__(self, "cut", TileCut.of(self.page_tokens, parts, self.tail_rows))
+        cut = TileCut.of(
+            num_kv_heads=self.num_kv_heads, page_tokens=self.page_tokens, parts=parts, tail_rows=self.tail_rows
+        )
+        object.__setattr__(self, "cut", cut)
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""

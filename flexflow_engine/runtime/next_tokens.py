@@ -50,8 +50,8 @@ class TokenSource(ABC):
 
     @abstractmethod
     def reduce(self, logits: torch.Tensor, first_id: int, batch: BatchStep, rows: RowNumbers) -> None:
-        """Take in the logits float32 [rows, ids of this part], which are counted from first_id. Parts come in ascending
-        order, the first at 0. The logits may be overwritten. Called from the compute lane.
+        """Take in the logits [rows, ids of this part], in the model's dtype, counted from first_id. Parts come in
+        ascending order, the first at 0. The logits may be overwritten. Called from the compute lane.
         """
 
     @abstractmethod
@@ -63,7 +63,8 @@ class Greedy(TokenSource):
     """The most likely token; the lowest token id among equals."""
 
     def reduce(self, logits: torch.Tensor, first_id: int, batch: BatchStep, rows: RowNumbers) -> None:
-        best, ids = logits.max(dim=-1)
+        highest, ids = logits.max(dim=-1)
+        best = highest.float()
         ids += first_id
         values, tokens = rows("values"), rows("ids")
         if first_id:
@@ -87,6 +88,7 @@ class Forced(TokenSource):
         self._completions = tuple(completions)
 
     def reduce(self, logits: torch.Tensor, first_id: int, batch: BatchStep, rows: RowNumbers) -> None:
+        logits = logits.float()
         places = indices(self._given(batch) - first_id, logits.device)
         inside = (places >= 0) & (places < logits.shape[1])
         picked = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]

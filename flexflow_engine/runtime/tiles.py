@@ -128,7 +128,7 @@ class TileRunner:
     def _head(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
         """One part of the vocabulary."""
         batch = compute.batch
-        logits = self._model.logits(weights, self._features(batch)).float()
+        logits = self._model.logits(weights, self._features(batch))
         self._source.reduce(logits, layer.first_row, batch, partial(self._candidates, batch))
 
     def _gather(self, gather: GatherRows) -> None:

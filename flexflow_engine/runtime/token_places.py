@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.runtime.indices import indices
+from flexflow_engine.runtime.rows import put_rows
 
 
 @dataclass(frozen=True, slots=True)
 class TileCut:
     """How a tile's cache lies in parts, on whatever tiers."""
 
+    num_kv_heads: int
     page_tokens: int
     parts: tuple[Rectangle, ...]
     """Without tier and name, which differ from layer to layer."""
@@ -29,10 +32,12 @@ class TileCut:
     tail_rows: range
 
     @classmethod
-    def of(cls, page_tokens: int, parts: Sequence[tuple[Rectangle, bool]], tail_rows: range) -> TileCut:
+    def of(
+        cls, *, num_kv_heads: int, page_tokens: int, parts: Sequence[tuple[Rectangle, bool]], tail_rows: range
+    ) -> TileCut:
         """parts: each with whether it takes tokens."""
         rectangles = tuple(replace(rectangle, tier="", name="") for rectangle, _ in parts)
-        return cls(page_tokens, rectangles, tuple(takes for _, takes in parts), tail_rows)
+        return cls(num_kv_heads, page_tokens, rectangles, tuple(takes for _, takes in parts), tail_rows)
 
     def part_of(self, row: int, page: int) -> int:
         """The number of the part that holds a row's page."""
@@ -50,19 +55,17 @@ class TileCut:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Some rows' tokens, and their places in pages [..., num_kv_heads, page_tokens, head_dim]."""
+    """Some rows' tokens, and their places in pages: a token is as many rows of head_dim numbers as there are heads."""
 
-    chosen: torch.Tensor
-    """int64 [n], counted among the step's rows."""
-    leading: tuple[torch.Tensor, ...]
-    """int64 [n] each."""
-    offsets: torch.Tensor
-    """int64 [n], in the page."""
+    which: torch.Tensor
+    """int64 [n * num_kv_heads], rows of what is written, [rows, num_kv_heads, head_dim]."""
+    places: torch.Tensor
+    """int64 [n * num_kv_heads], rows of pages [..., num_kv_heads, page_tokens, head_dim]."""
 
     def write(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """source [rows, num_kv_heads, head_dim]"""
-        place: tuple[torch.Tensor | slice, ...] = (*self.leading, slice(None), self.offsets)
-        target[place] = source[self.chosen]
+        """source [rows, num_kv_heads, head_dim] into the pages of `target`, whole, as they lie in memory."""
+        head_dim = target.shape[-1]
+        put_rows(source.reshape(-1, head_dim), self.which, target.view(-1, head_dim), self.places)
 
 
 class TokenPlaces:
@@ -84,17 +87,16 @@ class TokenPlaces:
         tokens, found = self._cut.page_tokens, list[Scatter | None]()
         for part, takes_tokens in zip(self._cut.parts, self._cut.takes_tokens, strict=True):
             chosen = [n for n, row in enumerate(self._steps) if part.holds(row.row, row.context // tokens)]
-            pages = [self._steps[n].context // tokens - part.first_page for n in chosen]
-            rows = [self._steps[n].row - part.first_row for n in chosen]
-            found.append(self._scatter(chosen, pages, rows) if takes_tokens and chosen else None)
+            pages = [part.unit(self._steps[n].row, self._steps[n].context // tokens) for n in chosen]
+            found.append(self._scatter(chosen, pages) if takes_tokens and chosen else None)
         return tuple(found)
 
     @cached_property
     def in_tails(self) -> Scatter | None:
         """What is written to tail pages."""
         chosen = [n for n, tail in enumerate(self._tails) if tail]
-        rows = [self._steps[n].row - self._cut.tail_rows.start for n in chosen]
-        return self._scatter(chosen, rows) if chosen else None
+        pages = [self._steps[n].row - self._cut.tail_rows.start for n in chosen]
+        return self._scatter(chosen, pages) if chosen else None
 
     @cached_property
     def full_tails(self) -> list[RowStep]:
@@ -136,10 +138,13 @@ class TokenPlaces:
         hidden = (column >= paged_end) & ((column < self.tail_start) | (column >= tail_end))
         return hidden[:, None, None, :]
 
-    def _scatter(self, chosen: list[int], *leading: list[int]) -> Scatter:
-        offsets = [self._steps[n].context % self._cut.page_tokens for n in chosen]
-        at, *places, inside = (indices(x, self._device) for x in (chosen, *leading, offsets))
-        return Scatter(at, tuple(places), inside)
+    def _scatter(self, chosen: list[int], pages: list[int]) -> Scatter:
+        """The tokens of the chosen rows, each into one page of a part, or of the tails."""
+        heads, tokens = np.arange(self._cut.num_kv_heads), self._cut.page_tokens
+        offsets = np.array([self._steps[n].context % tokens for n in chosen])
+        which = np.array(chosen)[:, None] * len(heads) + heads
+        places = (np.array(pages)[:, None] * len(heads) + heads) * tokens + offsets[:, None]
+        return Scatter(*(indices(x.reshape(-1), self._device) for x in (which, places)))
 
 
 class LatestPlaces:

@@ -4,7 +4,6 @@ second and more, and is no part of any step.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from flexflow_engine.abc.codec import Codec
@@ -28,7 +27,7 @@ def load_kernels(
     """Those that the layout's tasks call. Their results are dropped. device: torch's, of the compute tier."""
     dtype: torch.dtype = getattr(torch, model.dtype)
     row = torch.zeros(_UNIT, dtype=dtype)
-    put_rows(row, np.array([0]), row.clone(), np.array([0]))
+    put_rows(row, torch.tensor([0]), row.clone(), torch.tensor([0]))
     load_reading()
     for codec in layout.weights.codecs if layout.decodes_weights else ():
         _decode_once(codec, torch.zeros((1, *_UNIT), dtype=dtype, device=device), model)

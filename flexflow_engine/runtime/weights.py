@@ -106,11 +106,12 @@ class Weights:
         table, device = run.tensor, target.device
         if table.codec.keeps_bytes and self._is_in_memory(run):
             rows = self._resident(run).view(self._dtype).view(-1, table.columns)
-            put_rows(rows, ids[places] - run.first_row, target, places)
+            put_rows(rows, indices(ids[places] - run.first_row, device), target, indices(places, device))
             return
         units, which = np.unique(ids[places] // table.unit_rows, return_inverse=True)
         rows = self._unit_rows(table, self._units(run, units, device))
-        put_rows(rows, which * table.unit_rows + ids[places] % table.unit_rows, target, places)
+        chosen = which * table.unit_rows + ids[places] % table.unit_rows
+        put_rows(rows, indices(chosen, device), target, indices(places, device))
 
     def _unit_rows(self, table: PagedTensor, encoded: torch.Tensor) -> torch.Tensor:
         """The rows of units, uint8 [n, unit_nbytes]: [n * unit_rows, columns]."""

@@ -12,7 +12,8 @@ CPU = torch.device("cpu")
 
 
 def cut(stop_page: int) -> TileCut:
-    return TileCut.of(4, [(Rectangle("device", "kv", 0, 2, 0, stop_page), True)], range(0))
+    parts = [(Rectangle("device", "kv", 0, 2, 0, stop_page), True)]
+    return TileCut.of(num_kv_heads=2, page_tokens=4, parts=parts, tail_rows=range(0))
 
 
 def rows(context: int) -> tuple[RowStep, ...]:

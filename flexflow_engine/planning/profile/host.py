@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
@@ -137,7 +136,7 @@ def _step(index: int) -> Step:
 def _gather_row_s(bench: Bench, sizes: Sizes) -> float:
     """As the runtime puts rows that it has read from a far tier to their places."""
     rows, target = (torch.zeros((FAR_LOOK_UP_ROWS, sizes.features), dtype=bench.torch_dtype) for _ in range(2))
-    places = np.arange(FAR_LOOK_UP_ROWS)
+    places = torch.arange(FAR_LOOK_UP_ROWS)
 
     def look_up() -> None:
         put_rows(rows, places, target, places)
