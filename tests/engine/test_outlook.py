@@ -23,7 +23,7 @@ def planner(*, rows: int, budget_bytes: int = 64 * MIB) -> Planner:
     """One new token after the prompt's, over a link that nothing is as slow as."""
     codec = NoneCodec()
     return Planner(
-        model=opt(),
+        model=opt(num_hidden_layers=16),
         codecs=Codecs(codec, codec, codec),
         workload=WorkloadShape((PROMPT_TOKENS,) * rows, 2),
         tiers=describe_tiers(DEVICE_FAR, {"device": budget_bytes, "far": 64 * MIB}),
@@ -78,4 +78,5 @@ def test_rows_double_where_weights_are_what_a_step_waits_for() -> None:
     asked = planner(rows=4, budget_bytes=least // 2 + 1)
     rounds = 2 * seconds(asked, before)
     assert gain_of_the_budget(asked, before) == pytest.approx(rounds / seconds(asked, twice) - 1)
-    assert gain_of_the_budget(replace(asked, workload=WorkloadShape((PROMPT_TOKENS,) * 2, 2)), before) == 0.0
+    no_more_prompts = replace(asked, workload=WorkloadShape((PROMPT_TOKENS,) * 2, 2))
+    assert gain_of_the_budget(no_more_prompts, before) < 0.1, "what moves up is a page or two"
