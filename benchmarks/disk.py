@@ -40,9 +40,11 @@ from flexflow_tiers.pinned import PinnedTier
 from flexflow_tiers.zarr import ZarrOptions, ZarrTier
 
 MIB = 2**20
-ROUND_NBYTES = 256 * MIB
+ROUND_NBYTES = 576 * MIB
+"""As many requests of every size for each of two and of three threads."""
 ROUNDS = 3
 BUDGET_BYTES = 2**40
+HUGE_NBYTES = 2 * MIB
 
 Request = Callable[[int, HostBytes], None]
 """Moves the bytes of request number i from or to a slot."""
@@ -283,8 +285,8 @@ def _cpu_seconds() -> float:
 
 
 def _memory(nbytes: int) -> HostBytes:
-    """Such as a tier's regions are in, and touched."""
-    memory = populated_bytes(nbytes)
+    """Such as a tier's regions are in, touched, and in huge pages to its end."""
+    memory = populated_bytes(nbytes + -nbytes % HUGE_NBYTES)[:nbytes]
     memory.fill(1)
     return memory
 

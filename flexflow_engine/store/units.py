@@ -12,6 +12,8 @@ gathered   ... | unit | crc32c | ... | unit | crc32c | ...   single units, as ma
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,7 +109,8 @@ def _gather_blocks(shard: ShardFile, file: OpenFile, units: NDArray[np.int64], o
 
 
 def _read_through(shard: ShardFile, file: OpenFile, first: int, units: HostBytes) -> None:
-    step = fetch_nbytes(file) // shard.stride
+    most = fetch_nbytes(file) // shard.stride
+    step = ceil(len(units) / ceil(len(units) / most))  # no small request behind large ones
     for start in range(0, len(units), step):
         some = units[start : start + step]
         found = fetch(shard, file, (first + start) * shard.stride, len(some) * shard.stride)
