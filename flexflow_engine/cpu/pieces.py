@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.cpu.jit import kernel
-from flexflow_engine.cpu.pointers import call_checksum
+from flexflow_engine.cpu.pointers import call_checksum, pointer
 
 _pread: Any = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uintp, types.int64))
 
@@ -44,3 +44,22 @@ def checksums(function: int, address: int, step: int, nbytes: int, out: NDArray[
     """By the C function at address `function`: of len(out) pieces of `nbytes` each, one every `step` bytes."""
     for i in range(len(out)):
         out[i] = call_checksum(function, address + i * step, nbytes)
+
+
+@kernel
+def take_units(function: int, address: int, step: int, starts: NDArray[np.int64], out: HostBytes) -> int:
+    """Units, each followed by its checksum, into the rows of `out`, uint8 [n, nbytes]: unit i from address + i * step +
+    starts[i]. How many of the first ones match their checksum by the C function at address `function`; the next one
+    does not.
+    """
+    nbytes = out.shape[1]
+    for i in range(len(out)):
+        unit, row = pointer(address + i * step + starts[i], out), out[i]
+        for j in range(nbytes):
+            row[j] = unit[j]
+        stored = np.uint32(0)
+        for j in range(4):
+            stored |= np.uint32(unit[nbytes + j]) << np.uint32(8 * j)
+        if call_checksum(function, row.ctypes.data, nbytes) != stored:
+            return i
+    return len(out)

@@ -4,7 +4,7 @@ Direct I/O moves whole blocks of a file from and to aligned memory. What does no
 or in memory, and what is compressed, goes through a buffer: one for each thread at work, of one size, made once. Where
 direct I/O is refused the same code moves the same blocks through the page cache.
 
-Changing state of `Access`: `_idle`, the buffers that nobody has borrowed.
+Changing state of `Access`: `_idle`, the buffers that nobody has borrowed; `_reading`, how many more reads may begin.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 from flexflow_engine.abc.tier import HostBytes
@@ -24,6 +25,10 @@ from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import BLOCK_NBYTES
 
 BUFFER_NBYTES = 4 * 2**20
+READS_AT_ONCE = 2
+"""At the disk, of however many threads: a virtual disk gave 3.8 GB/s to two requests at all times, and 3.5 to three
+threads whose requests come and go, because each of them checks what it has read.
+"""
 _REFUSALS = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
@@ -54,6 +59,8 @@ class OpenFile:
     mode: Mode
     buffer: HostBytes
     """uint8 [whole blocks], block-aligned; the borrower's alone."""
+    reading: AbstractContextManager[Any]
+    """To be held while the disk reads."""
 
 
 class Access:
@@ -65,6 +72,7 @@ class Access:
         self._buffer_nbytes = buffer_nbytes
         self._descriptors = Descriptors()
         self._idle: list[HostBytes] = []
+        self._reading = BoundedSemaphore(READS_AT_ONCE)
 
     @classmethod
     def tried_on(cls, sample: Path) -> Access:
@@ -100,7 +108,7 @@ class Access:
         except IndexError:  # as many as there are threads at work at once
             buffer = populated_bytes(self._buffer_nbytes)
         try:
-            yield OpenFile(descriptor, self.mode, buffer)
+            yield OpenFile(descriptor, self.mode, buffer, self._reading)
         finally:
             self._idle.append(buffer)
 

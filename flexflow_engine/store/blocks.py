@@ -18,7 +18,7 @@ def read_into(shard: ShardFile, file: OpenFile, offset: int, buffers: list[HostB
     """
     done = 0
     while done < needed:
-        with reporting(shard.path):
+        with reporting(shard.path), file.reading:
             moved = os.preadv(file.descriptor, _behind(buffers, done), offset + done)
         done += moved
         if done < needed and (moved == 0 or done % BLOCK_NBYTES):  # what is left of a block is the file's end

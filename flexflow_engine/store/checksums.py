@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HostBytes
-from flexflow_engine.store.shard import ShardFile
+from flexflow_engine.errors import CorruptDataError
+from flexflow_engine.store.shard import CHECKSUM_NBYTES, ShardFile
 
 
 def checksums_of(units: HostBytes) -> NDArray[np.uint32]:
@@ -49,4 +50,41 @@ def verify(shard: ShardFile, numbers: Sequence[int], units: HostBytes, stored: N
     """
     damaged = np.flatnonzero(checksums_of(units) != stored)
     if len(damaged):
-        raise shard.corrupt(f"unit {numbers[int(damaged[0])]} of {shard.name} does not match its checksum")
+        raise _corrupt(shard, numbers[int(damaged[0])])
+
+
+def take(
+    shard: ShardFile, numbers: Sequence[int], places: HostBytes, starts: NDArray[np.int64], out: HostBytes
+) -> None:
+    """Copy units out of where they were read to, and raise CorruptDataError when one is not what was stored.
+
+    places: uint8 [count, n]; unit i of these numbers begins at byte starts[i] of row i, and its checksum follows it.
+    out: uint8 [count, unit_nbytes].
+    """
+    function = _library_function()
+    if function is None:
+        stored = np.empty((len(out), CHECKSUM_NBYTES), np.uint8)
+        for place, start, into, checksum in zip(places, starts.tolist(), out, stored, strict=True):
+            into[:], checksum[:] = np.split(place[start : start + shard.stride], [shard.unit_nbytes])
+        verify(shard, numbers, out, stored.view("<u4").reshape(-1))
+        return
+    from flexflow_engine.cpu.pieces import take_units  # noqa: PLC0415  # as above
+
+    assert (places.shape[0], out.shape[1]) == (len(out), shard.unit_nbytes), (places.shape, out.shape)
+    assert (starts + shard.stride <= places.shape[1]).all(), (starts, places.shape)
+    matching = take_units(function, places.ctypes.data, places.strides[0], starts, out)
+    if matching < len(out):
+        raise _corrupt(shard, numbers[matching])
+
+
+def load_kernels() -> None:
+    """Load or compile what is called here."""
+    checksums_of(np.zeros((1, 1), np.uint8))
+    if (function := _library_function()) is not None:
+        from flexflow_engine.cpu.pieces import take_units  # noqa: PLC0415  # as above
+
+        take_units(function, 0, 0, np.empty(0, np.int64), np.empty((0, 1), np.uint8))
+
+
+def _corrupt(shard: ShardFile, number: int) -> CorruptDataError:
+    return shard.corrupt(f"unit {number} of {shard.name} does not match its checksum")

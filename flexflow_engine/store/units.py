@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.store.access import OpenFile
 from flexflow_engine.store.blocks import fetch, fetch_nbytes, read_into, write_from
-from flexflow_engine.store.checksums import checksums_of, verify
+from flexflow_engine.store.checksums import checksums_of, take, verify
+from flexflow_engine.store.checksums import load_kernels as load_checking
 from flexflow_engine.store.shard import BLOCK_NBYTES, CHECKSUM_NBYTES, ShardFile, round_up
 
 _UNITS_PER_CALL = 512
@@ -59,7 +60,7 @@ def load_kernels() -> None:
     """Load or compile what is called here: half a second that should be no part of a run."""
     from flexflow_engine.cpu.pieces import read_pieces  # noqa: PLC0415  # as below
 
-    checksums_of(np.zeros((1, 1), np.uint8))
+    load_checking()
     nothing = np.empty(0, np.int64)
     read_pieces(-1, nothing, nothing, 0, 0)
 
@@ -102,10 +103,7 @@ def _gather_blocks(shard: ShardFile, file: OpenFile, units: NDArray[np.int64], o
             needed = int(skipped[done]) + shard.stride
             read_into(shard, file, int(offsets[done]), [places[done, : nbytes[done]]], needed)
             done += 1
-    checksums = np.empty((len(units), CHECKSUM_NBYTES), np.uint8)
-    for place, start, into, checksum in zip(places, skipped.tolist(), out, checksums, strict=True):
-        into[:], checksum[:] = np.split(place[start : start + shard.stride], [shard.unit_nbytes])
-    verify(shard, units.tolist(), out, _stored(checksums))
+    take(shard, units.tolist(), places, skipped, out)
 
 
 def _read_through(shard: ShardFile, file: OpenFile, first: int, units: HostBytes) -> None:
@@ -114,10 +112,8 @@ def _read_through(shard: ShardFile, file: OpenFile, first: int, units: HostBytes
     for start in range(0, len(units), step):
         some = units[start : start + step]
         found = fetch(shard, file, (first + start) * shard.stride, len(some) * shard.stride)
-        found = found.reshape(len(some), shard.stride)
-        np.copyto(some, found[:, : shard.unit_nbytes])
         numbers = range(first + start, first + start + len(some))
-        verify(shard, numbers, some, _stored(found[:, shard.unit_nbytes :]))
+        take(shard, numbers, found.reshape(len(some), shard.stride), np.zeros(len(some), np.int64), some)
 
 
 def _read_in_pieces(shard: ShardFile, file: OpenFile, unit: int, out: HostBytes) -> None:

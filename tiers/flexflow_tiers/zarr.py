@@ -47,7 +47,7 @@ class ZarrTier(Tier):
     name: ClassVar[str] = "zarr"
     Options: ClassVar[type[Any]] = ZarrOptions
     reads_store: ClassVar[bool] = True
-    read_concurrency: ClassVar[int] = 3  # two read while one checks what it has read
+    read_concurrency: ClassVar[int] = 3  # READS_AT_ONCE, and one that checks what it has read
     write_concurrency: ClassVar[int] = 2
 
     def __init__(self, *, label: str, budget_bytes: int, options: ZarrOptions) -> None:
