@@ -41,7 +41,7 @@ from flexflow_tiers.zarr import ZarrOptions, ZarrTier
 
 MIB = 2**20
 ROUND_NBYTES = 576 * MIB
-"""As many requests of every size for each of two and of three threads."""
+"""About so many bytes, in as many requests for each thread, of two or of three."""
 ROUNDS = 3
 BUDGET_BYTES = 2**40
 HUGE_NBYTES = 2 * MIB
@@ -66,7 +66,7 @@ class Kind:
     @property
     def requests(self) -> int:
         """In one round."""
-        return ROUND_NBYTES // self.request_nbytes
+        return ROUND_NBYTES // self.request_nbytes // 6 * 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +285,7 @@ def _cpu_seconds() -> float:
 
 
 def _memory(nbytes: int) -> HostBytes:
-    """Such as a tier's regions are in, touched, and in huge pages to its end."""
+    """Touched, and in huge pages as far as the system gives them: as what lies in the midst of a tier's regions."""
     memory = populated_bytes(nbytes + -nbytes % HUGE_NBYTES)[:nbytes]
     memory.fill(1)
     return memory

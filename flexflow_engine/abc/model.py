@@ -126,7 +126,7 @@ class Model(ABC):
     def attention_inputs(
         self, weights: LayerWeights, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """hidden [N, hidden_size] -> q [N, num_heads, head_dim], k and v [N, num_kv_heads, head_dim].
+        """hidden [N, hidden_size] -> q [N, num_heads, head_dim], k and v [N, num_kv_heads, head_dim], in its dtype.
 
         hidden must not be changed.
         """

@@ -70,7 +70,7 @@ class PlainRows:
 
 
 class HostProducts:
-    """Products by some threads, one at a time.
+    """Products by some threads, the engine's or torch's own, one at a time.
 
     Changing state: `_room`, memory for the parts of all threads, and `_results`, memory for results; both are kept from
     product to product: fresh memory is slow to touch.
@@ -90,15 +90,23 @@ class HostProducts:
     def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
         dtype = self._dtype_of(x, matrix)
-        if dtype == matrix.dtype and is_short(len(x), matrix.out_features, x.shape[1]):
-            with torch_team(self._workers.threads):
-                return F.linear(x, matrix.part(0, matrix.out_features, None), bias)
         output = self._results.empty((len(x), matrix.out_features), x.dtype)
+        if x.dtype == dtype == matrix.dtype and is_short(len(x), matrix.out_features, x.shape[1]):
+            return self._in_a_team(x, matrix, bias, output)
         shares = shared_rows(matrix.out_features, x.shape[1], self._workers.threads)
         rooms = self._rooms(shares, x.shape[1], dtype) if matrix.dtype != dtype else None
         for tokens, target in zip(x.split(WIDENED_TOKENS), output.split(WIDENED_TOKENS), strict=True):
             self._multiply(tokens.to(dtype), matrix, bias, target, shares, rooms)
         return output
+
+    def _in_a_team(
+        self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None, output: torch.Tensor
+    ) -> torch.Tensor:
+        weight = matrix.part(0, matrix.out_features, None).T
+        with torch_team(self._workers.threads):
+            if bias is None:
+                return torch.mm(x, weight, out=output)
+            return torch.addmm(bias.to(x.dtype), x, weight, out=output)
 
     def forget_results(self) -> None:
         """Give back what is kept for the next ones: other memory is needed now."""

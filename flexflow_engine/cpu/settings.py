@@ -18,13 +18,14 @@ T = TypeVar("T")
 class _Held(Generic[T]):
     """A setting of the whole process that several may hold to a value, and leave in any order; the last gives it back.
 
-    changing state, guarded by a lock    _before, what it was before the first of those who hold it, once for each
+    changing state, guarded by a lock    _before, what it was before the first of those who hold it, and to what they
+                                         hold it, once for each
     """
 
     def __init__(self, get: Callable[[], T], put: Callable[[T], object]) -> None:
         self._get, self._put = get, put
         self._lock = Lock()
-        self._before: list[T] = []
+        self._before: list[tuple[T, T]] = []
 
     def usual(self) -> T:
         """What it is where nobody holds it."""
@@ -34,18 +35,23 @@ class _Held(Generic[T]):
     @contextmanager
     def hold(self, value: T) -> Iterator[None]:
         with self._lock:
-            self._before.append(self._usual())
+            self._before.append((self._usual(), value))
             self._put(value)
         try:
             yield
         finally:
             with self._lock:
-                before = self._before.pop()
+                before, _ = self._before.pop()
                 if not self._before:
                     self._put(before)
 
+    def take_over(self) -> None:
+        """Of a setting that every thread has for itself: in this one what it is held to, or what it is."""
+        with self._lock:
+            self._put(self._before[-1][1] if self._before else self._get())
+
     def _usual(self) -> T:
-        return self._before[0] if self._before else self._get()
+        return self._before[0][0] if self._before else self._get()
 
 
 _THREADS = _Held(torch.get_num_threads, torch.set_num_threads)
@@ -79,10 +85,18 @@ def one_torch_thread() -> AbstractContextManager[None]:
     return _THREADS.hold(1)
 
 
+def take_over_torch_threads() -> None:
+    """Have torch, and libraries that it calls, keep to its number of threads in this thread, which has just begun. A
+    thread learns it when it first asks for it; until then a BLAS starts a team of its own in it, and two such teams
+    hinder each other.
+    """
+    _THREADS.take_over()
+
+
 @contextmanager
 def torch_team(threads: int) -> Iterator[None]:
-    """Have torch share what this thread computes among so many of its own threads, within `one_torch_thread`. Threads
-    that have begun (`workers.take_over_torch_threads`) keep to one.
+    """Have torch share what this thread computes among so many of its own threads, within `one_torch_thread`. Other
+    threads keep to one, if they have taken that over.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -1,7 +1,8 @@
 """Threads that share the work of one kernel call, or of one product.
 
 Numba's own threads are not used: its default layer may not be entered from two threads at once, and lanes do. Nor are
-torch's, which split work evenly and wait for each other: where something else takes a core for a while, all of them do.
+torch's, but for short products (`cpu.matmul`): they split work evenly and wait for each other, and where something else
+takes a core for a while, all of them do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager, ExitStack
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from flexflow_engine.cpu.settings import torch_threads
+from flexflow_engine.cpu.settings import take_over_torch_threads, torch_threads
 
 
 class Workers:
@@ -84,10 +85,3 @@ def _as_in_the_caller(modes: Sequence[AbstractContextManager[object]], work: Cal
         for mode in modes:
             stack.enter_context(mode)
         work(part)
-
-
-def take_over_torch_threads() -> None:
-    """Have libraries that torch calls in this thread keep to torch's number of threads. A thread learns it when it
-    first asks for it; until then a BLAS starts a team of its own in it, and two such teams hinder each other.
-    """
-    torch.get_num_threads()

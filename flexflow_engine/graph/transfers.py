@@ -1,4 +1,8 @@
-"""Emits the tasks of one transfer: one task where the host addresses either end, else two through a staging slot."""
+"""Emits the tasks of one transfer: one task where the host addresses either end, else two through a staging slot.
+
+What several threads of a lane can load is several tasks: a GPU batch's cache would keep one of them busy, and the
+others would have nothing to do.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ from flexflow_engine.graph.lanes import read_lane, write_lane
 from flexflow_engine.graph.task import Copy, Move, Tile
 from flexflow_engine.placement.layout import STAGING_SLOTS, Layout
 from flexflow_engine.placement.span import Span
+
+SHARE_NBYTES = 16 * 2**20
+"""That one of several tasks loads at most: as much as the largest page of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +40,20 @@ class Transfer:
         """Bytes that go over the far tier's link."""
         return self.nbytes if self.read_nbytes is None else self.read_nbytes
 
+    @property
+    def is_divisible(self) -> bool:
+        """Whether both ends have the same units. A page of weights goes to bytes."""
+        return self.source.count == self.target.count
+
     def split(self, max_nbytes: int) -> Iterator[Transfer]:
-        """The same in parts of whole units of at most `max_nbytes`; both ends must have the same units then."""
+        """The same in parts of whole units of at most `max_nbytes`, if there is more; it must be divisible then."""
         far_units = min(self.source.count, self.target.count)
         if far_units * self.unit_nbytes <= max_nbytes:
             yield self
             return
         assert self.read_nbytes is None, "a page of weights fits a staging slot"
-        step = max_nbytes // self.unit_nbytes
-        assert self.source.count == self.target.count, "only spans of equal units are split"
+        step = max(1, max_nbytes // self.unit_nbytes)
+        assert self.is_divisible, "only spans of equal units are split"
         for first in range(0, far_units, step):
             count = min(step, far_units - first)
             yield Transfer(_part(self.source, first, count), _part(self.target, first, count), self.unit_nbytes)
@@ -58,17 +70,18 @@ class Transfers:
         """From one far tier into `adds`, a location of the near tier that was begun."""
         far = transfers[0].source.tier
         if not self._layout.is_staged(far, transfers[0].target.tier):
-            moves = tuple(Move(t.source, t.target) for t in transfers)
-            self._builder.add(
-                name=f"load {name}",
-                kind="load",
-                tile=tile,
-                lane=read_lane(far),
-                operation=Copy(far, moves),
-                reads=reads,
-                adds=[adds],
-                nbytes=_nbytes(transfers),
-            )
+            shares = self._shares(transfers)
+            for index, share in enumerate(shares):
+                self._builder.add(
+                    name=f"load {name}" if len(shares) == 1 else f"load {name}.{index}",
+                    kind="load",
+                    tile=tile,
+                    lane=read_lane(far),
+                    operation=Copy(far, tuple(Move(t.source, t.target) for t in share)),
+                    reads=reads,
+                    adds=[adds],
+                    nbytes=_nbytes(share),
+                )
             return
         for index, (staging, part) in enumerate(self._staged(transfers)):
             slot = self._staging_span(staging, part)
@@ -132,6 +145,13 @@ class Transfers:
                 adds=[writes],
                 nbytes=slot.count,
             )
+
+    def _shares(self, transfers: Sequence[Transfer]) -> list[Sequence[Transfer]]:
+        """What one task loads each: all of it where one thread loads from the tier, or where it is little."""
+        far = self._layout.tier(transfers[0].source.tier)
+        if far.read_concurrency == 1 or _nbytes(transfers) <= SHARE_NBYTES:
+            return [transfers]
+        return [[part] for t in transfers for part in (t.split(SHARE_NBYTES) if t.is_divisible else [t])]
 
     def _staged(self, transfers: Sequence[Transfer]) -> Iterator[tuple[str, Transfer]]:
         for transfer in transfers:

@@ -18,7 +18,7 @@ from flexflow_engine.abc.model import Model, Role, TensorSpec
 from flexflow_engine.errors import PluginError
 
 MAX_PAGE_NBYTES = 16 * 2**20
-"""Of a page as it is stored."""
+"""Of a page as it is encoded; of a table's, before."""
 PAGES_PER_LAYER = 8
 """A layer is cut at least this finely, so that a few percent of a small model can be placed too. More would be smaller
 requests: beside products on 2 cores a disk of 3.8 GB/s gave 2.4 in requests of 4 MiB, and 3.0 of 8 and of 16.
@@ -78,11 +78,27 @@ def paged_tensors(model: Model, codec: Codec, small_codec: Codec) -> tuple[Paged
     """The cut of every parameter of `model`: matrices encoded by `codec`, tables by its `for_table`, small ones by
     `small_codec`. Raises PluginError where a codec has one for tables that is not of its kind.
     """
-    codecs: dict[Role, Codec] = {"matrix": codec, "table": _table_codec(codec, model.dtype), "small": small_codec}
-    return tuple(
-        _whole(spec, model, codecs[spec.role]) if spec.role == "small" else _paged(spec, model, codecs[spec.role])
-        for spec in model.tensors()
-    )
+    table_codec, dtype = _table_codec(codec, model.dtype), model.dtype
+
+    def encoded_nbytes(shape: tuple[int, ...]) -> int:
+        return codec.encoded_nbytes(shape, dtype)
+
+    def plain_nbytes(shape: tuple[int, ...]) -> int:
+        return prod(shape) * ITEM_NBYTES[dtype]
+
+    matrix_page, table_page = (_page_nbytes(model, nbytes) for nbytes in (encoded_nbytes, plain_nbytes))
+    paged = []
+    for spec in model.tensors():
+        if spec.role == "small":
+            paged.append(_whole(spec, model, small_codec))
+        elif spec.role == "table":  # cut alike whatever it is encoded by: stores share what they can of it
+            page_rows = _page_rows(spec, plain_nbytes(spec.shape), table_page)
+            unit_rows = ceil(MIN_UNIT_NBYTES / plain_nbytes(spec.shape[1:]))
+            paged.append(_in_pages(spec, model, table_codec, page_rows, unit_rows))
+        else:
+            page_rows = _page_rows(spec, encoded_nbytes(spec.shape), matrix_page)
+            paged.append(_in_pages(spec, model, codec, page_rows, page_rows))
+    return tuple(paged)
 
 
 def _table_codec(codec: Codec, dtype: DType) -> Codec:
@@ -100,44 +116,34 @@ def _kind(codec: Codec, dtype: DType) -> tuple[bool, bool, Compressor | None]:
     return codec.keeps_bytes, codec.decodes_in_kernels, codec.compressor(dtype) if codec.compresses else None
 
 
-def _num_pages(spec: TensorSpec, model: Model, codec: Codec) -> int:
-    """That a matrix is cut into. A table is cut alike whatever it is encoded by: stores share what they can of it."""
-
-    def nbytes(shape: tuple[int, ...]) -> int:
-        return (
-            prod(shape) * ITEM_NBYTES[model.dtype] if spec.role == "table" else codec.encoded_nbytes(shape, model.dtype)
-        )
-
-    page_nbytes = min(MAX_PAGE_NBYTES, _largest_decoder(model, nbytes) // PAGES_PER_LAYER)
-    return min(spec.shape[0], ceil(nbytes(spec.shape) / page_nbytes))
-
-
-def _largest_decoder(model: Model, nbytes: Callable[[tuple[int, ...]], int]) -> int:
-    """Bytes of the matrices of the largest decoder layer. nbytes: of a matrix of a shape."""
+def _page_nbytes(model: Model, nbytes: Callable[[tuple[int, ...]], int]) -> int:
+    """What a page has at most. nbytes: of a matrix of a shape."""
     shapes = {spec.name: spec.shape for spec in model.tensors()}
-    return max(
+    largest = max(
         sum(nbytes(shapes[name]) for name in layer.matrices.values())
         for layer in model.layers()
         if layer.kind == "decoder"
     )
+    return min(MAX_PAGE_NBYTES, largest // PAGES_PER_LAYER)
 
 
-def _paged(spec: TensorSpec, model: Model, codec: Codec) -> PagedTensor:
-    rows, columns = spec.shape
-    page_rows = ceil(
-        rows / _num_pages(spec, model, codec)
-    )  # even pages: the last one, stored whole, pads next to nothing
-    unit_rows = page_rows
-    if spec.role == "table":
-        unit_rows = min(page_rows, ceil(MIN_UNIT_NBYTES / (columns * ITEM_NBYTES[model.dtype])))
-        page_rows += -page_rows % unit_rows
+def _page_rows(spec: TensorSpec, nbytes: int, page_nbytes: int) -> int:
+    """Of a tensor of so many bytes, in even pages: the last one, stored whole, pads next to nothing."""
+    rows = spec.shape[0]
+    num_pages = ceil(rows / max(1, page_nbytes * rows // nbytes))
+    return ceil(rows / num_pages)
+
+
+def _in_pages(spec: TensorSpec, model: Model, codec: Codec, page_rows: int, unit_rows: int) -> PagedTensor:
+    """Pages are of whole units."""
+    unit_rows = min(page_rows, unit_rows)
     return PagedTensor(
         name=spec.name,
         shape=spec.shape,
         role=spec.role,
-        page_rows=page_rows,
+        page_rows=page_rows + -page_rows % unit_rows,
         unit_rows=unit_rows,
-        unit_nbytes=codec.encoded_nbytes((unit_rows, columns), model.dtype),
+        unit_nbytes=codec.encoded_nbytes((unit_rows, spec.shape[1]), model.dtype),
         codec=codec,
     )
 

@@ -25,7 +25,7 @@ from typing import NoReturn
 import torch
 
 from flexflow_engine.abc.tier import Completion, LaneContext
-from flexflow_engine.cpu.workers import take_over_torch_threads
+from flexflow_engine.cpu.settings import take_over_torch_threads
 from flexflow_engine.errors import StalledError, TaskError
 from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.task import HOST_OPERATIONS, TOKENS_LANE, Task

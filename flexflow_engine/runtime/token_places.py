@@ -65,7 +65,7 @@ class Scatter:
     def write(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """source [rows, num_kv_heads, head_dim] into the pages of `target`, whole, as they lie in memory."""
         head_dim = target.shape[-1]
-        put_rows(source.reshape(-1, head_dim), self.which, target.view(-1, head_dim), self.places)
+        put_rows(source.contiguous().view(-1, head_dim), self.which, target.view(-1, head_dim), self.places)
 
 
 class TokenPlaces:

@@ -70,8 +70,11 @@ def take(
         return
     from flexflow_engine.cpu.pieces import take_units  # noqa: PLC0415  # as above
 
-    assert (places.shape[0], out.shape[1]) == (len(out), shard.unit_nbytes), (places.shape, out.shape)
-    assert (starts + shard.stride <= places.shape[1]).all(), (starts, places.shape)
+    assert len(places) == len(starts) == len(out), (places.shape, starts.shape, out.shape)
+    assert out.shape[1] == shard.unit_nbytes, (out.shape, shard.unit_nbytes)
+    assert places.strides[1] == 1, places.strides
+    assert out.flags.c_contiguous
+    assert ((starts >= 0) & (starts + shard.stride <= places.shape[1])).all(), (starts, places.shape)
     matching = take_units(function, places.ctypes.data, places.strides[0], starts, out)
     if matching < len(out):
         raise _corrupt(shard, numbers[matching])

@@ -98,7 +98,8 @@ def _gather_blocks(shard: ShardFile, file: OpenFile, units: NDArray[np.int64], o
     done = 0
     while done < len(units):
         address = places[done:].ctypes.data
-        done += read_pieces(file.descriptor, offsets[done:], nbytes[done:], address, step)
+        with file.reading:
+            done += read_pieces(file.descriptor, offsets[done:], nbytes[done:], address, step)
         if done < len(units):  # the file may end within the block of its last unit
             needed = int(skipped[done]) + shard.stride
             read_into(shard, file, int(offsets[done]), [places[done, : nbytes[done]]], needed)
@@ -108,7 +109,7 @@ def _gather_blocks(shard: ShardFile, file: OpenFile, units: NDArray[np.int64], o
 
 def _read_through(shard: ShardFile, file: OpenFile, first: int, units: HostBytes) -> None:
     most = fetch_nbytes(file) // shard.stride
-    step = ceil(len(units) / ceil(len(units) / most))  # no small request behind large ones
+    step = max(1, ceil(len(units) / max(1, ceil(len(units) / most))))  # no small request behind large ones
     for start in range(0, len(units), step):
         some = units[start : start + step]
         found = fetch(shard, file, (first + start) * shard.stride, len(some) * shard.stride)

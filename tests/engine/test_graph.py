@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexflow_engine.abc.tier import Tier
+from flexflow_engine.graph import transfers
 from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.lanes import lane_widths
@@ -180,6 +181,28 @@ def test_a_step_is_legal_without_the_steps_before_it() -> None:
     layout = all_far()
     for graph in steps_of(layout):
         check([graph], layout)
+
+
+def test_what_several_threads_can_load_of_a_tiles_cache_is_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = all_far()
+    whole = steps_of(layout)[2]
+    monkeypatch.setattr(transfers, "SHARE_NBYTES", 2 * layout.kv.page_nbytes)
+    graphs = steps_of(layout)
+    check(graphs, layout)
+    (load,) = find(whole, kind="load", layer=2, gpu_batch=1, name="load kv")
+    loads = find(graphs[2], kind="load", layer=2, gpu_batch=1, name="load kv")
+    assert [task.nbytes for task in loads] == [2 * layout.kv.page_nbytes] * 4
+    assert sorted(units for task in loads for units in moved_units(task)) == sorted(moved_units(load))
+
+
+def moved_units(task: Task) -> list[tuple[str, int, int]]:
+    """Region of each unit that a copy moves, its place there, and where it comes to."""
+    assert isinstance(task.operation, Copy)
+    return [
+        (move.source.region, move.source.first + n, move.target.first + n)
+        for move in task.operation.moves
+        for n in range(move.source.count)
+    ]
 
 
 def test_a_decode_step_stores_only_the_pages_that_it_filled() -> None:

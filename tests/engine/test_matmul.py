@@ -10,15 +10,24 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexflow_engine.cpu import arena
+from flexflow_engine.cpu import arena, widening
 from flexflow_engine.cpu.matmul import HostProducts, PlainRows, is_emulated
 from flexflow_engine.cpu.widening import WIDENED_FROM, product_nbytes, shared_rows
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.testing.allocations import PeakAllocations
 
+
+@pytest.fixture(params=["by the engine's threads", "by torch's"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short products by whatever threads share long ones, and as they are."""
+    if request.param == "by the engine's threads":
+        monkeypatch.setattr(widening, "_SHORT", 0)
+
+
 SHAPES = [(1, 7, 5), (WIDENED_FROM - 1, 64, 64), (WIDENED_FROM, 64, 3000), (1100, 96, 1500), (40, 5000, 300)]
 
 
+@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("float32_from", [None, 1, WIDENED_FROM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
@@ -38,6 +47,7 @@ def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape
         assert ((product.double() - expected).abs() <= rounding + torch.finfo(dtype).eps * bias.abs()).all()
 
 
+@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("kept_nbytes", [0, 1000, 2**30])
 def test_results_stay_as_they_are_while_anybody_holds_them(
     workers: Workers, kept_nbytes: int, monkeypatch: pytest.MonkeyPatch
@@ -54,6 +64,12 @@ def test_results_stay_as_they_are_while_anybody_holds_them(
     held.append((products.linear(torch.ones(20, 64), PlainRows(torch.ones(300, 64))), torch.full((20, 300), 64.0)))
     for product, expected in held:
         torch.testing.assert_close(product, expected)
+
+
+def test_a_short_product_takes_a_bias_of_another_format(workers: Workers) -> None:
+    x, weight, bias = torch.ones(3, 8), torch.ones(4, 8), torch.ones(4, dtype=torch.bfloat16)
+    product = HostProducts(workers, torch.float32, None, kept_nbytes=0).linear(x, PlainRows(weight), bias)
+    assert torch.equal(product, torch.full((3, 4), 9.0))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +105,7 @@ class WatchedRows(PlainRows):
         return super().part(first, stop, room)
 
 
+@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
 def test_nothing_is_allocated_beyond_what_is_counted(

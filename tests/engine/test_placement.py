@@ -12,13 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.policy import TENSOR_CLASSES, TensorClass
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.placement.kv import KVTile
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import allocations, memory_table, placed_bytes
+from flexflow_engine.placement.pages import MAX_PAGE_NBYTES, PAGES_PER_LAYER, paged_tensors
 from flexflow_engine.placement.weights import Run
-from flexflow_plugins.codecs.group_quant import GroupInt4Codec
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
+from flexflow_plugins.codecs.none import NoneCodec
+from flexflow_plugins.models.opt import OPTModel
 from harness import policy, random_prompts, run_job, save_opt
 from layouts import (
     DEVICE_FAR,
@@ -119,6 +123,27 @@ def test_pages_cover_every_tensor_without_gap_or_overlap(config: Mapping[str, An
         ordered = sorted(parts)
         assert [first for first, _ in ordered] == [0, *(stop for _, stop in ordered[:-1])], name
         assert ordered[-1][1] == dict(_large(config))[name]
+
+
+@pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec()], ids=lambda codec: codec.name)
+@pytest.mark.parametrize("size", ["125m", "1.3b", "175b"])
+def test_pages_are_sized_as_they_are_encoded(size: str, codec: Codec) -> None:
+    model = OPTModel(OPTModel.read_config(OPTModel.published()[f"facebook/opt-{size}"]), "float16")
+    tensors = {tensor.name: tensor for tensor in paged_tensors(model, codec, NoneCodec())}
+    layer = [tensor for name, tensor in tensors.items() if ".layers.1." in name and tensor.role == "matrix"]
+    bound = min(MAX_PAGE_NBYTES, sum(codec.encoded_nbytes(t.shape, "float16") for t in layer) // PAGES_PER_LAYER)
+    largest = max(tensor.unit_nbytes for tensor in layer)
+    assert bound / 2 < largest <= bound + 64, "no more than what a group is filled up with"
+
+
+def test_a_table_is_cut_alike_whatever_encodes_it() -> None:
+    cuts = {
+        (tensor.page_rows, tensor.unit_rows)
+        for codec in (NoneCodec(), GroupInt8Codec(), GroupInt4Codec())
+        for tensor in paged_tensors(opt(vocab_size=5000), codec, NoneCodec())
+        if tensor.role == "table"
+    }
+    assert len(cuts) == 1
 
 
 def _large(config: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 import torch
 
-from flexflow_engine.cpu.settings import SWITCH_SECONDS, one_torch_thread, quick_switches, standing_heap
+from flexflow_engine.cpu.settings import (
+    SWITCH_SECONDS,
+    one_torch_thread,
+    quick_switches,
+    standing_heap,
+    take_over_torch_threads,
+    torch_team,
+)
 from flexflow_engine.cpu.workers import Workers
 
 
@@ -29,6 +37,20 @@ def test_torch_gets_its_threads_back_in_whatever_order_they_are_left() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_team_is_the_calling_threads_alone() -> None:
+    """Threads that begin meanwhile keep to one: two teams would hinder each other."""
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=take_over_torch_threads) as threads, one_torch_thread():
+        with torch_team(3):
+            assert threads.submit(torch.get_num_threads).result() == 1
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 1
+        with pytest.raises(RuntimeError, match="shapes"), torch_team(3):
+            torch.mm(torch.ones(2, 3), torch.ones(2, 3))
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
 
 
 def test_switches_stay_quick_until_the_last_that_asked_for_them_leaves() -> None:

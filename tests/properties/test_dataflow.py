@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.policy import Policy
 from flexflow_engine.abc.tier import Tier
+from flexflow_engine.graph import transfers
 from flexflow_engine.runtime.executor import DataflowExecutor, Executor, SequentialExecutor
 from harness import random_prompts, run_job, save_opt
 from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, ISLAND_HOST_DISK, disk_setups, policies
@@ -65,14 +67,17 @@ class Job:
     classes=st.sampled_from([DEVICE_FAR, DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
     delays=st.integers(0, 2**32),
+    share_nbytes=st.sampled_from([1, transfers.SHARE_NBYTES]),
 )
-def test_dataflow_equals_sequential_bit_for_bit(
-    folder: Path, data: st.DataObject, classes: Classes, dtype: DType, delays: int
+def test_dataflow_equals_sequential_bit_for_bit(  # noqa: PLR0917  # a job is three of them
+    folder: Path, data: st.DataObject, classes: Classes, dtype: DType, delays: int, share_nbytes: int
 ) -> None:
+    """share_nbytes: with little of it every page of the cache is loaded by a task of its own."""
     job = Job(folder, data, classes, dtype)
     tokens, states = job.run(SequentialExecutor)
     assert states
-    delayed_tokens, delayed_states = job.run(DataflowExecutor, delays=delays)
+    with patch.object(transfers, "SHARE_NBYTES", share_nbytes):
+        delayed_tokens, delayed_states = job.run(DataflowExecutor, delays=delays)
     differing = [key for key, checksums in states.items() if delayed_states[key] != checksums]
     assert differing[:1] == []
     assert delayed_tokens == tokens

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
 
 from flexflow_engine.abc.tier import RegionSpec
 from flexflow_engine.errors import StorageError
-from flexflow_engine.store.access import BUFFERED, MODES, Access
+from flexflow_engine.store.access import BUFFERED, MODES, READS_AT_ONCE, Access
 from flexflow_engine.store.array import ArrayLayout
 from flexflow_engine.store.settling import UNSETTLED_NBYTES
 from flexflow_engine.store.shard import BLOCK_NBYTES
@@ -122,6 +126,28 @@ def test_there_are_as_many_buffers_as_borrowers_at_once_however_often_they_come(
     os.close(descriptor)
     assert len(seen) == 2
     assert {address % BLOCK_NBYTES for address in seen} == {0}
+
+
+def test_no_more_reads_are_at_the_disk_than_it_works_on_at_once_and_a_failed_one_makes_room(sample: Path) -> None:
+    access, descriptor = Access(BUFFERED), os.open(sample, os.O_RDONLY)
+    together, most, lock = 0, 0, Lock()
+
+    def read(number: int) -> None:
+        nonlocal together, most
+        with contextlib.suppress(OSError), access.using(descriptor) as file, file.reading:
+            with lock:
+                together += 1
+                most = max(most, together)
+            time.sleep(0.002)
+            with lock:
+                together -= 1
+            if number % 2:
+                raise OSError
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(read, range(24)))
+    os.close(descriptor)
+    assert most == READS_AT_ONCE
 
 
 def test_what_an_import_wrote_is_on_the_disk_and_not_in_the_page_cache(disk: Path) -> None:

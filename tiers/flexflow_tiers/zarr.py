@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, StoredTensor, Tier
 from flexflow_engine.errors import StorageError
-from flexflow_engine.store.access import Access
+from flexflow_engine.store.access import READS_AT_ONCE, Access
 from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.scratch import RunFolder, ScratchArray, scratch_nbytes
 from flexflow_engine.store.weights import StoredUnits
@@ -47,7 +47,7 @@ class ZarrTier(Tier):
     name: ClassVar[str] = "zarr"
     Options: ClassVar[type[Any]] = ZarrOptions
     reads_store: ClassVar[bool] = True
-    read_concurrency: ClassVar[int] = 3  # READS_AT_ONCE, and one that checks what it has read
+    read_concurrency: ClassVar[int] = READS_AT_ONCE + 1  # one checks what it has read
     write_concurrency: ClassVar[int] = 2
 
     def __init__(self, *, label: str, budget_bytes: int, options: ZarrOptions) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flexflow_engine.cpu.workers import take_over_torch_threads
+from flexflow_engine.cpu.settings import take_over_torch_threads
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ import torch
 from flexflow_engine.cpu.settings import torch_threads
 
 DISTRIBUTIONS = ("flexflow-engine", "torch", "numba", "numpy")
+MEASUREMENTS = 2
+"""Counted up where a run computes or reads otherwise than before, and what was measured then is worth nothing now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,11 @@ class Machine:
             threads=torch_threads(),
             memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
             gpus=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
-            versions=(platform.python_version(), *(f"{name} {version(name)}" for name in DISTRIBUTIONS)),
+            versions=(
+                f"measurements {MEASUREMENTS}",
+                platform.python_version(),
+                *(f"{name} {version(name)}" for name in DISTRIBUTIONS),
+            ),
         )
 
     @property
