@@ -25,6 +25,9 @@ from flexflow_engine.store.shard import ShardFile
 from flexflow_engine.store.units import write_units
 from flexflow_engine.store.weights import FIX
 
+_BLOCK_OF_STAT = 512
+"""Bytes, by POSIX."""
+
 
 class StoreWriter:
     """Writes the arrays of one store; what an earlier, interrupted writer finished is kept.
@@ -138,13 +141,24 @@ class StoreWriter:
 
 
 def missing_nbytes(path: Path, layouts: dict[str, ArrayLayout]) -> int:
-    """Bytes that writing the store at `path` will still take, checksums and indices included; before compression."""
-    return sum(
+    """Bytes that writing the store at `path` will still take, checksums and indices included; before compression. What
+    arrays of another layout give back, which are removed first, is counted off.
+    """
+    missing = sum(
         file.nbytes
         for name, layout in layouts.items()
         for file in (layout.page_file(path / name, page, name=name, fix=FIX) for page in range(layout.num_pages))
         if not _is_there(file, compressed=layout.compression is not None)
     )
+    outdated = (path / name for name, layout in layouts.items() if _layout_or_none(path / name) != layout)
+    return missing - sum(_own_nbytes(file) for folder in outdated for file in folder.rglob("*") if file.is_file())
+
+
+def _own_nbytes(file: Path) -> int:
+    """Bytes on the disk that are free once this file is removed: none where another store shares it."""
+    with reporting(file):
+        found = file.stat()
+    return found.st_blocks * _BLOCK_OF_STAT if found.st_nlink == 1 else 0
 
 
 def _is_there(file: ShardFile, *, compressed: bool) -> bool:

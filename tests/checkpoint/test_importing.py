@@ -36,8 +36,10 @@ from flexflow_engine.checkpoint.catalogue import list_stores, remove_store
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.errors import CheckpointError, CorruptDataError, PluginError, ProblemsError, StorageError
+from flexflow_engine.store.array import ArrayLayout, read_layout
 from flexflow_engine.store.header import FORMAT_VERSION
 from flexflow_engine.store.weights import WeightStore
+from flexflow_engine.store.writing import missing_nbytes
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupQuantCodec
 from flexflow_plugins.codecs.lossless import BloscCodec, ZstdCodec
 from flexflow_plugins.codecs.none import NoneCodec
@@ -215,6 +217,16 @@ def test_a_store_of_another_cut_is_made_anew(tmp_path: Path, folder: Path) -> No
         metadata.write_text(metadata.read_text().replace("[\n        64,", "[\n        128,"))
     with imported(opened(folder), tmp_path / "root") as store:
         assert torch.equal(stock(store, FC1), tensors()[FC1])
+
+
+def test_a_store_of_another_cut_needs_no_more_space_than_it_gives_back(tmp_path: Path, folder: Path) -> None:
+    with imported(opened(folder), tmp_path / "root") as store:
+        layout = read_layout(store.path / FC1)
+        other = ArrayLayout.plain(layout.shape, "float32", page_rows=layout.shape[0], unit_rows=layout.shape[0])
+        assert other != layout
+        assert missing_nbytes(store.path, {FC1: layout}) == 0
+        assert missing_nbytes(tmp_path / "nothing", {FC1: other}) >= other.nbytes
+        assert missing_nbytes(store.path, {FC1: other}) < other.nbytes / 2
 
 
 def test_a_newer_store_is_left_alone(tmp_path: Path, folder: Path) -> None:
