@@ -1,5 +1,5 @@
 """Products on the host: some rows of a matrix at a time, which threads take one part after another. Short ones of
-numbers as they are: by torch's own threads.
+numbers as they are, in jobs that do nothing but compute: by torch's own threads.
 
 Where the matrix isn't there in the numbers that the processor multiplies fastest, a thread makes those rows of what is
 there, and multiplies them while they are in the processor's cache. torch emulates 16-bit products that the processor
@@ -21,13 +21,19 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.arena import Arena
 from flexflow_engine.cpu.settings import torch_team
-from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Shares, is_short, shared_rows
+from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Shares, shared_rows
 from flexflow_engine.cpu.workers import Workers
 
 _INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
+
+SHORT_PRODUCTS = 2**29
+"""Multiplications, in jobs that do nothing but compute. torch's own threads stay awake for the next product a little
+while, where the engine's take a tenth of a millisecond to wake. Where something else wants a core it counts more that
+who is held up takes fewer parts.
+"""
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """As `torch.nn.functional.linear`."""
@@ -76,13 +82,23 @@ class HostProducts:
     product to product: fresh memory is slow to touch.
     """
 
-    def __init__(self, workers: Workers, dtype: torch.dtype, float32_from: int | None, *, kept_nbytes: int) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        dtype: torch.dtype,
+        float32_from: int | None,
+        *,
+        kept_nbytes: int,
+        short_products: int = 0,
+    ) -> None:
         """dtype: of what is multiplied with. float32_from: tokens from which on float32 is faster; None: never.
-        kept_nbytes: at most so many are kept for the next results.
+        kept_nbytes: at most so many are kept for the next results. short_products: of up to so many multiplications are
+        left to torch's own threads, where numbers are multiplied as they are.
         """
         self._workers = workers
         self._results = Arena(kept_nbytes)
         self._float32_from = float32_from
+        self._short_products = short_products
         self.made_dtype = dtype if float32_from is None else torch.float32
         """In which encoded rows are made."""
         self._room = torch.empty(0, dtype=torch.uint8)
@@ -91,7 +107,7 @@ class HostProducts:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
         dtype = self._dtype_of(x, matrix)
         output = self._results.empty((len(x), matrix.out_features), x.dtype)
-        if x.dtype == dtype == matrix.dtype and is_short(len(x), matrix.out_features, x.shape[1]):
+        if x.dtype == dtype == matrix.dtype and output.numel() * x.shape[1] <= self._short_products:
             return self._in_a_team(x, matrix, bias, output)
         shares = shared_rows(matrix.out_features, x.shape[1], self._workers.threads)
         rooms = self._rooms(shares, x.shape[1], dtype) if matrix.dtype != dtype else None

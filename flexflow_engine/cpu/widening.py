@@ -10,10 +10,6 @@ WIDENED_FROM = 4
 """Tokens from which on it pays to widen numbers that a processor has no instructions for; where it was not measured."""
 WIDENED_TOKENS = 512
 """Tokens that are multiplied at a time."""
-_SHORT = 2**29
-"""Multiplications. torch's own threads stay awake for the next product a little while, where the engine's take a tenth
-of a millisecond to wake. In a long one it counts more that who is held up takes fewer parts.
-"""
 _NUMBERS = 2**21
 """Of the matrix, that all threads hold at a time: what a processor's cache holds."""
 _ROWS = 1024
@@ -39,28 +35,21 @@ def shared_rows(rows: int, columns: int, threads: int) -> Shares:
     return Shares(min(threads, ceil(rows / part)), part)
 
 
-def is_short(tokens: int, rows: int, columns: int) -> bool:
-    """Whether torch's own threads share a product of numbers that are multiplied as they are."""
-    return tokens * rows * columns <= _SHORT
-
-
 def widened_times(tokens: int) -> int:
     """How often every row is widened, or decoded, in a product of so many tokens."""
     return ceil(tokens / WIDENED_TOKENS)
 
 
 def product_nbytes(tokens: int, matrices: Iterable[tuple[int, int]], *, makes_rows: bool) -> int:
-    """Bytes that products of at most `tokens` tokens and matrices [rows, columns] take beside their results, one at a
+    """Bytes that products of `tokens` tokens and matrices [rows, columns] take beside their results, one product at a
     time, at most, whatever the number of threads. makes_rows: whether rows are widened or decoded, to float32 at the
     widest; what that takes for a matrix is kept for the next one.
     """
-    if not makes_rows:
-        matrices = [(rows, columns) for rows, columns in matrices if not is_short(tokens, rows, columns)]
     count = min(tokens, WIDENED_TOKENS)
     held = [(min(rows + isqrt(rows), _rows_at_once(columns)), columns) for rows, columns in matrices]  # the last is cut
     made = max(rows * columns for rows, columns in held) if makes_rows else 0
     products = ((count * columns if makes_rows else 0) + (count + 1) * rows for rows, columns in held)  # and a bias
-    return _WIDE_NBYTES * (made + max(products, default=0))
+    return _WIDE_NBYTES * (made + max(products))
 
 
 def _rows_at_once(columns: int) -> int:

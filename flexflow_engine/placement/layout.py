@@ -96,6 +96,17 @@ class Layout:
         return direct_tiers(self.tiers)
 
     @property
+    def moves_nothing(self) -> bool:
+        """Whether all weights, the cache and all activations are where they are computed on."""
+        runs = [*self.weights.table, *(run for layer in self.weights.layers for run in layer.runs)]
+        return (
+            not self.attention.across_link
+            and all(run.tier in self.direct for run in runs)
+            and not any(tile.slotted for tiles in self.kv.tiles for tile in tiles)
+            and all(part.slot_unit is None for parts in self.activations.parts for part in parts)
+        )
+
+    @property
     def hidden_size(self) -> int:
         """Numbers of one token's hidden state."""
         return self.activations.token_nbytes // self.item_nbytes

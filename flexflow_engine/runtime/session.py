@@ -15,7 +15,7 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, LaneContext, Tier
-from flexflow_engine.cpu.matmul import HostProducts
+from flexflow_engine.cpu.matmul import SHORT_PRODUCTS, HostProducts
 from flexflow_engine.cpu.settings import one_torch_thread, quick_switches, standing_heap
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.builder import Frontier, TaskGraph
@@ -79,6 +79,7 @@ class Session:
                 getattr(torch, model.dtype),
                 float32_from,
                 kept_nbytes=model.workspace_nbytes("decoder", layout.embed_rows),
+                short_products=SHORT_PRODUCTS if layout.moves_nothing else 0,
             )
             device = tiers[layout.device.name]
             self._runner = TileRunner(

@@ -20,12 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexflow_engine.abc.policy import TENSOR_CLASSES, Placement, TensorClass
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph import transfers
 from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.lanes import lane_widths
-from flexflow_engine.graph.task import Copy, Task
+from flexflow_engine.graph.task import Copy, GatherRows, Task
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.placement.span import Span
@@ -220,6 +221,18 @@ def test_pages_that_adjoining_rows_fill_in_one_step_are_one_move_of_keys_and_one
         [move.target.count for move in task.operation.moves] for task in stores if isinstance(task.operation, Copy)
     ]
     assert counts == [[2, 2], [1, 1], [2, 2]]  # at 12 and 16 tokens the first two rows, and the third one between
+
+
+@pytest.mark.parametrize("moved", [None, *TENSOR_CLASSES])
+def test_a_job_moves_nothing_whose_graphs_have_no_loads_and_no_stores(moved: TensorClass | None) -> None:
+    in_place = policy(setups(DEVICE_FAR), gpu_batch_size=2, num_gpu_batches=1)
+    halves = Placement((("device", 50.0), ("far", 50.0)))
+    chosen = replace(in_place, **{moved: halves}) if moved else in_place
+    layout = lay_out(MODELS["tied"], DEVICE_FAR, chosen, prompt_tokens=(9,) * 2)
+    copies = [
+        task for graph in steps_of(layout) for task in graph.tasks if isinstance(task.operation, Copy | GatherRows)
+    ]
+    assert layout.moves_nothing == (moved is None) == (not copies)
 
 
 def test_what_needs_no_copy_is_not_copied() -> None:

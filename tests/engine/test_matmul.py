@@ -10,29 +10,33 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexflow_engine.cpu import arena, widening
-from flexflow_engine.cpu.matmul import HostProducts, PlainRows, is_emulated
+from flexflow_engine.cpu import arena
+from flexflow_engine.cpu.matmul import SHORT_PRODUCTS, HostProducts, PlainRows, is_emulated
 from flexflow_engine.cpu.widening import WIDENED_FROM, product_nbytes, shared_rows
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.testing.allocations import PeakAllocations
 
 
-@pytest.fixture(params=["by the engine's threads", "by torch's"])
-def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short products by whatever threads share long ones, and as they are."""
-    if request.param == "by the engine's threads":
-        monkeypatch.setattr(widening, "_SHORT", 0)
+@pytest.fixture(params=[0, SHORT_PRODUCTS], ids=["by the engine's threads", "short ones by torch's"])
+def short_products(request: pytest.FixtureRequest) -> int:
+    limit: int = request.param
+    return limit
 
 
 SHAPES = [(1, 7, 5), (WIDENED_FROM - 1, 64, 64), (WIDENED_FROM, 64, 3000), (1100, 96, 1500), (40, 5000, 300)]
 
 
-@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("float32_from", [None, 1, WIDENED_FROM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
 def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape is three of them
-    workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype, float32_from: int | None
+    workers: Workers,
+    tokens: int,
+    columns: int,
+    rows: int,
+    dtype: torch.dtype,
+    float32_from: int | None,
+    short_products: int,
 ) -> None:
     generator = torch.Generator().manual_seed(tokens)
     x, weight, bias = (
@@ -40,21 +44,20 @@ def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape
     )
     exact = F.linear(x.double(), weight.double(), bias.double())
     rounding = 2.0 * torch.finfo(dtype).eps * exact.abs() + 1e-5 * columns**0.5
-    products = HostProducts(workers, dtype, float32_from, kept_nbytes=0)
+    products = HostProducts(workers, dtype, float32_from, kept_nbytes=0, short_products=short_products)
     for with_bias, expected in ((bias, exact), (None, exact - bias.double())):
         product = products.linear(x, PlainRows(weight), with_bias)
         assert product.dtype == dtype
         assert ((product.double() - expected).abs() <= rounding + torch.finfo(dtype).eps * bias.abs()).all()
 
 
-@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("kept_nbytes", [0, 1000, 2**30])
 def test_results_stay_as_they_are_while_anybody_holds_them(
-    workers: Workers, kept_nbytes: int, monkeypatch: pytest.MonkeyPatch
+    workers: Workers, kept_nbytes: int, short_products: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of products whose memory is kept for the next ones, as far as it goes."""
     monkeypatch.setattr(arena, "SMALLEST_NBYTES", 1)
-    products = HostProducts(workers, torch.float32, None, kept_nbytes=kept_nbytes)
+    products = HostProducts(workers, torch.float32, None, kept_nbytes=kept_nbytes, short_products=short_products)
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
     for rows in (40, 300, 7, 300, 5):
         x, weight = torch.randn(20, 64), torch.randn(rows, 64)
@@ -68,7 +71,8 @@ def test_results_stay_as_they_are_while_anybody_holds_them(
 
 def test_a_short_product_takes_a_bias_of_another_format(workers: Workers) -> None:
     x, weight, bias = torch.ones(3, 8), torch.ones(4, 8), torch.ones(4, dtype=torch.bfloat16)
-    product = HostProducts(workers, torch.float32, None, kept_nbytes=0).linear(x, PlainRows(weight), bias)
+    products = HostProducts(workers, torch.float32, None, kept_nbytes=0, short_products=SHORT_PRODUCTS)
+    product = products.linear(x, PlainRows(weight), bias)
     assert torch.equal(product, torch.full((3, 4), 9.0))
 
 
@@ -105,14 +109,13 @@ class WatchedRows(PlainRows):
         return super().part(first, stop, room)
 
 
-@pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
-def test_nothing_is_allocated_beyond_what_is_counted(
-    workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype
+def test_nothing_is_allocated_beyond_what_is_counted(  # noqa: PLR0917  # as above
+    workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype, short_products: int
 ) -> None:
     x, weight, bias = (torch.zeros(s, dtype=dtype) for s in [(tokens, columns), (rows, columns), (rows,)])
-    products = HostProducts(workers, dtype, WIDENED_FROM, kept_nbytes=0)
+    products = HostProducts(workers, dtype, WIDENED_FROM, kept_nbytes=0, short_products=short_products)
     with PeakAllocations() as peak:
         product = products.linear(x, PlainRows(weight), bias)
     bound = product_nbytes(tokens, [(rows, columns)], makes_rows=dtype != torch.float32)
