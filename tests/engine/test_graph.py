@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -226,12 +227,10 @@ def test_pages_that_adjoining_rows_fill_in_one_step_are_one_move_of_keys_and_one
 @pytest.mark.parametrize("moved", [None, *TENSOR_CLASSES])
 def test_a_job_moves_nothing_whose_graphs_have_no_loads_and_no_stores(moved: TensorClass | None) -> None:
     in_place = policy(setups(DEVICE_FAR), gpu_batch_size=2, num_gpu_batches=1)
-    halves = Placement((("device", 50.0), ("far", 50.0)))
-    chosen = replace(in_place, **{moved: halves}) if moved else in_place
-    layout = lay_out(MODELS["tied"], DEVICE_FAR, chosen, prompt_tokens=(9,) * 2)
-    copies = [
-        task for graph in steps_of(layout) for task in graph.tasks if isinstance(task.operation, Copy | GatherRows)
-    ]
+    halves: dict[str, Any] = {moved: Placement((("device", 50.0), ("far", 50.0)))} if moved else {}
+    layout = lay_out(MODELS["tied"], DEVICE_FAR, replace(in_place, **halves), prompt_tokens=(9,) * 2)
+    tasks = [task for graph in steps_of(layout) for task in graph.tasks]
+    copies = [task for task in tasks if isinstance(task.operation, Copy | GatherRows)]
     assert layout.moves_nothing == (moved is None) == (not copies)
 
 
