@@ -27,6 +27,7 @@ from flexflow_engine.cpu.mapping import populated
 from flexflow_engine.cpu.matmul import HostProducts, Multiply, multiplication, usual_float32_from
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.store.access import READS_AT_ONCE
 from flexflow_tiers.zarr import ZarrTier
 from throughput.published import published_shape
 from throughput.roofline import Rates, Shape
@@ -73,7 +74,7 @@ def _read_rate(files: list[Path]) -> float:
 
     try:
         started = time.perf_counter()
-        with ThreadPoolExecutor(ZarrTier.read_concurrency, initializer=make_buffer) as threads:
+        with ThreadPoolExecutor(READS_AT_ONCE, initializer=make_buffer) as threads:
             nbytes = sum(threads.map(read, chosen))
         return nbytes / (time.perf_counter() - started)
     finally:

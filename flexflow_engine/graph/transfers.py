@@ -13,10 +13,11 @@ from flexflow_engine.graph.builder import GraphBuilder
 from flexflow_engine.graph.lanes import read_lane, write_lane
 from flexflow_engine.graph.task import Copy, Move, Tile
 from flexflow_engine.placement.layout import STAGING_SLOTS, Layout
+from flexflow_engine.placement.pages import MAX_PAGE_NBYTES
 from flexflow_engine.placement.span import Span
 
-SHARE_NBYTES = 16 * 2**20
-"""That one of several tasks loads at most: as much as the largest page of weights."""
+SHARE_NBYTES = MAX_PAGE_NBYTES
+"""That one of several tasks loads at most: as much as of weights."""
 
 
 @dataclass(frozen=True, slots=True)

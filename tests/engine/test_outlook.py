@@ -19,11 +19,11 @@ from profiles import link, profile
 PROMPT_TOKENS = 9
 
 
-def planner(*, rows: int, budget_bytes: int = 64 * MIB) -> Planner:
+def planner(*, rows: int, budget_bytes: int = 64 * MIB, layers: int = 3) -> Planner:
     """One new token after the prompt's, over a link that nothing is as slow as."""
     codec = NoneCodec()
     return Planner(
-        model=opt(num_hidden_layers=16),
+        model=opt(num_hidden_layers=layers),
         codecs=Codecs(codec, codec, codec),
         workload=WorkloadShape((PROMPT_TOKENS,) * rows, 2),
         tiers=describe_tiers(DEVICE_FAR, {"device": budget_bytes, "far": 64 * MIB}),
@@ -63,9 +63,9 @@ def test_everything_that_fits_in_twice_the_budget_moves_up() -> None:
 
 def test_of_what_does_not_fit_whole_as_much_moves_up_as_fits() -> None:
     before, half = chosen({"device": 0, "far": 100}), chosen({"device": 50, "far": 50})
-    budget_bytes = planner(rows=2).memory(half).peak_bytes("device") // 2 + 1
-    asked = planner(rows=2, budget_bytes=budget_bytes)
-    larger = planner(rows=2, budget_bytes=2 * budget_bytes)
+    budget_bytes = planner(rows=2, layers=16).memory(half).peak_bytes("device") // 2 + 1
+    asked = planner(rows=2, budget_bytes=budget_bytes, layers=16)
+    larger = planner(rows=2, budget_bytes=2 * budget_bytes, layers=16)
     moved = [chosen({"device": percent, "far": 100 - percent}) for percent in range(101)]
     fits = [one for one in moved if not larger.memory(one).exceeded]
     gains = [seconds(asked, before) / seconds(asked, one) - 1 for one in (fits[-3], fits[-1])]
@@ -78,5 +78,4 @@ def test_rows_double_where_weights_are_what_a_step_waits_for() -> None:
     asked = planner(rows=4, budget_bytes=least // 2 + 1)
     rounds = 2 * seconds(asked, before)
     assert gain_of_the_budget(asked, before) == pytest.approx(rounds / seconds(asked, twice) - 1)
-    no_more_prompts = replace(asked, workload=WorkloadShape((PROMPT_TOKENS,) * 2, 2))
-    assert gain_of_the_budget(no_more_prompts, before) < 0.1, "what moves up is a page or two"
+    assert gain_of_the_budget(replace(asked, workload=WorkloadShape((PROMPT_TOKENS,) * 2, 2)), before) == 0.0
