@@ -70,7 +70,7 @@ OPT_LAYER: dict[str, Any] = {
     "ffn_dim": 8192,
     "num_attention_heads": 32,
 }
-INT4, INT8 = GroupInt4Codec(GroupInt4Options(encoder="minmax")), GroupInt8Codec()
+INT4, INT8 = GroupInt4Codec(GroupInt4Options(encoder="fit")), GroupInt8Codec()
 Found = dict[str, dict[str, float]]
 
 

@@ -14,6 +14,10 @@ LOOK_UP_ROWS = 256
 """Rows of the table that are looked up at a time on the compute tier."""
 FAR_LOOK_UP_ROWS = 32
 """Of a far tier's, by the lane that reads them: a megabyte or two, which is not counted."""
+_ATTENDED_NBYTES = 2 * 2**20
+"""Of keys and values, by each thread; below that, waking it takes longer than it saves."""
+_DECODED_NUMBERS = 2**12
+"""That a thread attends to as soon as they are decoded, in float32: what its first cache holds beside the rest."""
 _ENCODED_NBYTES = 2 * 2**20
 """Of cache pages before they are encoded, that a host's threads encode at a time: what their caches hold."""
 _ENCODED_ON_DEVICE_NBYTES = 16 * 2**20
@@ -66,14 +70,28 @@ def pages_encoded_at_once(plain_nbytes: int, memory: str | None) -> int:
 
 
 def kernel_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:
-    """Attention of one token a row by the host's kernel: each row's query, sums and scores, a decoded page of one head
-    for each thread, of which there are no more than rows and heads, and the result.
+    """Attention of one token a row by the host's kernel: each row's query, sums and scores, what each thread decodes at
+    a time, and the result.
     """
-    config = model.config
+    config, item = model.config, ITEM_NBYTES[model.dtype]
     vectors = rows * config.num_heads * config.head_dim
     scores = rows * config.num_heads * cached_tokens
-    chunks = max(rows, config.num_kv_heads) * page_tokens * config.head_dim
-    return (2 * vectors + scores + chunks) * SCORE_NBYTES + vectors * ITEM_NBYTES[model.dtype]
+    cached = 2 * rows * cached_tokens * config.num_kv_heads * config.head_dim
+    threads = most_threads(cached * item, rows, config.num_kv_heads)
+    page = config.num_kv_heads, page_tokens, config.head_dim
+    chunks = threads * heads_decoded_at_once(page) * page_tokens * config.head_dim
+    return (2 * vectors + scores + chunks) * SCORE_NBYTES + vectors * item
+
+
+def most_threads(cached_nbytes: int, rows: int, num_kv_heads: int) -> int:
+    """Of the host's that attend to so many bytes of keys and values."""
+    return max(1, min(max(rows, num_kv_heads), cached_nbytes // _ATTENDED_NBYTES))
+
+
+def heads_decoded_at_once(page: tuple[int, int, int]) -> int:
+    """Of a page [num_kv_heads, page_tokens, head_dim], by each thread that attends to it."""
+    num_kv_heads, page_tokens, head_dim = page
+    return min(num_kv_heads, max(1, _DECODED_NUMBERS // (page_tokens * head_dim)))
 
 
 def pieces_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int, *, num_gpu_batches: int = 1) -> int:

@@ -14,9 +14,7 @@ from flexflow_engine.abc.step import RowStep
 from flexflow_engine.cpu.arrays import ARRAY_TYPES
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import Rectangle
-
-_BYTES_A_THREAD = 2**21
-"""Of keys and values. Below that, waking a thread takes longer than it saves."""
+from flexflow_engine.placement.workspace import heads_decoded_at_once, most_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +70,18 @@ class HostTile:
         table = np.array([(row.row, row.context) for row in rows], np.int64)
         cached = table[:, 1] + 1
         nbytes = 2 * int(cached.sum()) * num_kv_heads * head_dim * q.itemsize
-        parts = max(1, min(self._workers.threads, max(len(rows), num_kv_heads), nbytes // _BYTES_A_THREAD))
+        parts = min(self._workers.threads, most_threads(nbytes, len(rows), num_kv_heads))
         bounds = _equal_shares(cached, num_kv_heads, parts)
         columns = q.shape[1] * (int(cached.max()) + 2 * head_dim)
         scratch = q.new_empty(len(rows) * columns, dtype=torch.float32)
-        chunks = q.new_empty((parts, page_tokens * head_dim), dtype=torch.float32)
+        chunk_heads = heads_decoded_at_once(self._page)
+        chunks = q.new_empty((parts, chunk_heads * page_tokens * head_dim), dtype=torch.float32)
         output = torch.empty_like(query)
         shape = q.shape[1], num_kv_heads, page_tokens, head_dim
 
         def work(part: int) -> None:
-            buffers = query.data_ptr(), output.data_ptr(), scratch.data_ptr(), columns, chunks[part].data_ptr()
-            span = bounds[part], bounds[part + 1]
+            memory = query.data_ptr(), output.data_ptr(), scratch.data_ptr(), columns, chunks[part].data_ptr()
+            buffers, span = (*memory, chunk_heads), (bounds[part], bounds[part + 1])
             tile = self._numbers, buffers, self._parts, self._tails
             host_kernels.attend(*tile, table, shape, self._decoder, np.float32(scale), span)
 

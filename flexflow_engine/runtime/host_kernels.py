@@ -24,6 +24,8 @@ from flexflow_engine.cpu.pointers import call_decoder, offset, pointer, prefetch
 _FLOATS = np.empty(0, np.float32)
 _LINE_NBYTES = 64
 """Of a cache line. Where lines are longer, some are asked for twice."""
+_AHEAD_NBYTES = 2048
+"""How far ahead of plain pages' numbers those are that are asked for."""
 _LOG2_E, _LN_2_HIGH, _LN_2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 
 
@@ -35,12 +37,13 @@ def attend(
 
     numbers: an array of the type of keys, values, query and output (float32, or the bits of 16). buffers: addresses of
     the query [rows, num_heads, head_dim], of the output, of scratch [rows, columns], float32, its columns, at least
-    num_heads * (cached tokens + 2 head_dim), and of a chunk [page_tokens, head_dim], float32. span: first and stop.
+    num_heads * (cached tokens + 2 head_dim), of a chunk [heads, page_tokens, head_dim], float32, and its heads, that
+    are decoded at a time. span: first and stop.
     """
-    query, output, scratch, columns, chunk = buffers
+    query, output, scratch, columns, chunk, chunk_heads = buffers
     num_heads, num_kv_heads, page_tokens, head_dim = shape
     width = num_heads * head_dim
-    pages = np.empty((_most_pages(rows, page_tokens), 4), np.int64)
+    pages = np.empty((_most_pages(rows, page_tokens), 6), np.int64)
     item = span[0]
     while item < span[1]:
         n, first = item // num_kv_heads, item % num_kv_heads
@@ -48,7 +51,7 @@ def attend(
         count = _find_pages(pages, parts, tails, rows[n], shape, numbers.itemsize)
         _attend_row(
             (query + n * width * numbers.itemsize, output + n * width * numbers.itemsize),
-            (scratch + n * columns * 4, chunk),
+            (scratch + n * columns * 4, chunk, chunk_heads),
             (pages, count, rows[n, 1] + 1),
             (first, stop),
             shape,
@@ -69,7 +72,8 @@ def _most_pages(rows: Any, page_tokens: Any) -> Any:
 
 @kernel
 def _find_pages(pages: Any, parts: Any, tails: Any, row: Any, shape: Any, item: Any) -> Any:
-    """Fill `pages` with a line a page of the row: address of its keys, of its values, tokens, whether encoded.
+    """Fill `pages` with a line a page of the row: address of its keys, of its values, tokens, whether encoded, bytes of
+    a head (of an encoded page, an even share of all), and how many cache lines of these there are for four tokens.
 
     The last page is the tail where its rectangle doesn't take tokens in place. Returns how many there are.
     """
@@ -82,12 +86,15 @@ def _find_pages(pages: Any, parts: Any, tails: Any, row: Any, shape: Any, item: 
             for page in range(first_page, min(stop_page, count)):
                 place_bytes = ((page - first_page) * (stop_row - first_row) + place - first_row) * parts[p, 6]
                 pages[page, 0], pages[page, 1] = parts[p, 0] + place_bytes, parts[p, 1] + place_bytes
-                pages[page, 2], pages[page, 3] = page_tokens, parts[p, 8]
+                pages[page, 2], pages[page, 3], pages[page, 4] = page_tokens, parts[p, 8], parts[p, 6] // num_kv_heads
             if first_page < count <= stop_page and parts[p, 7] == 0 and tails[2] <= place < tails[3]:
                 tail_bytes = (place - tails[2]) * num_kv_heads * page_tokens * head_dim * item
                 pages[count - 1, 0], pages[count - 1, 1] = tails[0] + tail_bytes, tails[1] + tail_bytes
-                pages[count - 1, 3] = 0
+                pages[count - 1, 3], pages[count - 1, 4] = 0, page_tokens * head_dim * item
     pages[count - 1, 2] = context % page_tokens + 1
+    span = max(1, page_tokens // 4) * _LINE_NBYTES
+    for page in range(count):
+        pages[page, 5] = (pages[page, 4] + span - 1) // span
     return count
 
 
@@ -97,8 +104,8 @@ def _attend_row(
 ) -> None:
     """The key heads [first, stop) of one row.
 
-    vectors: addresses of its query and output. room: of its scratch, and of the chunk. listed: its pages, their number,
-    and that of all tokens in them.
+    vectors: addresses of its query and output. room: of its scratch, and of the chunk, and the chunk's heads. listed:
+    its pages, their number, and that of all tokens in them.
     """
     (pages, count, cached), (num_heads, num_kv_heads, _, head_dim) = listed, shape
     group, width = num_heads // num_kv_heads, num_heads * head_dim
@@ -108,70 +115,77 @@ def _attend_row(
     for i in range(heads[0] * group * head_dim, heads[1] * group * head_dim):
         floats[i] = widen(query[i]) * scale
         sums[i] = np.float32(0)
-    for p in range(count):
-        place = offset(scores, p * shape[2])
-        for head in range(heads[0], heads[1]):
-            chosen = offset(floats, head * group * head_dim), offset(place, head * group * cached)
-            sizes = group, head_dim, cached, pages[p, 2]
-            if pages[p, 3]:
-                decoded = _decoded(pages[p, 0], head, pages[p, 2], shape, decoder, room[1])
-                _score(decoded, chosen, sizes, (pages[p, 0], 0))
-            else:
-                following = _following(pages, count, (p, head, 0), heads, shape, numbers)
-                _score(_plain(pages[p, 0], head, shape, numbers), chosen, sizes, following)
+    read = pages, count, heads, shape, decoder, room[1:]
+    _walk(read, 0, floats, (scores, cached), numbers)
     for h in range(heads[0] * group, heads[1] * group):
         _softmax(offset(scores, h * cached), cached)
-    for p in range(count):
-        place = offset(scores, p * shape[2])
-        for head in range(heads[0], heads[1]):
-            chosen = offset(sums, head * group * head_dim), offset(place, head * group * cached)
-            sizes = group, head_dim, cached, pages[p, 2]
-            if pages[p, 3]:
-                decoded = _decoded(pages[p, 1], head, pages[p, 2], shape, decoder, room[1])
-                _accumulate(decoded, chosen, sizes, (pages[p, 1], 0))
-            else:
-                following = _following(pages, count, (p, head, 1), heads, shape, numbers)
-                _accumulate(_plain(pages[p, 1], head, shape, numbers), chosen, sizes, following)
+    _walk(read, 1, sums, (scores, cached), numbers)
     for i in range(heads[0] * group * head_dim, heads[1] * group * head_dim):
         output[i] = narrow(sums[i], output)
 
 
 @kernel
-def _following(pages: Any, count: Any, place: Any, heads: Any, shape: Any, numbers: Any) -> Any:
-    """What is read after the tokens at `place` (page, head, and 0 for keys or 1 for values): the address of its tokens,
-    and the cache lines of four of them, 0 where nothing follows that kernels read in place.
+def _walk(read: Any, column: Any, vectors: Any, weights: Any, numbers: Any) -> None:
+    """Every page and head of a row, page by page: scores of the keys, or the sums of values.
+
+    column: 0 for keys, 1 for values. vectors: the queries or sums, head_dim a head. weights: pointer to the scores, a
+    row of `cached` a head, and `cached`.
     """
-    p, head, column = place
-    p, head = (p, head + 1) if head + 1 < heads[1] else (p + 1, heads[0])
-    if p == count or pages[p, 3]:
-        return pages[place[0], column], 0
-    token_nbytes = shape[3] * numbers.itemsize
-    return pages[p, column] + head * shape[2] * token_nbytes, 4 * token_nbytes // _LINE_NBYTES
+    (pages, count, heads, shape, decoder, (chunk, chunk_heads)), (scores, cached) = read, weights
+    first, stop = heads
+    group, page_tokens, head_dim = shape[0] // shape[1], shape[2], shape[3]
+    for p in range(count):
+        page, following, encoded, nbytes = (
+            pages[p, column],
+            _next_page(pages, p, count, column),
+            pages[p, 3],
+            pages[p, 4],
+        )
+        sizes, place = (group, head_dim, cached, pages[p, 2]), offset(scores, p * page_tokens)
+        ahead = stop - first if encoded else min(stop - first, (_AHEAD_NBYTES + nbytes - 1) // nbytes)
+        decoded = first
+        for head in range(first, stop):
+            chosen = offset(vectors, head * group * head_dim), offset(place, head * group * cached)
+            later = head + ahead
+            asked = page + later * nbytes if later < stop else following + (later - stop + first) * nbytes
+            if encoded:
+                if head == decoded:
+                    decoded = min(stop, head + chunk_heads)
+                    of_head = page_tokens * head_dim
+                    call_decoder(decoder[0], page, decoder[1], head * of_head, (decoded - head) * of_head, chunk)
+                    floats = pointer(chunk, _FLOATS)
+                _use(column, floats, chosen, sizes, (asked, pages[p, 5]))
+                floats = offset(floats, page_tokens * head_dim)
+            else:
+                _use(column, pointer(page + head * nbytes, numbers), chosen, sizes, (asked, pages[p, 5]))
+
+
+@kernel
+def _use(column: Any, tokens: Any, chosen: Any, sizes: Any, following: Any) -> None:
+    if column:
+        _accumulate(tokens, chosen, sizes, following)
+    else:
+        _score(tokens, chosen, sizes, following)
+
+
+@kernel
+def _next_page(pages: Any, p: Any, count: Any, column: Any) -> Any:
+    """Address of the page that is read after page p of the keys or values; of the same one where none follows."""
+    if p + 1 < count:
+        return pages[p + 1, column]
+    return pages[p, column] if column else pages[0, 1]
 
 
 @kernel
 def _ask_for(following: Any, four: Any) -> None:
-    """Have four tokens of what follows fetched while the four of this number are computed with.
+    """Have a part of what follows fetched while the four tokens of this number are computed with.
 
-    The processor's own prefetcher starts anew at every page, and asking for all tokens at once holds up the loads of
-    those that are computed with.
+    The processor's own prefetcher starts anew at every page, and asking for everything at once holds up the loads of
+    what is computed with.
     """
     address, lines = following
     for line in range(four * lines, (four + 1) * lines):
         prefetch(address + _LINE_NBYTES * line)
-
-
-@kernel
-def _plain(page: Any, head: Any, shape: Any, numbers: Any) -> Any:
-    """One head's tokens [page_tokens, head_dim] of the page at an address."""
-    return pointer(page + head * shape[2] * shape[3] * numbers.itemsize, numbers)
-
-
-@kernel
-def _decoded(page: Any, head: Any, tokens: Any, shape: Any, decoder: Any, chunk: Any) -> Any:
-    """The same of an encoded page, decoded into the chunk."""
-    call_decoder(decoder[0], page, decoder[1], head * shape[2] * shape[3], tokens * shape[3], chunk)
-    return pointer(chunk, _FLOATS)
 
 
 @summing_kernel

@@ -22,7 +22,6 @@ from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import ATTENTION_LANE, Task
 from flexflow_engine.placement import workspace
 from flexflow_engine.placement.kv import KVTile, Rectangle, place_kv
-from flexflow_engine.runtime import host_attention
 from flexflow_engine.runtime.attention import attend_prompts, attend_tokens, attend_tokens_by_pieces, prompts_apart
 from flexflow_engine.runtime.executor import RunTask, SequentialExecutor
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
@@ -140,6 +139,7 @@ cache_codecs = st.sampled_from(
         GroupInt8Codec(),
         GroupInt4Codec(GroupInt4Options(encoder="minmax")),
         GroupInt4Codec(GroupInt4Options(group_size=6, encoder="minmax")),
+        GroupInt4Codec(GroupInt4Options(encoder="fit")),
     ]
 )
 
@@ -149,7 +149,10 @@ cache_codecs = st.sampled_from(
 def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
     workers: Workers, data: st.DataObject, heads: tuple[int, int], dtype: torch.dtype, codec: Codec
 ) -> None:
-    """Any rectangles and tails; rows without a sequence; prompts of unequal length; several steps; plain or encoded."""
+    """Any rectangles and tails; rows without a sequence; prompts of unequal length; several steps; plain or encoded
+    (and then decoded some heads at a time).
+    """
+    decoded_numbers = data.draw(st.sampled_from([1, 100, 2**12]))
     gpu_batch_size, page_tokens, steps = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)), 7
     numbers = sorted(data.draw(st.sets(st.integers(0, gpu_batch_size - 1), min_size=1)))
     prompts = {row: data.draw(st.integers(1, 11)) for row in numbers}
@@ -180,7 +183,9 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
         rows = [RowStep(row=row, sequence=row, new_tokens=1, context=prompts[row] + step) for row in live]
         q, k, v = (torch.stack([past[r.row][part][r.context] for r in rows]) for part in range(3))
         cache.append(rows, k, v)
-        attended = attend_tokens(rows, q, cache, gpu_batch_size, SCALE)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(workspace, "_DECODED_NUMBERS", decoded_numbers)
+            attended = attend_tokens(rows, q, cache, gpu_batch_size, SCALE)
         by_pieces = attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, SCALE)
         torch.testing.assert_close(attended, by_pieces, atol=TOLERANCE[dtype], rtol=0)
         if codec.keeps_bytes:
@@ -198,7 +203,7 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, heads: tuple[int
     past = [RowStep(row=row.row, sequence=row.row, new_tokens=row.context + 1, context=0) for row in rows]
     _, k, v = random_qkv(sum(row.new_tokens for row in past), *heads, torch.bfloat16, seed=1)
     q, _, _ = random_qkv(len(rows), *heads, torch.bfloat16, seed=2)
-    monkeypatch.setattr(host_attention, "_BYTES_A_THREAD", 64)
+    monkeypatch.setattr(workspace, "_ATTENDED_NBYTES", 64)
     found = []
     for threads in (1, num_threads):
         with closing(Workers(threads)) as workers:
@@ -340,7 +345,7 @@ def test_the_bounds_hold_with_any_number_of_threads(
 ) -> None:
     """And with pages of which no two are encoded at once, so that it takes its turns."""
     monkeypatch.setattr(workspace, "_ENCODED_NBYTES", 1)
-    monkeypatch.setattr(host_attention, "_BYTES_A_THREAD", 64)
+    monkeypatch.setattr(workspace, "_ATTENDED_NBYTES", 64)
     second, third = list(classes)[1:]
     attention = "device" if classes is DEVICE_FAR_DISK else "host"
     chosen = {"kv_cache": {second: 50, third: 50}, "kv_page_tokens": 4, "attention": attention}

@@ -181,6 +181,18 @@ def test_torch_operators_do_what_the_kernels_do(
     assert torch.equal(by_torch.isnan(), bound.isinf())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("group_size", [64, 6])
+def test_any_grids_are_read_alike(group_size: int, dtype: torch.dtype) -> None:
+    codec = GroupInt4Codec(GroupInt4Options(group_size=group_size))
+    nbytes = codec.encoded_nbytes((1500,), "float32")
+    data = torch.randint(256, (8, nbytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    by_kernels, by_torch = torch.empty(8, 1500, dtype=dtype), torch.empty(8, 1500, dtype=dtype)
+    codec.decode(data, by_kernels)
+    on_device.decode(codec, data, by_torch)
+    assert torch.equal(by_kernels.nan_to_num(7), by_torch.nan_to_num(7))
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("codec", [*CODECS, *UNLIKE], ids=lambda codec: codec.key)
 @pytest.mark.parametrize("triton", [True, False])

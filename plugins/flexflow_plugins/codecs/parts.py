@@ -25,38 +25,49 @@ import numpy as np
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
-from flexflow_engine.cpu.nibbles import decode_sixteen
 from flexflow_engine.cpu.pointers import offset
 from flexflow_plugins.codecs.kernels import decode_nibbles, load, store_codes
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, NUM_PARTS, constant_of, grid_of, part_size, step_of
 from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, code_of, find_grids, rooms
-
-_SIXTEEN = 16
-"""Numbers in a part of a group of 64, the usual one."""
+from flexflow_plugins.codecs.part_vectors import SIZE, decode_group
 
 
 def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
     """Numbers [first, first + count) of one tensor, by pointers; settings: shape. See `KernelDecoder`."""
     size, group_size = settings[0], settings[1]
-    words, part, stop = (size + 1) // 2, part_size(group_size), first + count
+    words, stop = (size + 1) // 2, first + count
     group = first // group_size
     start = group * group_size
     while start < stop:
-        word = _word(encoded, words + 4 * group)
-        step, bits, constant = step_of(word), np.uint32(word >> np.uint32(8)), constant_of(word)
-        end = min(stop, start + group_size)
-        for _ in range(NUM_PARTS):
-            scale, low = grid_of(step, bits)
-            low = low if step != 0 else constant
-            begin, until = max(first, start), min(end, start + part)
-            if until - begin == _SIXTEEN and begin == start:
-                decode_sixteen(offset(encoded, begin // 2), scale, low, offset(out, begin - first))
-            elif begin < until:
-                decode_nibbles(encoded, begin, until, scale, low, offset(out, begin - first))
-            bits = np.uint32(bits >> np.uint32(6))
-            start += part
+        word, end = _word(encoded, words + 4 * group), min(stop, start + group_size)
+        step, grids, numbers = step_of(word), np.uint32(word >> np.uint32(8)), offset(out, start - first)
+        if end - start == SIZE == group_size and first <= start and step != 0:
+            decode_group(offset(encoded, start // 2), step * np.float32(0.125), grids, numbers)
+        else:
+            _decode_parts(
+                encoded, (step, grids, constant_of(word)), (start, max(first, start), end), group_size, numbers
+            )
         group += 1
-        start = group * group_size
+        start += group_size
+
+
+@kernel
+def _decode_parts(encoded: Any, grids: Any, span: Any, group_size: Any, numbers: Any) -> None:
+    """The numbers [first, end) of the group that begins at `start`, all counted through the tensor.
+
+    grids: of a group: its step, the bits of its parts, its constant. span: start, first and end. numbers: pointer to
+    the place of number `start`.
+    """
+    (step, bits, constant), (start, first, end), part = grids, span, part_size(group_size)
+    begin = start
+    for _ in range(NUM_PARTS):
+        scale, low = grid_of(step, bits)
+        low = low if step != 0 else constant
+        at, until = max(first, begin), min(end, begin + part)
+        if at < until:
+            decode_nibbles(encoded, at, until, scale, low, offset(numbers, at - start))
+        bits = np.uint32(bits >> np.uint32(6))
+        begin += part
 
 
 @kernel

@@ -1,0 +1,111 @@
+"""A group of 64 numbers in four parts, decoded by vector instructions. See flexflow_plugins.codecs.parts.
+
+All numbers of a group are small whole multiples of an eighth of its step, since scale = step (c + 1) / 8 and
+low = -step * 10 l / 8:
+
+    low + code * scale = step / 8 * (code (c + 1) - 10 l)
+
+So codes become numbers in 16-bit arithmetic, 64 at a time. The compiler vectorises a loop over codes only where it has
+many rounds; sixteen between one grid and the next are too few.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
+from numba import types
+
+from flexflow_engine.cpu.jit import intrinsic
+
+SIZE = 64
+_PARTS, _PART = 4, 16
+_BYTES, _SPREAD = ir.VectorType(ir.IntType(8), SIZE // 2), ir.VectorType(ir.IntType(32), SIZE // 2)
+_SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), SIZE), ir.VectorType(ir.IntType(32), _PARTS)
+_WORDS, _FLOATS = ir.VectorType(ir.IntType(32), SIZE), ir.VectorType(ir.FloatType(), SIZE)
+_HALVES, _BOTH_HALVES = ir.VectorType(ir.HalfType(), SIZE), ir.VectorType(ir.IntType(16), 2 * SIZE)
+_LOW_UNIT = 10
+"""Eighths of a step: how far the places lie apart that a low may take."""
+_MAX_HALF = 65504.0
+
+
+@intrinsic
+def decode_group(_: Any, pairs: Any, eighth: Any, grids: Any, numbers: Any) -> Any:
+    """In a kernel: the numbers whose codes are in the 32 bytes at `pairs`, to `numbers`, rounded as `narrow` rounds.
+
+    Both are pointers, at any address. eighth: of the group's step, float32. grids: uint32, six bits a part, c and l,
+    the first part's lowest.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, eighth, grids, target = arguments
+        codes = _codes(builder, builder.load(builder.bitcast(source, _BYTES.as_pointer()), align=1))
+        scales, lows = _grids(builder, grids)
+        multiples = builder.sub(builder.mul(codes, scales), lows)
+        floats = builder.fmul(builder.sitofp(builder.sext(multiples, _WORDS), _FLOATS), _everywhere(builder, eighth))
+        result = _rounded(builder, floats, signature.args[3].dtype)
+        builder.store(result, builder.bitcast(target, result.type.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(pairs, types.float32, types.uint32, numbers), generate
+
+
+def _codes(builder: Any, packed: Any) -> Any:
+    """Of each byte its low half and then its high one, 16 bits each: for a byte b in 32 bits, b | b << 12."""
+    spread = builder.zext(packed, _SPREAD)
+    both = builder.or_(spread, builder.shl(spread, _all(_SPREAD, 12)))
+    return builder.and_(builder.bitcast(both, _SHORTS), _all(_SHORTS, 15))
+
+
+def _grids(builder: Any, grids: Any) -> tuple[Any, Any]:
+    """c + 1 and 10 l of each number's part."""
+    each = builder.shuffle_vector(
+        builder.insert_element(ir.Constant(_GRIDS, ir.Undefined), grids, ir.Constant(ir.IntType(32), 0)),
+        ir.Constant(_GRIDS, ir.Undefined),
+        _all(_GRIDS, 0),
+    )
+    words = builder.lshr(each, ir.Constant(_GRIDS, [6 * part for part in range(_PARTS)]))
+    scales = builder.add(builder.and_(words, _all(_GRIDS, 7)), _all(_GRIDS, 1))
+    places = builder.and_(builder.lshr(words, _all(_GRIDS, 3)), _all(_GRIDS, 7))
+    return _of_parts(builder, scales), _of_parts(builder, builder.mul(places, _all(_GRIDS, _LOW_UNIT)))
+
+
+def _of_parts(builder: Any, values: Any) -> Any:
+    """Each part's value at all its numbers."""
+    mask = ir.Constant(_WORDS, [number // _PART for number in range(SIZE)])
+    short = builder.trunc(values, ir.VectorType(ir.IntType(16), _PARTS))
+    return builder.shuffle_vector(short, ir.Constant(short.type, ir.Undefined), mask)
+
+
+def _rounded(builder: Any, numbers: Any, number: Any) -> Any:
+    """As numbers of a type; those of 16 bits as their bits."""
+    if number == numba.float32:
+        return numbers
+    return (_bfloat_bits if number == numba.uint16 else _half_bits)(builder, numbers)
+
+
+def _bfloat_bits(builder: Any, numbers: Any) -> Any:
+    """Of the bfloat16 next to each number, ties to even."""
+    bits = builder.bitcast(numbers, _WORDS)
+    odd = builder.and_(builder.lshr(bits, _all(_WORDS, 16)), _all(_WORDS, 1))
+    halves = builder.bitcast(builder.add(builder.add(bits, _all(_WORDS, 0x7FFF)), odd), _BOTH_HALVES)
+    upper = ir.Constant(_WORDS, list(range(1, 2 * SIZE, 2)))
+    return builder.shuffle_vector(halves, ir.Constant(_BOTH_HALVES, ir.Undefined), upper)
+
+
+def _half_bits(builder: Any, numbers: Any) -> Any:
+    """Of the finite float16 next to each number; NaN stays NaN."""
+    most, least = _all(_FLOATS, _MAX_HALF), _all(_FLOATS, -_MAX_HALF)
+    numbers = builder.select(builder.fcmp_ordered(">", numbers, most), most, numbers)
+    numbers = builder.select(builder.fcmp_ordered("<", numbers, least), least, numbers)
+    return builder.bitcast(builder.fptrunc(numbers, _HALVES), _SHORTS)
+
+
+def _all(kind: Any, value: Any) -> Any:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def _everywhere(builder: Any, number: Any) -> Any:
+    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), _all(_WORDS, 0))
