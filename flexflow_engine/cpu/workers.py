@@ -7,6 +7,7 @@ takes a core for a while, all of them do.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,19 +22,21 @@ from flexflow_engine.cpu.settings import take_over_torch_threads, torch_threads
 class Workers:
     """Threads kept from call to call: starting one takes several times as long as waking it. The owner closes them.
 
-    Any thread may share work, several at once; what is shared must not share again.
+    Any thread may share work, several at once; what is shared must not share again. Each has threads of its own, no
+    more than work on one call: of several idle ones another would wake each time, on a processor that is busy.
+
+    Changing state: `_pools`, one for each thread that has shared work.
     """
 
     def __init__(self, threads: int | None = None) -> None:
         """threads: that work on one call, its caller among them; as many as `torch_threads`, if not given."""
         self.threads = threads or torch_threads()
-        self._pool = ThreadPoolExecutor(  # two lanes' threads, started when needed
-            2 * self.threads, thread_name_prefix="kernel", initializer=take_over_torch_threads
-        )
+        self._pools: list[ThreadPoolExecutor] = []
+        self._own = threading.local()
 
     def share(self, work: Callable[[int], None], parts: int) -> None:
-        """Call `work` with 0 ... parts - 1, each in a thread, the first in this one. When all have ended, raises what
-        a call raised.
+        """Call `work` with 0 ... parts - 1, the first in this thread, the others in the threads at its side. When all
+        have ended, raises what a call raised.
         """
         self._together(work, parts, needs_all=True)
 
@@ -62,13 +65,14 @@ class Workers:
             kept.clear()  # the pool keeps `take` until a thread finds it cancelled, and must not keep what `work` holds
 
     def close(self) -> None:
-        """End the threads. Idempotent."""
-        self._pool.shutdown()
+        """End the threads; nobody may be sharing work. Idempotent."""
+        for pool in self._pools:
+            pool.shutdown()
 
     def _together(self, work: Callable[[int], None], parts: int, *, needs_all: bool) -> None:
-        """Each part in a thread, the first in this one. needs_all: also those not begun when that one ends."""
+        """The first part in this thread. needs_all: also those not begun when it ends."""
         modes = _get_current_dispatch_mode_stack() if parts > 1 else ()
-        others = [self._pool.submit(_as_in_the_caller, modes, work, part) for part in range(1, parts)]
+        others = [self._pool().submit(_as_in_the_caller, modes, work, part) for part in range(1, parts)]
         try:
             work(0)
         finally:
@@ -77,6 +81,17 @@ class Workers:
                 other.exception()
         for other in begun:
             other.result()
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """Of the thread that calls; its threads start when needed."""
+        try:
+            return self._own.pool  # type: ignore[no-any-return]  # a thread's local state has no types
+        except AttributeError:
+            self._own.pool = pool = ThreadPoolExecutor(
+                max(1, self.threads - 1), thread_name_prefix="kernel", initializer=take_over_torch_threads
+            )
+            self._pools.append(pool)
+            return pool
 
 
 def _as_in_the_caller(modes: Sequence[AbstractContextManager[object]], work: Callable[[int], None], part: int) -> None:

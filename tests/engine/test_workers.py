@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 import torch
 
+from flexflow_engine.cpu import workers as workers_module
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.testing.allocations import PeakAllocations
@@ -90,26 +92,31 @@ def test_at_most_so_many_threads_draw(workers: Workers) -> None:
     assert drawn <= {0, 1}
 
 
-def test_threads_that_have_not_begun_are_not_waited_for() -> None:
-    """All of the pool's threads are held up; the caller does everything, and goes on."""
-    begun, release, drawn = threading.Semaphore(0), threading.Event(), set[int]()
-
-    def hold(part: int) -> None:
-        begun.release()
-        release.wait()
-
+def test_threads_that_have_not_begun_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller does everything, and goes on."""
+    release, drawn = threading.Event(), set[int]()
+    monkeypatch.setattr(workers_module, "take_over_torch_threads", lambda: release.wait(60))
     with closing(Workers(2)) as workers:
-        held = [threading.Thread(target=workers.share, args=(hold, 3), daemon=True) for _ in "ab"]
-        for thread in held:
-            thread.start()
         try:
-            assert all(begun.acquire(timeout=60) for _ in range(2 * 3))
             workers.draw(lambda thread, item, _: drawn.add(item) if thread == 0 else None, 10)
+            assert not release.is_set()
             assert drawn == set(range(10))
         finally:
             release.set()
-            for thread in held:
-                thread.join(60)
+
+
+def test_each_caller_has_threads_of_its_own_and_keeps_them() -> None:
+    def helpers(shared: Workers) -> set[int]:
+        """Threads that work on ten calls of this thread, besides it."""
+        found = set[int]()
+        for _ in range(10):
+            shared.share(lambda part: found.add(threading.get_ident()) if part else None, 2)
+        return found
+
+    with closing(Workers(2)) as two, ThreadPoolExecutor(1) as other:
+        own, others = helpers(two), other.submit(helpers, two).result()
+        assert len(own) == len(others) == 1
+        assert own != others
 
 
 def test_what_threads_allocate_counts_for_the_caller(workers: Workers) -> None:
