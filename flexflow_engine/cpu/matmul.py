@@ -11,7 +11,8 @@ measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,8 @@ while, where the engine's take a tenth of a millisecond to wake. Where something
 who is held up takes fewer parts.
 """
 
+Factor = tuple["Rows", torch.Tensor | None]
+"""A matrix and its bias."""
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """As `torch.nn.functional.linear`."""
 
@@ -105,24 +108,31 @@ class HostProducts:
 
     def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
-        dtype = self._dtype_of(x, matrix)
-        output = self._results.empty((len(x), matrix.out_features), x.dtype)
-        if x.dtype == dtype == matrix.dtype and output.numel() * x.shape[1] <= self._short_products:
-            return self._in_a_team(x, matrix, bias, output)
-        shares = shared_rows(matrix.out_features, x.shape[1], self._workers.threads)
-        rooms = self._rooms(shares, x.shape[1], dtype) if matrix.dtype != dtype else None
-        for tokens, target in zip(x.split(WIDENED_TOKENS), output.split(WIDENED_TOKENS), strict=True):
-            self._multiply(tokens.to(dtype), matrix, bias, target, shares, rooms)
-        return output
+        return self.linear_each(x, [(matrix, bias)])[0]
 
-    def _in_a_team(
-        self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None, output: torch.Tensor
-    ) -> torch.Tensor:
+    def linear_each(self, x: torch.Tensor, factors: Sequence[Factor]) -> list[torch.Tensor]:
+        """The same with several matrices and their biases: threads that have done one go on with the next, and wait
+        for each other once.
+        """
+        outputs = [self._results.empty((len(x), matrix.out_features), x.dtype) for matrix, _ in factors]
+        drawn: dict[tuple[torch.dtype, bool], list[tuple[Factor, torch.Tensor]]] = {}
+        for factor, output in zip(factors, outputs, strict=True):
+            (matrix, bias), dtype = factor, self._dtype_of(x, factor[0])
+            if x.dtype == dtype == matrix.dtype and output.numel() * x.shape[1] <= self._short_products:
+                self._in_a_team(x, matrix, bias, output)
+            else:
+                drawn.setdefault((dtype, matrix.dtype != dtype), []).append((factor, output))
+        for (dtype, makes_rows), products in drawn.items():
+            self._draw(x, dtype, products, makes_rows=makes_rows)
+        return outputs
+
+    def _in_a_team(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None, output: torch.Tensor) -> None:
         weight = matrix.part(0, matrix.out_features, None).T
         with torch_team(self._workers.threads):
             if bias is None:
-                return torch.mm(x, weight, out=output)
-            return torch.addmm(bias.to(x.dtype), x, weight, out=output)
+                torch.mm(x, weight, out=output)
+            else:
+                torch.addmm(bias.to(x.dtype), x, weight, out=output)
 
     def forget_results(self) -> None:
         """Give back what is kept for the next ones: other memory is needed now."""
@@ -135,23 +145,23 @@ class HostProducts:
         many = self._float32_from is not None and len(x) >= self._float32_from
         return torch.float32 if many else x.dtype
 
-    def _multiply(
-        self,
-        x: torch.Tensor,
-        matrix: Rows,
-        bias: torch.Tensor | None,
-        target: torch.Tensor,
-        shares: Shares,
-        rooms: torch.Tensor | None,
+    def _draw(
+        self, x: torch.Tensor, dtype: torch.dtype, products: Sequence[tuple[Factor, torch.Tensor]], *, makes_rows: bool
     ) -> None:
-        """Into `target`, some rows of the matrix at a time. rooms: [threads, rows, in_features] where they are made."""
-
-        def work(thread: int, first: int, stop: int) -> None:
-            part = matrix.part(first, stop, None if rooms is None else rooms[thread, : stop - first])
-            some = None if bias is None else bias[first:stop].to(x.dtype)
-            target[:, first:stop] = F.linear(x, part, some)
-
-        self._workers.draw(work, matrix.out_features, step=shares.rows, threads=shares.threads)
+        """Products in `dtype` into their outputs, some rows of a matrix at a time. makes_rows: in rooms, of what there
+        is.
+        """
+        shares = [shared_rows(matrix.out_features, x.shape[1], self._workers.threads) for (matrix, _), _ in products]
+        threads, most = max(share.threads for share in shares), max(share.rows for share in shares)
+        rooms = self._rooms(Shares(threads, most), x.shape[1], dtype) if makes_rows else None
+        parts = [
+            (matrix, bias, output, first, min(first + share.rows, matrix.out_features))
+            for ((matrix, bias), output), share in zip(products, shares, strict=True)
+            for first in range(0, matrix.out_features, share.rows)
+        ]
+        for start in range(0, len(x), WIDENED_TOKENS):
+            place = slice(start, start + WIDENED_TOKENS)
+            self._workers.draw(partial(_multiply, parts, x[place].to(dtype), place, rooms), len(parts), threads=threads)
 
     def _rooms(self, shares: Shares, columns: int, dtype: torch.dtype) -> torch.Tensor:
         numbers = shares.threads * shares.rows * columns
@@ -159,6 +169,25 @@ class HostProducts:
             self._room = torch.empty(0, dtype=torch.uint8)  # the old one ends before the larger one begins
             self._room = torch.empty(numbers * dtype.itemsize, dtype=torch.uint8)
         return self._room.view(dtype)[:numbers].view(shares.threads, shares.rows, columns)
+
+
+def _multiply(
+    parts: Sequence[tuple[Rows, torch.Tensor | None, torch.Tensor, int, int]],
+    x: torch.Tensor,
+    place: slice,
+    rooms: torch.Tensor | None,
+    thread: int,
+    chosen: int,
+    _: int,
+) -> None:
+    """One of the parts (a matrix, its bias, its output, and which rows of it), with the tokens that lie at `place`.
+
+    rooms: [threads, rows, in_features] where rows are made.
+    """
+    matrix, bias, output, first, stop = parts[chosen]
+    rows = matrix.part(first, stop, None if rooms is None else rooms[thread, : stop - first])
+    some = None if bias is None else bias[first:stop].to(x.dtype)
+    output[place, first:stop] = F.linear(x, rows, some)
 
 
 def multiplication(memory: str | None, products: HostProducts) -> Multiply:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
-from flexflow_engine.cpu.matmul import HostProducts, multiplication
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.matmul import Factor, HostProducts, PlainRows, Rows
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
@@ -22,24 +25,47 @@ from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.rows import put_rows
 
-Linear = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""The product with some rows of a matrix: of x [N, in_features], plus bias [rows]; [N, rows]."""
-
 
 class PagedMatrix:
     """A matrix [out_features, in_features] in parts of adjoining rows, each in one tier's memory."""
 
-    def __init__(self, parts: Sequence[tuple[int, Linear]]) -> None:
-        """parts: rows and product of each, in order."""
-        self._rows, self._linears = [rows for rows, _ in parts], [linear for _, linear in parts]
+    def __init__(self, parts: Sequence[Rows], products: HostProducts | None) -> None:
+        """parts: in order. products: of the host, where it computes."""
+        self._parts, self._products = parts, products
+        self._rows = [part.out_features for part in parts]
 
     def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] -> [N, out_features]; bias [out_features]."""
-        if len(self._linears) == 1:
-            return self._linears[0](x, bias)
-        biases = [None] * len(self._linears) if bias is None else torch.split(bias, self._rows)
-        outputs = [linear(x, piece) for linear, piece in zip(self._linears, biases, strict=True)]
-        return torch.cat(outputs, dim=1)
+        factors = self.factors(bias)
+        if self._products is None:
+            return self.joined([F.linear(x, part.part(0, part.out_features, None), some) for part, some in factors])
+        return self.joined(self._products.linear_each(x, factors))
+
+    def factors(self, bias: torch.Tensor | None) -> list[Factor]:
+        """Its parts, with what they have of the bias."""
+        if len(self._parts) == 1:
+            return [(self._parts[0], bias)]
+        biases = [None] * len(self._parts) if bias is None else torch.split(bias, self._rows)
+        return list(zip(self._parts, biases, strict=True))
+
+    def joined(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The product, of those with the parts."""
+        return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class HostWeights(LayerWeights):
+    """A layer's weights where the host computes."""
+
+    matrices: Mapping[str, PagedMatrix]
+    products: HostProducts
+
+    def linear_each(self, x: torch.Tensor, matrices: Mapping[str, torch.Tensor | None]) -> list[torch.Tensor]:
+        """All products as one."""
+        chosen = [self.matrices[name] for name in matrices]
+        factors = [matrix.factors(bias) for matrix, bias in zip(chosen, matrices.values(), strict=True)]
+        outputs = iter(self.products.linear_each(x, [factor for some in factors for factor in some]))
+        return [matrix.joined(list(islice(outputs, len(some)))) for matrix, some in zip(chosen, factors, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +90,7 @@ class Weights:
     def __init__(self, layout: Layout, memory: Memory, dtype: torch.dtype, products: HostProducts) -> None:
         """products: for what is multiplied on the host."""
         self._layout, self._memory, self._dtype = layout, memory, dtype
-        self._products = products
-        self._multiply = multiplication(layout.device.memory, products)
+        self._products = products if layout.device.memory == HOST else None
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
         self._decodes: dict[tuple[int, int | None], list[tuple[Codec, torch.Tensor, torch.Tensor]]] = {}
 
@@ -75,9 +100,11 @@ class Weights:
         if key not in self._views:
             layer = self._layout.weights.layers[index]
             matrices = self._decoded(layer) if self._layout.decodes_weights else self._in_place(layer, slot)
-            by_name = {short: PagedMatrix(matrices[name]) for short, name in layer.spec.matrices.items()}
+            names, products = layer.spec.matrices, self._products
+            by_name = {short: PagedMatrix(matrices[name], products) for short, name in names.items()}
             small = {short: self._small(name) for short, name in layer.spec.small.items()}
-            self._views[key] = LayerWeights(by_name, small)
+            on_device = LayerWeights(by_name, small)
+            self._views[key] = on_device if products is None else HostWeights(by_name, small, products)
         return self._views[key]
 
     def decode(self, index: int, slot: int | None) -> None:
@@ -135,27 +162,19 @@ class Weights:
         """Of whoever looks its rows up: the compute tier's processor, or the host."""
         return run.tier in self._layout.direct or self._layout.tier(run.tier).read_by_host
 
-    def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[tuple[int, Linear]]]:
-        return {name: [self._linear(block) for block in blocks] for name, blocks in self._blocks(layer, slot).items()}
+    def _in_place(self, layer: PlacedLayer, slot: int | None) -> dict[str, list[Rows]]:
+        return {name: [self._rows(block) for block in blocks] for name, blocks in self._blocks(layer, slot).items()}
 
-    def _linear(self, block: _Block) -> tuple[int, Linear]:
+    def _rows(self, block: _Block) -> Rows:
         codec = block.tensor.codec
         if codec.keeps_bytes:
-            return self._plain_linear(block.encoded.view(self._dtype).view(-1, block.tensor.columns)[: block.rows])
-        shape = block.tensor.unit_rows, block.tensor.columns
-        matrix, products = EncodedRows(codec, block.encoded, shape, rows=block.rows), self._products
-        return block.rows, lambda x, bias: products.linear(x, matrix, bias)
+            return PlainRows(block.encoded.view(self._dtype).view(-1, block.tensor.columns)[: block.rows])
+        return EncodedRows(codec, block.encoded, (block.tensor.unit_rows, block.tensor.columns), rows=block.rows)
 
-    def _plain_linear(self, weight: torch.Tensor) -> tuple[int, Linear]:
-        multiply = self._multiply  # not `self`, which holds the result: a circle is freed late, and with it the memory
-        return len(weight), lambda x, bias: multiply(x, weight, bias)
-
-    def _decoded(self, layer: PlacedLayer) -> dict[str, list[tuple[int, Linear]]]:
+    def _decoded(self, layer: PlacedLayer) -> dict[str, list[Rows]]:
         tensors = {run.tensor.name: run.tensor for run in layer.runs}
         rows = {name: sum(r.stop_row - r.first_row for r in layer.runs if r.tensor.name == name) for name in tensors}
-        return {
-            name: [self._plain_linear(self._dense(layer, tensor)[: rows[name]])] for name, tensor in tensors.items()
-        }
+        return {name: [PlainRows(self._dense(layer, tensor)[: rows[name]])] for name, tensor in tensors.items()}
 
     def _target(self, layer: PlacedLayer, block: _Block) -> torch.Tensor:
         """Where a block's units are decoded to: [units, unit_rows, columns]."""
