@@ -66,10 +66,10 @@ CONFIGURATIONS = (
         name="opt-6.7b-2GiB",
         cap_nbytes=2 * GIB,
         sequences=128,
-        gpu_batch_size=32,
-        num_gpu_batches=4,
+        gpu_batch_size=64,
+        num_gpu_batches=2,
         kv_page_tokens=2,
-        weights_percent=2,
+        weights_percent=1,
     ),
 )
 
