@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -36,8 +36,6 @@ while, where the engine's take a tenth of a millisecond to wake. Where something
 who is held up takes fewer parts.
 """
 
-Factor = tuple["Rows", torch.Tensor | None]
-"""A matrix and its bias."""
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """As `torch.nn.functional.linear`."""
 
@@ -59,6 +57,10 @@ class Rows(Protocol):
         """
 
 
+Factor = tuple[Rows, torch.Tensor | None]
+"""A matrix and its bias."""
+
+
 class PlainRows:
     """A matrix as torch has it."""
 
@@ -76,6 +78,14 @@ class PlainRows:
     def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:
         rows = self._weight[first:stop]
         return rows if room is None else room.copy_(rows)
+
+
+class _Product(NamedTuple):
+    """Of a matrix, plus its bias; and where it goes."""
+
+    matrix: Rows
+    bias: torch.Tensor | None
+    output: torch.Tensor
 
 
 class HostProducts:
@@ -114,25 +124,27 @@ class HostProducts:
         """The same with several matrices and their biases: threads that have done one go on with the next, and wait
         for each other once.
         """
-        outputs = [self._results.empty((len(x), matrix.out_features), x.dtype) for matrix, _ in factors]
-        drawn: dict[tuple[torch.dtype, bool], list[tuple[Factor, torch.Tensor]]] = {}
-        for factor, output in zip(factors, outputs, strict=True):
-            (matrix, bias), dtype = factor, self._dtype_of(x, factor[0])
-            if x.dtype == dtype == matrix.dtype and output.numel() * x.shape[1] <= self._short_products:
-                self._in_a_team(x, matrix, bias, output)
+        products = [
+            _Product(*factor, self._results.empty((len(x), factor[0].out_features), x.dtype)) for factor in factors
+        ]
+        drawn: dict[tuple[torch.dtype, bool], list[_Product]] = {}
+        for product in products:
+            dtype, own = self._dtype_of(x, product.matrix), product.matrix.dtype
+            if x.dtype == dtype == own and product.output.numel() * x.shape[1] <= self._short_products:
+                self._in_a_team(x, product)
             else:
-                drawn.setdefault((dtype, matrix.dtype != dtype), []).append((factor, output))
-        for (dtype, makes_rows), products in drawn.items():
-            self._draw(x, dtype, products, makes_rows=makes_rows)
-        return outputs
+                drawn.setdefault((dtype, own != dtype), []).append(product)
+        for (dtype, makes_rows), some in drawn.items():
+            self._draw(x, dtype, some, makes_rows=makes_rows)
+        return [product.output for product in products]
 
-    def _in_a_team(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None, output: torch.Tensor) -> None:
-        weight = matrix.part(0, matrix.out_features, None).T
+    def _in_a_team(self, x: torch.Tensor, product: _Product) -> None:
+        weight = product.matrix.part(0, product.matrix.out_features, None).T
         with torch_team(self._workers.threads):
-            if bias is None:
-                torch.mm(x, weight, out=output)
+            if product.bias is None:
+                torch.mm(x, weight, out=product.output)
             else:
-                torch.addmm(bias.to(x.dtype), x, weight, out=output)
+                torch.addmm(product.bias.to(x.dtype), x, weight, out=product.output)
 
     def forget_results(self) -> None:
         """Give back what is kept for the next ones: other memory is needed now."""
@@ -145,23 +157,21 @@ class HostProducts:
         many = self._float32_from is not None and len(x) >= self._float32_from
         return torch.float32 if many else x.dtype
 
-    def _draw(
-        self, x: torch.Tensor, dtype: torch.dtype, products: Sequence[tuple[Factor, torch.Tensor]], *, makes_rows: bool
-    ) -> None:
-        """Products in `dtype` into their outputs, some rows of a matrix at a time. makes_rows: in rooms, of what there
-        is.
-        """
-        shares = [shared_rows(matrix.out_features, x.shape[1], self._workers.threads) for (matrix, _), _ in products]
-        threads, most = max(share.threads for share in shares), max(share.rows for share in shares)
-        rooms = self._rooms(Shares(threads, most), x.shape[1], dtype) if makes_rows else None
+    def _draw(self, x: torch.Tensor, dtype: torch.dtype, products: Sequence[_Product], *, makes_rows: bool) -> None:
+        """In `dtype`, some rows of a matrix at a time. makes_rows: in rooms, of what there is."""
+        rows = [product.matrix.out_features for product in products]
+        shares = [shared_rows(count, x.shape[1], self._workers.threads) for count in rows]
+        largest = Shares(max(share.threads for share in shares), max(share.rows for share in shares))
+        rooms = self._rooms(largest, x.shape[1], dtype) if makes_rows else None
         parts = [
-            (matrix, bias, output, first, min(first + share.rows, matrix.out_features))
-            for ((matrix, bias), output), share in zip(products, shares, strict=True)
-            for first in range(0, matrix.out_features, share.rows)
+            (product, first, min(first + share.rows, count))
+            for product, share, count in zip(products, shares, rows, strict=True)
+            for first in range(0, count, share.rows)
         ]
         for start in range(0, len(x), WIDENED_TOKENS):
             place = slice(start, start + WIDENED_TOKENS)
-            self._workers.draw(partial(_multiply, parts, x[place].to(dtype), place, rooms), len(parts), threads=threads)
+            work = partial(_multiply, parts, x[place].to(dtype), place, rooms)
+            self._workers.draw(work, len(parts), threads=largest.threads)
 
     def _rooms(self, shares: Shares, columns: int, dtype: torch.dtype) -> torch.Tensor:
         numbers = shares.threads * shares.rows * columns
@@ -172,7 +182,7 @@ class HostProducts:
 
 
 def _multiply(
-    parts: Sequence[tuple[Rows, torch.Tensor | None, torch.Tensor, int, int]],
+    parts: Sequence[tuple[_Product, int, int]],
     x: torch.Tensor,
     place: slice,
     rooms: torch.Tensor | None,
@@ -180,11 +190,11 @@ def _multiply(
     chosen: int,
     _: int,
 ) -> None:
-    """One of the parts (a matrix, its bias, its output, and which rows of it), with the tokens that lie at `place`.
+    """One of the parts (a product, and which rows of its matrix) with the tokens that lie at `place`.
 
     rooms: [threads, rows, in_features] where rows are made.
     """
-    matrix, bias, output, first, stop = parts[chosen]
+    (matrix, bias, output), first, stop = parts[chosen]
     rows = matrix.part(first, stop, None if rooms is None else rooms[thread, : stop - first])
     some = None if bias is None else bias[first:stop].to(x.dtype)
     output[place, first:stop] = F.linear(x, rows, some)

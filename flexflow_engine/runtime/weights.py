@@ -38,8 +38,8 @@ class PagedMatrix:
         """x [N, in_features] -> [N, out_features]; bias [out_features]."""
         factors = self.factors(bias)
         if self._products is None:
-            return self.joined([F.linear(x, part.part(0, part.out_features, None), some) for part, some in factors])
-        return self.joined(self._products.linear_each(x, factors))
+            return _joined([F.linear(x, part.part(0, part.out_features, None), some) for part, some in factors])
+        return _joined(self._products.linear_each(x, factors))
 
     def factors(self, bias: torch.Tensor | None) -> list[Factor]:
         """Its parts, with what they have of the bias."""
@@ -47,10 +47,6 @@ class PagedMatrix:
             return [(self._parts[0], bias)]
         biases = [None] * len(self._parts) if bias is None else torch.split(bias, self._rows)
         return list(zip(self._parts, biases, strict=True))
-
-    def joined(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The product, of those with the parts."""
-        return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,7 @@ class HostWeights(LayerWeights):
         chosen = [self.matrices[name] for name in matrices]
         factors = [matrix.factors(bias) for matrix, bias in zip(chosen, matrices.values(), strict=True)]
         outputs = iter(self.products.linear_each(x, [factor for some in factors for factor in some]))
-        return [matrix.joined(list(islice(outputs, len(some)))) for matrix, some in zip(chosen, factors, strict=True)]
+        return [_joined(list(islice(outputs, len(some)))) for some in factors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +211,11 @@ class Weights:
         offset = self._layout.small_offsets[name]
         encoded = self._memory.tensor(Span(self._layout.device.name, "small", offset, tensor.nbytes))
         return encoded.view(self._dtype).view(tensor.shape)
+
+
+def _joined(outputs: list[torch.Tensor]) -> torch.Tensor:
+    """A matrix's product, of those of its parts."""
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def _adjoining(runs: Sequence[Run], direct: frozenset[str]) -> list[list[Run]]:

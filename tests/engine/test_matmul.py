@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexflow_engine.cpu import arena
-from flexflow_engine.cpu.matmul import SHORT_PRODUCTS, HostProducts, PlainRows, is_emulated
-from flexflow_engine.cpu.widening import WIDENED_FROM, product_nbytes, shared_rows
+from flexflow_engine.cpu.matmul import SHORT_PRODUCTS, Factor, HostProducts, PlainRows, is_emulated
+from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, product_nbytes, shared_rows
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
+from flexflow_plugins.codecs.group_quant import GroupInt8Codec
 
 
 @pytest.fixture(params=[0, SHORT_PRODUCTS], ids=["by the engine's threads", "short ones by torch's"])
@@ -49,6 +51,26 @@ def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape
         product = products.linear(x, PlainRows(weight), with_bias)
         assert product.dtype == dtype
         assert ((product.double() - expected).abs() <= rounding + torch.finfo(dtype).eps * bias.abs()).all()
+
+
+@pytest.mark.parametrize("float32_from", [None, 1])
+def test_several_products_are_those_of_each(workers: Workers, float32_from: int | None, short_products: int) -> None:
+    """Of plain and encoded matrices, with a bias or without, and more tokens than are multiplied at a time."""
+    x, weights = torch.randn(WIDENED_TOKENS + 5, 64).bfloat16(), torch.randn(4, 300, 64).bfloat16()
+    codec = GroupInt8Codec()
+    encoded = torch.empty(3, codec.encoded_nbytes((100, 64), "bfloat16"), dtype=torch.uint8)
+    codec.encode(weights[3].view(3, 100, 64), encoded)
+    factors: list[Factor] = [
+        (PlainRows(weights[0]), None),
+        (EncodedRows(codec, encoded, (100, 64), rows=290), None),
+        (PlainRows(weights[1, :7]), torch.randn(7).bfloat16()),
+        (PlainRows(weights[2].float()), torch.randn(300)),
+    ]
+    products = HostProducts(workers, torch.bfloat16, float32_from, kept_nbytes=0, short_products=short_products)
+    found = products.linear_each(x, factors)
+    assert all(
+        torch.equal(product, products.linear(x, *factor)) for product, factor in zip(found, factors, strict=True)
+    )
 
 
 @pytest.mark.parametrize("kept_nbytes", [0, 1000, 2**30])
