@@ -8,7 +8,7 @@ tensors of whatever device it computes on, and runs attention itself, between `a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -83,11 +83,13 @@ class LayerWeights:
     matrices: Mapping[str, Matrix]
     small: Mapping[str, torch.Tensor]
 
-    def linear_each(self, x: torch.Tensor, matrices: Mapping[str, torch.Tensor | None]) -> list[torch.Tensor]:
-        """The products of x [N, in_features] with some matrices, each plus its bias; as `Matrix.linear` one by one, and
-        faster where threads share all of them as one product.
+    def linear_each(self, x: torch.Tensor, matrices: Sequence[tuple[str, torch.Tensor | None]]) -> list[torch.Tensor]:
+        """The products of x [N, in_features] with some matrices, each plus its bias, in their order.
+
+        The same as `Matrix.linear` one by one, and faster where threads share all of them as one product.
+        matrices: short names and biases.
         """
-        return [self.matrices[name].linear(x, bias) for name, bias in matrices.items()]
+        return [self.matrices[name].linear(x, bias) for name, bias in matrices]
 
 
 class Model(ABC):

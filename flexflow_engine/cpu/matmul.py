@@ -41,7 +41,7 @@ Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Ten
 
 
 class Rows(Protocol):
-    """A matrix [out_features, in_features] in host memory."""
+    """A matrix [out_features, in_features] where it can be multiplied."""
 
     @property
     def out_features(self) -> int: ...
@@ -161,8 +161,9 @@ class HostProducts:
         """In `dtype`, some rows of a matrix at a time. makes_rows: in rooms, of what there is."""
         rows = [product.matrix.out_features for product in products]
         shares = [shared_rows(count, x.shape[1], self._workers.threads) for count in rows]
-        largest = Shares(max(share.threads for share in shares), max(share.rows for share in shares))
-        rooms = self._rooms(largest, x.shape[1], dtype) if makes_rows else None
+        most = max(share.rows for share in shares)
+        threads = max(share.threads * share.rows for share in shares) // most  # no more memory than one of them takes
+        rooms = self._rooms(Shares(threads, most), x.shape[1], dtype) if makes_rows else None
         parts = [
             (product, first, min(first + share.rows, count))
             for product, share, count in zip(products, shares, rows, strict=True)
@@ -170,8 +171,7 @@ class HostProducts:
         ]
         for start in range(0, len(x), WIDENED_TOKENS):
             place = slice(start, start + WIDENED_TOKENS)
-            work = partial(_multiply, parts, x[place].to(dtype), place, rooms)
-            self._workers.draw(work, len(parts), threads=largest.threads)
+            self._workers.draw(partial(_multiply, parts, x[place].to(dtype), place, rooms), len(parts), threads=threads)
 
     def _rooms(self, shares: Shares, columns: int, dtype: torch.dtype) -> torch.Tensor:
         numbers = shares.threads * shares.rows * columns
@@ -201,7 +201,7 @@ def _multiply(
 
 
 def multiplication(memory: str | None, products: HostProducts) -> Multiply:
-    """How plain numbers are multiplied that lie in this kind of memory; products: for those on the host."""
+    """How runs multiply plain numbers that lie in this kind of memory, to be measured; products: those of the host."""
     if memory != HOST:
         return F.linear
     return lambda x, weight, bias: products.linear(x, PlainRows(weight), bias)

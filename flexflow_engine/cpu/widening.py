@@ -41,9 +41,9 @@ def widened_times(tokens: int) -> int:
 
 
 def product_nbytes(tokens: int, matrices: Iterable[tuple[int, int]], *, makes_rows: bool) -> int:
-    """Bytes that products of `tokens` tokens and matrices [rows, columns] take beside their results, one product at a
-    time, at most, whatever the number of threads. makes_rows: whether rows are widened or decoded, to float32 at the
-    widest; what that takes for a matrix is kept for the next one.
+    """Bytes that products of `tokens` tokens and matrices [rows, columns] take beside their results, at most, whatever
+    the number of threads; those that are drawn together take no more than the largest. makes_rows: whether rows are
+    widened or decoded, to float32 at the widest; what that takes for a matrix is kept for the next one.
     """
     count = min(tokens, WIDENED_TOKENS)
     held = [(min(rows + isqrt(rows), _rows_at_once(columns)), columns) for rows, columns in matrices]  # the last is cut

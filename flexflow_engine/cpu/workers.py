@@ -25,19 +25,21 @@ class Workers:
     Any thread may share work, several at once; what is shared must not share again. Each has threads of its own, no
     more than work on one call: of several idle ones another would wake each time, on a processor that is busy.
 
-    Changing state: `_pools`, one for each thread that has shared work.
+    Changing state, under a lock: `_pools`, one for each thread that has shared work and goes on; `_closed`.
     """
 
     def __init__(self, threads: int | None = None) -> None:
         """threads: that work on one call, its caller among them; as many as `torch_threads`, if not given."""
         self.threads = threads or torch_threads()
-        self._pools: list[ThreadPoolExecutor] = []
-        self._own = threading.local()
+        self._pools: list[tuple[threading.Thread, ThreadPoolExecutor]] = []
+        self._closed = False
+        self._lock, self._own = threading.Lock(), threading.local()
 
     def share(self, work: Callable[[int], None], parts: int) -> None:
-        """Call `work` with 0 ... parts - 1, the first in this thread, the others in the threads at its side. When all
-        have ended, raises what a call raised.
+        """Call `work` with 0 ... parts - 1, each in a thread, the first in this one; no more of them than `threads`.
+        When all have ended, raises what a call raised.
         """
+        assert parts <= self.threads
         self._together(work, parts, needs_all=True)
 
     def draw(
@@ -65,8 +67,10 @@ class Workers:
             kept.clear()  # the pool keeps `take` until a thread finds it cancelled, and must not keep what `work` holds
 
     def close(self) -> None:
-        """End the threads; nobody may be sharing work. Idempotent."""
-        for pool in self._pools:
+        """End the threads; nobody may be sharing work, nor share any later. Idempotent."""
+        with self._lock:
+            self._closed, pools = True, self._pools.copy()
+        for _, pool in pools:
             pool.shutdown()
 
     def _together(self, work: Callable[[int], None], parts: int, *, needs_all: bool) -> None:
@@ -87,11 +91,22 @@ class Workers:
         try:
             return self._own.pool  # type: ignore[no-any-return]  # a thread's local state has no types
         except AttributeError:
-            self._own.pool = pool = ThreadPoolExecutor(
-                max(1, self.threads - 1), thread_name_prefix="kernel", initializer=take_over_torch_threads
-            )
-            self._pools.append(pool)
+            self._own.pool = pool = self._new_pool()
             return pool
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        """And an end to those whose threads have ended."""
+        pool = ThreadPoolExecutor(
+            max(1, self.threads - 1), thread_name_prefix="kernel", initializer=take_over_torch_threads
+        )
+        with self._lock:
+            assert not self._closed
+            left = [(owner, pool) for owner, pool in self._pools if not owner.is_alive()]
+            self._pools = [(owner, pool) for owner, pool in self._pools if owner.is_alive()]
+            self._pools.append((threading.current_thread(), pool))
+        for _, idle in left:
+            idle.shutdown()
+        return pool
 
 
 def _as_in_the_caller(modes: Sequence[AbstractContextManager[object]], work: Callable[[int], None], part: int) -> None:

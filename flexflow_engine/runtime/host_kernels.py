@@ -135,12 +135,8 @@ def _walk(read: Any, column: Any, vectors: Any, weights: Any, numbers: Any) -> N
     first, stop = heads
     group, page_tokens, head_dim = shape[0] // shape[1], shape[2], shape[3]
     for p in range(count):
-        page, following, encoded, nbytes = (
-            pages[p, column],
-            _next_page(pages, p, count, column),
-            pages[p, 3],
-            pages[p, 4],
-        )
+        page, encoded, nbytes = pages[p, column], pages[p, 3], pages[p, 4]
+        following = _next_page(pages, p, count, column)
         sizes, place = (group, head_dim, cached, pages[p, 2]), offset(scores, p * page_tokens)
         ahead = stop - first if encoded else min(stop - first, (_AHEAD_NBYTES + nbytes - 1) // nbytes)
         decoded = first

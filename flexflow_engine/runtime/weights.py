@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -56,12 +56,11 @@ class HostWeights(LayerWeights):
     matrices: Mapping[str, PagedMatrix]
     products: HostProducts
 
-    def linear_each(self, x: torch.Tensor, matrices: Mapping[str, torch.Tensor | None]) -> list[torch.Tensor]:
+    def linear_each(self, x: torch.Tensor, matrices: Sequence[tuple[str, torch.Tensor | None]]) -> list[torch.Tensor]:
         """All products as one."""
-        chosen = [self.matrices[name] for name in matrices]
-        factors = [matrix.factors(bias) for matrix, bias in zip(chosen, matrices.values(), strict=True)]
-        outputs = iter(self.products.linear_each(x, [factor for some in factors for factor in some]))
-        return [_joined(list(islice(outputs, len(some)))) for some in factors]
+        factors = [self.matrices[name].factors(bias) for name, bias in matrices]
+        outputs = deque(self.products.linear_each(x, [factor for some in factors for factor in some]))
+        return [_joined([outputs.popleft() for _ in some]) for some in factors]  # parts end when they are joined
 
 
 @dataclass(frozen=True, slots=True)

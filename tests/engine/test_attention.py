@@ -152,7 +152,10 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
     """Any rectangles and tails; rows without a sequence; prompts of unequal length; several steps; plain or encoded
     (and then decoded some heads at a time).
     """
-    decoded_numbers = data.draw(st.sampled_from([1, 100, 2**12]))
+    decoded_numbers, attended_nbytes = (
+        data.draw(st.sampled_from([1, 100, 2**12])),
+        data.draw(st.sampled_from([64, 2**21])),
+    )
     gpu_batch_size, page_tokens, steps = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)), 7
     numbers = sorted(data.draw(st.sets(st.integers(0, gpu_batch_size - 1), min_size=1)))
     prompts = {row: data.draw(st.integers(1, 11)) for row in numbers}
@@ -185,6 +188,7 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
         cache.append(rows, k, v)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(workspace, "_DECODED_NUMBERS", decoded_numbers)
+            patch.setattr(workspace, "_ATTENDED_NBYTES", attended_nbytes)
             attended = attend_tokens(rows, q, cache, gpu_batch_size, SCALE)
         by_pieces = attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, SCALE)
         torch.testing.assert_close(attended, by_pieces, atol=TOLERANCE[dtype], rtol=0)
@@ -193,21 +197,26 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
             torch.testing.assert_close(attended.float(), torch.stack(expected), atol=TOLERANCE[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec(GroupInt4Options(encoder="fit"))], ids=["none", "int4"])
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2)])
 @pytest.mark.parametrize("num_threads", [2, 3, 7])
-def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], num_threads: int) -> None:
-    """Rows of very different context, so that a share ends inside a row."""
+def test_threads_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], num_threads: int, codec: Codec
+) -> None:
+    """Rows of very different context, so that a share ends inside a row; encoded heads are decoded two at a time."""
     contexts, page_tokens = (100, 3, 1, 17), 4
-    tile = KVTile(rectangles=(Rectangle("device", "kv", 0, 4, 0, 26),), slotted=(), tail_rows=range(0))
+    tail_rows = range(0 if codec.keeps_bytes else 4)
+    tile = KVTile(rectangles=(Rectangle("device", "kv", 0, 4, 0, 26),), slotted=(), tail_rows=tail_rows)
     rows = [RowStep(row=row, sequence=row, new_tokens=1, context=context) for row, context in enumerate(contexts)]
     past = [RowStep(row=row.row, sequence=row.row, new_tokens=row.context + 1, context=0) for row in rows]
     _, k, v = random_qkv(sum(row.new_tokens for row in past), *heads, torch.bfloat16, seed=1)
     q, _, _ = random_qkv(len(rows), *heads, torch.bfloat16, seed=2)
     monkeypatch.setattr(workspace, "_ATTENDED_NBYTES", 64)
+    monkeypatch.setattr(workspace, "_DECODED_NUMBERS", 2 * page_tokens * HEAD_DIM)
     found = []
     for threads in (1, num_threads):
         with closing(Workers(threads)) as workers:
-            cache = stale_cache(tile, (heads[1], page_tokens, HEAD_DIM), NoneCodec(), torch.bfloat16, workers)
+            cache = stale_cache(tile, (heads[1], page_tokens, HEAD_DIM), codec, torch.bfloat16, workers)
             cache.write_prompts(past, k, v)
             found.append(attend_tokens(rows, q, cache, 4, SCALE))
     assert torch.equal(*found)

@@ -144,6 +144,16 @@ def test_nothing_is_allocated_beyond_what_is_counted(  # noqa: PLR0917  # as abo
     assert peak.peak_bytes <= product.nbytes + bound
 
 
+def test_products_drawn_together_take_no_more_than_the_largest() -> None:
+    """41 rows have two at a time for each of 21 threads, and 40 one for each of 40."""
+    x, weights = torch.zeros((1, 64)), [torch.zeros((rows, 64), dtype=torch.bfloat16) for rows in (41, 40)]
+    with closing(Workers(40)) as workers, PeakAllocations() as peak:
+        products = HostProducts(workers, torch.float32, None, kept_nbytes=0)
+        found = products.linear_each(x, [(PlainRows(weight), None) for weight in weights])
+    bound = product_nbytes(1, [(41, 64)], makes_rows=True)
+    assert peak.peak_bytes <= sum(product.nbytes for product in found) + bound
+
+
 @given(st.integers(1, 3000), st.sampled_from([1, 64, 2048, 49_152, 2**22]), st.integers(1, 300))
 def test_shares_cover_the_matrix_within_what_is_counted(rows: int, columns: int, threads: int) -> None:
     shares = shared_rows(rows, columns, threads)

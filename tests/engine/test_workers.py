@@ -94,12 +94,17 @@ def test_at_most_so_many_threads_draw(workers: Workers) -> None:
 
 def test_threads_that_have_not_begun_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller does everything, and goes on."""
-    release, drawn = threading.Event(), set[int]()
-    monkeypatch.setattr(workers_module, "take_over_torch_threads", lambda: release.wait(60))
+    release, begun, drawn = threading.Event(), threading.Event(), set[int]()
+
+    def begin() -> None:
+        release.wait(60)
+        begun.set()
+
+    monkeypatch.setattr(workers_module, "take_over_torch_threads", begin)
     with closing(Workers(2)) as workers:
         try:
             workers.draw(lambda thread, item, _: drawn.add(item) if thread == 0 else None, 10)
-            assert not release.is_set()
+            assert not begun.is_set()
             assert drawn == set(range(10))
         finally:
             release.set()
@@ -117,6 +122,24 @@ def test_each_caller_has_threads_of_its_own_and_keeps_them() -> None:
         own, others = helpers(two), other.submit(helpers, two).result()
         assert len(own) == len(others) == 1
         assert own != others
+
+
+def test_threads_of_callers_that_have_ended_end() -> None:
+    found = set[threading.Thread]()
+    with closing(Workers(2)) as shared:
+        for _ in range(3):
+            with ThreadPoolExecutor(1) as caller:
+                caller.submit(shared.share, lambda part: found.add(threading.current_thread()), 2).result()
+        shared.share(lambda part: None, 2)
+        assert len(found) == 2 * 3
+        assert not any(thread.is_alive() for thread in found)
+
+
+def test_nothing_is_shared_after_the_end() -> None:
+    shared = Workers(2)
+    shared.close()
+    with pytest.raises(AssertionError):
+        shared.share(lambda part: None, 2)
 
 
 def test_what_threads_allocate_counts_for_the_caller(workers: Workers) -> None:

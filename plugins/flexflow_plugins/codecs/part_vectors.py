@@ -18,15 +18,15 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
 from flexflow_engine.cpu.jit import intrinsic
+from flexflow_plugins.codecs.part_grids import LOW_UNIT, NUM_PARTS
 
-SIZE = 64
-_PARTS, _PART = 4, 16
-_BYTES, _SPREAD = ir.VectorType(ir.IntType(8), SIZE // 2), ir.VectorType(ir.IntType(32), SIZE // 2)
-_SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), SIZE), ir.VectorType(ir.IntType(32), _PARTS)
-_WORDS, _FLOATS = ir.VectorType(ir.IntType(32), SIZE), ir.VectorType(ir.FloatType(), SIZE)
-_HALVES, _BOTH_HALVES = ir.VectorType(ir.HalfType(), SIZE), ir.VectorType(ir.IntType(16), 2 * SIZE)
-_LOW_UNIT = 10
-"""Eighths of a step: how far the places lie apart that a low may take."""
+GROUP_SIZE = 64
+_PART = GROUP_SIZE // NUM_PARTS
+_BYTES, _SPREAD = ir.VectorType(ir.IntType(8), GROUP_SIZE // 2), ir.VectorType(ir.IntType(32), GROUP_SIZE // 2)
+_SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.IntType(32), NUM_PARTS)
+_WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
+_HALVES, _BOTH_HALVES = ir.VectorType(ir.HalfType(), GROUP_SIZE), ir.VectorType(ir.IntType(16), 2 * GROUP_SIZE)
+_LOW_EIGHTHS = int(8 * LOW_UNIT)
 _MAX_HALF = 65504.0
 
 
@@ -65,16 +65,16 @@ def _grids(builder: Any, grids: Any) -> tuple[Any, Any]:
         ir.Constant(_GRIDS, ir.Undefined),
         _all(_GRIDS, 0),
     )
-    words = builder.lshr(each, ir.Constant(_GRIDS, [6 * part for part in range(_PARTS)]))
+    words = builder.lshr(each, ir.Constant(_GRIDS, [6 * part for part in range(NUM_PARTS)]))
     scales = builder.add(builder.and_(words, _all(_GRIDS, 7)), _all(_GRIDS, 1))
     places = builder.and_(builder.lshr(words, _all(_GRIDS, 3)), _all(_GRIDS, 7))
-    return _of_parts(builder, scales), _of_parts(builder, builder.mul(places, _all(_GRIDS, _LOW_UNIT)))
+    return _of_parts(builder, scales), _of_parts(builder, builder.mul(places, _all(_GRIDS, _LOW_EIGHTHS)))
 
 
 def _of_parts(builder: Any, values: Any) -> Any:
     """Each part's value at all its numbers."""
-    mask = ir.Constant(_WORDS, [number // _PART for number in range(SIZE)])
-    short = builder.trunc(values, ir.VectorType(ir.IntType(16), _PARTS))
+    mask = ir.Constant(_WORDS, [number // _PART for number in range(GROUP_SIZE)])
+    short = builder.trunc(values, ir.VectorType(ir.IntType(16), NUM_PARTS))
     return builder.shuffle_vector(short, ir.Constant(short.type, ir.Undefined), mask)
 
 
@@ -90,7 +90,7 @@ def _bfloat_bits(builder: Any, numbers: Any) -> Any:
     bits = builder.bitcast(numbers, _WORDS)
     odd = builder.and_(builder.lshr(bits, _all(_WORDS, 16)), _all(_WORDS, 1))
     halves = builder.bitcast(builder.add(builder.add(bits, _all(_WORDS, 0x7FFF)), odd), _BOTH_HALVES)
-    upper = ir.Constant(_WORDS, list(range(1, 2 * SIZE, 2)))
+    upper = ir.Constant(_WORDS, list(range(1, 2 * GROUP_SIZE, 2)))
     return builder.shuffle_vector(halves, ir.Constant(_BOTH_HALVES, ir.Undefined), upper)
 
 

@@ -29,7 +29,7 @@ from flexflow_engine.cpu.pointers import offset
 from flexflow_plugins.codecs.kernels import decode_nibbles, load, store_codes
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, NUM_PARTS, constant_of, grid_of, part_size, step_of
 from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, code_of, find_grids, rooms
-from flexflow_plugins.codecs.part_vectors import SIZE, decode_group
+from flexflow_plugins.codecs.part_vectors import GROUP_SIZE, decode_group
 
 
 def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
@@ -41,7 +41,7 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
     while start < stop:
         word, end = _word(encoded, words + 4 * group), min(stop, start + group_size)
         step, grids, numbers = step_of(word), np.uint32(word >> np.uint32(8)), offset(out, start - first)
-        if end - start == SIZE == group_size and first <= start and step != 0:
+        if end - start == GROUP_SIZE == group_size and first <= start and step != 0:
             decode_group(offset(encoded, start // 2), step * np.float32(0.125), grids, numbers)
         else:
             _decode_parts(

@@ -132,7 +132,7 @@ class OPTModel(Model):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x = self._norm(weights, "attention_norm", hidden) if self._pre_norm else hidden
         shape = (hidden.shape[0], self.config.num_heads, self.config.head_dim)
-        q, k, v = weights.linear_each(x, {name: weights.small.get(f"{name}_bias") for name in ("q", "k", "v")})
+        q, k, v = weights.linear_each(x, [(name, weights.small.get(f"{name}_bias")) for name in ("q", "k", "v")])
         return q.view(shape), k.view(shape), v.view(shape)
 
     def attention_output(self, weights: LayerWeights, hidden: torch.Tensor, attended: torch.Tensor) -> None:
