@@ -45,6 +45,7 @@ from flexflow_engine.placement.layout import make_layout
 from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
+from flexflow_engine.runtime.hidden import HiddenStates
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.next_tokens import Greedy
@@ -209,7 +210,7 @@ def _layer(workers: Workers) -> dict[str, float]:
 
 @contextmanager
 def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> Iterator[tuple[TileRunner, Task]]:
-    """A runner whose decoder layer has random weights and a cache of zeros, and a step's task of the layer."""
+    """A runner whose decoder layer has random weights, hidden states and cache, and a step's task of the layer."""
     opened = open_checkpoint(str(folder / "checkpoint"), {"opt": OPTModel}, model_name="opt", dtype="bfloat16")
     everything = Placement((("device", 100.0),))
     layout = make_layout(
@@ -252,10 +253,23 @@ def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> 
             ),
             source=Greedy(),
         )
-        rows = tuple(RowStep(row=r, sequence=r, new_tokens=1, context=LAYER_CONTEXT - 1) for r in range(LAYER_ROWS))
-        tile, operation = Tile(step=0, layer=1, gpu_batch=0), Compute(layer=1, batch=BatchStep(0, rows))
-        task = Task(key="layer", kind="compute", tile=tile, lane="compute", operation=operation, reads=(), writes=())
-        yield runner, task
+        steps = [_step(context) for context in range(LAYER_CONTEXT)]
+        hidden = torch.randn(LAYER_ROWS, OPT_LAYER["hidden_size"]).bfloat16()
+        HiddenStates(layout, memory, torch.bfloat16).write(steps[0].batch, None, hidden)
+        for step in steps[:-1]:
+            runner(_task(step))
+        yield runner, _task(steps[-1])
+
+
+def _step(context: int) -> Compute:
+    """The layer, with rows that have so many tokens."""
+    rows = tuple(RowStep(row=r, sequence=r, new_tokens=1, context=context) for r in range(LAYER_ROWS))
+    return Compute(layer=1, batch=BatchStep(0, rows))
+
+
+def _task(operation: Compute) -> Task:
+    tile = Tile(step=0, layer=1, gpu_batch=0)
+    return Task(key="layer", kind="compute", tile=tile, lane="compute", operation=operation, reads=(), writes=())
 
 
 def _best(run: Callable[[], object]) -> float:

@@ -25,6 +25,7 @@ import numpy as np
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
+from flexflow_engine.cpu.numbers import narrow
 from flexflow_engine.cpu.pointers import offset
 from flexflow_plugins.codecs.kernels import decode_nibbles, load, store_codes
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, NUM_PARTS, constant_of, grid_of, part_size, step_of
@@ -39,33 +40,38 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
     group = first // group_size
     start = group * group_size
     while start < stop:
-        word, end = _word(encoded, words + 4 * group), min(stop, start + group_size)
-        step, grids, numbers = step_of(word), np.uint32(word >> np.uint32(8)), offset(out, start - first)
-        if end - start == GROUP_SIZE == group_size and first <= start and step != 0:
-            decode_group(offset(encoded, start // 2), step * np.float32(0.125), grids, numbers)
+        word, begin, end = _word(encoded, words + 4 * group), max(first, start), min(stop, start + group_size)
+        step, grids, numbers = step_of(word), np.uint32(word >> np.uint32(8)), offset(out, begin - first)
+        if step == 0:
+            _fill(numbers, end - begin, constant_of(word))
+        elif end - begin == GROUP_SIZE == group_size:
+            decode_group(offset(encoded, begin // 2), step * np.float32(0.125), grids, numbers)
         else:
-            _decode_parts(
-                encoded, (step, grids, constant_of(word)), (start, max(first, start), end), group_size, numbers
-            )
+            _decode_parts(encoded, (step, grids), (start, begin, end), group_size, numbers)
         group += 1
         start += group_size
+
+
+@kernel
+def _fill(numbers: Any, count: Any, number: Any) -> None:
+    for i in range(count):
+        numbers[i] = narrow(number, numbers)
 
 
 @kernel
 def _decode_parts(encoded: Any, grids: Any, span: Any, group_size: Any, numbers: Any) -> None:
     """The numbers [first, end) of the group that begins at `start`, all counted through the tensor.
 
-    grids: of a group: its step, the bits of its parts, its constant. span: start, first and end. numbers: pointer to
-    the place of number `start`.
+    grids: the group's step, and the bits of its parts. span: start, first and end. numbers: pointer to the place of
+    number `first`.
     """
-    (step, bits, constant), (start, first, end), part = grids, span, part_size(group_size)
+    (step, bits), (start, first, end), part = grids, span, part_size(group_size)
     begin = start
     for _ in range(NUM_PARTS):
         scale, low = grid_of(step, bits)
-        low = low if step != 0 else constant
         at, until = max(first, begin), min(end, begin + part)
         if at < until:
-            decode_nibbles(encoded, at, until, scale, low, offset(numbers, at - start))
+            decode_nibbles(encoded, at, until, scale, low, offset(numbers, at - first))
         bits = np.uint32(bits >> np.uint32(6))
         begin += part
 
