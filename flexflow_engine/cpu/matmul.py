@@ -188,7 +188,6 @@ def _multiply(
     rooms: torch.Tensor | None,
     thread: int,
     chosen: int,
-    _: int,
 ) -> None:
     """One of the parts (a product, and which rows of its matrix) with the tokens that lie at `place`.
 

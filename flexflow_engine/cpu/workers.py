@@ -42,27 +42,23 @@ class Workers:
         assert parts <= self.threads
         self._together(work, parts, needs_all=True)
 
-    def draw(
-        self, work: Callable[[int, int, int], None], count: int, *, step: int = 1, threads: int | None = None
-    ) -> None:
-        """Call `work` with a thread's number and the bounds [first, stop) of `step` adjoining ones of 0 ... count - 1,
-        which threads, at most so many, take part by part: who is kept from working takes fewer, and who has not begun
-        when nothing is left is not waited for. When all have ended, raises what a call raised; nothing more is drawn
-        then.
+    def draw(self, work: Callable[[int, int], None], count: int, *, threads: int | None = None) -> None:
+        """Call `work` with a thread's number and one of 0 ... count - 1, which threads, at most so many, take one after
+        another: who is kept from working takes fewer, and who has not begun when nothing is left is not waited for.
+        When all have ended, raises what a call raised; nothing more is drawn then.
         """
-        parts = range(0, count, step)
-        left, kept = iter(parts), [work]
+        left, kept = iter(range(count)), [work]
 
         def take(thread: int) -> None:
             try:
-                for first in left:
-                    kept[0](thread, first, min(first + step, count))
+                for item in left:
+                    kept[0](thread, item)
             except BaseException:
                 deque(left, maxlen=0)
                 raise
 
         try:
-            self._together(take, min(threads or self.threads, self.threads, len(parts)), needs_all=False)
+            self._together(take, min(threads or self.threads, self.threads, count), needs_all=False)
         finally:
             kept.clear()  # the pool keeps `take` until a thread finds it cancelled, and must not keep what `work` holds
 

@@ -49,7 +49,7 @@ def attend_prompts(
             attend(call)
     else:
         calls = prompts_apart(rows, num_kv_heads, workers.threads)
-        workers.draw(lambda _, n, __: attend(calls[n]), len(calls))
+        workers.draw(lambda _, n: attend(calls[n]), len(calls))
     return attended.flatten(1)
 
 

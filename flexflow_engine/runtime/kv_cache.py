@@ -98,7 +98,7 @@ class TileCache:
     def _each(self, work: Callable[[int], None], count: int) -> None:
         """Call `work` with 0 ... count - 1."""
         if self.workers is not None:
-            self.workers.draw(lambda _, n, __: work(n), count, threads=self.pages_at_once)
+            self.workers.draw(lambda _, n: work(n), count, threads=self.pages_at_once)
             return
         for n in range(count):
             work(n)

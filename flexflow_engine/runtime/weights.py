@@ -98,8 +98,9 @@ class Weights:
             names, products = layer.spec.matrices, self._products
             by_name = {short: PagedMatrix(matrices[name], products) for short, name in names.items()}
             small = {short: self._small(name) for short, name in layer.spec.small.items()}
-            on_device = LayerWeights(by_name, small)
-            self._views[key] = on_device if products is None else HostWeights(by_name, small, products)
+            self._views[key] = (
+                LayerWeights(by_name, small) if products is None else HostWeights(by_name, small, products)
+            )
         return self._views[key]
 
     def decode(self, index: int, slot: int | None) -> None:

@@ -152,10 +152,8 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
     """Any rectangles and tails; rows without a sequence; prompts of unequal length; several steps; plain or encoded
     (and then decoded some heads at a time).
     """
-    decoded_numbers, attended_nbytes = (
-        data.draw(st.sampled_from([1, 100, 2**12])),
-        data.draw(st.sampled_from([64, 2**21])),
-    )
+    decoded_numbers = data.draw(st.sampled_from([1, 100, 2**12]))
+    attended_nbytes = data.draw(st.sampled_from([64, 2**21]))
     gpu_batch_size, page_tokens, steps = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)), 7
     numbers = sorted(data.draw(st.sets(st.integers(0, gpu_batch_size - 1), min_size=1)))
     prompts = {row: data.draw(st.integers(1, 11)) for row in numbers}

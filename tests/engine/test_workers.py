@@ -35,7 +35,7 @@ def test_items_are_drawn_once_each_and_a_thread_that_is_held_up_takes_fewer(work
     drawn: list[tuple[int, int]] = []
     held_up, others_done = threading.Event(), threading.Event()
 
-    def work(thread: int, item: int, stop: int) -> None:
+    def work(thread: int, item: int) -> None:
         drawn.append((thread, item))
         if thread == 0:
             held_up.set()
@@ -48,12 +48,6 @@ def test_items_are_drawn_once_each_and_a_thread_that_is_held_up_takes_fewer(work
     workers.draw(work, 20)
     assert sorted(item for _, item in drawn) == list(range(20))
     assert sum(thread == 0 for thread, _ in drawn) == 1
-
-
-def test_what_is_drawn_in_steps_covers_everything_once(workers: Workers) -> None:
-    drawn: list[tuple[int, int]] = []
-    workers.draw(lambda _, first, stop: drawn.append((first, stop)), 20, step=6)
-    assert sorted(drawn) == [(0, 6), (6, 12), (12, 18), (18, 20)]
 
 
 def test_what_a_part_raises_reaches_the_caller(workers: Workers) -> None:
@@ -69,7 +63,7 @@ def test_a_failed_part_ends_the_others_before_the_caller_goes_on(workers: Worker
     """Whoever called may give back the memory that they write to."""
     started, failed, done = threading.Event(), threading.Event(), list[int]()
 
-    def work(thread: int, item: int, stop: int) -> None:
+    def work(thread: int, item: int) -> None:
         if thread == 0:
             assert started.wait(10)
             failed.set()
@@ -88,7 +82,7 @@ def test_a_failed_part_ends_the_others_before_the_caller_goes_on(workers: Worker
 
 def test_at_most_so_many_threads_draw(workers: Workers) -> None:
     drawn: set[int] = set()
-    workers.draw(lambda thread, _, __: drawn.add(thread), 100, threads=2)
+    workers.draw(lambda thread, _: drawn.add(thread), 100, threads=2)
     assert drawn <= {0, 1}
 
 
@@ -103,7 +97,7 @@ def test_threads_that_have_not_begun_are_not_waited_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(workers_module, "take_over_torch_threads", begin)
     with closing(Workers(2)) as workers:
         try:
-            workers.draw(lambda thread, item, _: drawn.add(item) if thread == 0 else None, 10)
+            workers.draw(lambda thread, item: drawn.add(item) if thread == 0 else None, 10)
             assert not begun.is_set()
             assert drawn == set(range(10))
         finally:

@@ -43,7 +43,9 @@ def decode_group(_: Any, pairs: Any, eighth: Any, grids: Any, numbers: Any) -> A
         codes = _codes(builder, builder.load(builder.bitcast(source, _BYTES.as_pointer()), align=1))
         scales, lows = _grids(builder, grids)
         multiples = builder.sub(builder.mul(codes, scales), lows)
-        floats = builder.fmul(builder.sitofp(builder.sext(multiples, _WORDS), _FLOATS), _everywhere(builder, eighth))
+        floats = builder.fmul(
+            builder.sitofp(builder.sext(multiples, _WORDS), _FLOATS), _everywhere(builder, _FLOATS, eighth)
+        )
         result = _rounded(builder, floats, signature.args[3].dtype)
         builder.store(result, builder.bitcast(target, result.type.as_pointer()), align=2)
         return context.get_dummy_value()
@@ -60,12 +62,9 @@ def _codes(builder: Any, packed: Any) -> Any:
 
 def _grids(builder: Any, grids: Any) -> tuple[Any, Any]:
     """c + 1 and 10 l of each number's part."""
-    each = builder.shuffle_vector(
-        builder.insert_element(ir.Constant(_GRIDS, ir.Undefined), grids, ir.Constant(ir.IntType(32), 0)),
-        ir.Constant(_GRIDS, ir.Undefined),
-        _all(_GRIDS, 0),
+    words = builder.lshr(
+        _everywhere(builder, _GRIDS, grids), ir.Constant(_GRIDS, [6 * part for part in range(NUM_PARTS)])
     )
-    words = builder.lshr(each, ir.Constant(_GRIDS, [6 * part for part in range(NUM_PARTS)]))
     scales = builder.add(builder.and_(words, _all(_GRIDS, 7)), _all(_GRIDS, 1))
     places = builder.and_(builder.lshr(words, _all(_GRIDS, 3)), _all(_GRIDS, 7))
     return _of_parts(builder, scales), _of_parts(builder, builder.mul(places, _all(_GRIDS, _LOW_EIGHTHS)))
@@ -106,6 +105,8 @@ def _all(kind: Any, value: Any) -> Any:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _everywhere(builder: Any, number: Any) -> Any:
-    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), _all(_WORDS, 0))
+def _everywhere(builder: Any, kind: Any, number: Any) -> Any:
+    nothing, places = ir.Constant(kind, ir.Undefined), _all(ir.VectorType(ir.IntType(32), kind.count), 0)
+    return builder.shuffle_vector(
+        builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0)), nothing, places
+    )
