@@ -92,6 +92,16 @@ class CodecRates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProductRates:
+    """Products in one of the ways in which a processor makes them."""
+
+    matmul_flops_per_s: Curve
+    """By the rows (tokens) of one call, as `Processor.matmul_flops_per_s`."""
+    product_s: float
+    """As `Processor.product_s`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Processor:
     """What computes on one kind of memory."""
 
@@ -115,6 +125,9 @@ class Processor:
     float32_from: Mapping[DType, int | None] = field(default_factory=dict)
     """Tokens from which on products of such 16-bit numbers are faster if they are widened to float32, some rows of the
     matrix at a time; None: they never are. Runs multiply accordingly. Of the host's processor."""
+    torch_team: Mapping[DType, ProductRates | None] = field(default_factory=dict)
+    """What products of such numbers take that torch's own threads share; None: the engine's are as fast. Runs that move
+    nothing multiply accordingly. Of the host's processor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,6 +86,9 @@ def _processor(processor: Processor) -> Iterator[tuple[str, str, str]]:
         yield name, f"{seconds * 1e6:.0f}", "microseconds beside its arithmetic"
     for dtype, tokens in processor.float32_from.items():
         yield f"{dtype} as float32", "never" if tokens is None else f"{tokens}", "tokens from which on it is faster"
+    for dtype, team in processor.torch_team.items():
+        if team:
+            yield f"matmul in a team, {dtype}", _curve(team.matmul_flops_per_s), "GFLOP/s by rows"
 
 
 def _curve(curve: Curve) -> str:

@@ -1,5 +1,5 @@
-"""Products on the host: some rows of a matrix at a time, which threads take one part after another. Short ones of
-numbers as they are, in jobs that do nothing but compute: by torch's own threads.
+"""Products on the host: some rows of a matrix at a time, which threads take one part after another; or one call of
+torch for its own threads, where nothing else wants a core and that is faster.
 
 Where the matrix isn't there in the numbers that the processor multiplies fastest, a thread makes those rows of what is
 there, and multiplies them while they are in the processor's cache. torch emulates 16-bit products that the processor
@@ -29,12 +29,6 @@ _INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
-
-SHORT_PRODUCTS = 2**29
-"""Multiplications, in jobs that do nothing but compute. torch's own threads stay awake for the next product a little
-while, where the engine's take a tenth of a millisecond to wake. Where something else wants a core it counts more that
-who is held up takes fewer parts.
-"""
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """As `torch.nn.functional.linear`."""
@@ -102,16 +96,16 @@ class HostProducts:
         float32_from: int | None,
         *,
         kept_nbytes: int,
-        short_products: int = 0,
+        torch_team: bool = False,
     ) -> None:
         """dtype: of what is multiplied with. float32_from: tokens from which on float32 is faster; None: never.
-        kept_nbytes: at most so many are kept for the next results. short_products: of up to so many multiplications are
-        left to torch's own threads, where numbers are multiplied as they are.
+        kept_nbytes: at most so many are kept for the next results. torch_team: numbers that are multiplied as they are
+        are left to torch's own threads, which stay awake for the next product a little while but wait for each other.
         """
         self._workers = workers
         self._results = Arena(kept_nbytes)
         self._float32_from = float32_from
-        self._short_products = short_products
+        self._torch_team = torch_team
         self.made_dtype = dtype if float32_from is None else torch.float32
         """In which encoded rows are made."""
         self._room = torch.empty(0, dtype=torch.uint8)
@@ -130,7 +124,7 @@ class HostProducts:
         drawn: dict[tuple[torch.dtype, bool], list[_Product]] = {}
         for product in products:
             dtype, own = self._dtype_of(x, product.matrix), product.matrix.dtype
-            if x.dtype == dtype == own and product.output.numel() * x.shape[1] <= self._short_products:
+            if self._torch_team and x.dtype == dtype == own:
                 self._in_a_team(x, product)
             else:
                 drawn.setdefault((dtype, own != dtype), []).append(product)
@@ -209,6 +203,13 @@ def multiplication(memory: str | None, products: HostProducts) -> Multiply:
 def usual_float32_from(dtype: DType) -> int | None:
     """Tokens from which on float32 should be faster than `dtype` on this processor; None: never."""
     return WIDENED_FROM if is_emulated(getattr(torch, dtype), torch.cpu.get_capabilities()) else None
+
+
+def usual_torch_team(dtype: DType) -> bool:
+    """Whether torch's own threads should be faster with such numbers: it brings its own kernels for 16-bit ones, and
+    leaves others to a BLAS.
+    """
+    return dtype != "float32" and usual_float32_from(dtype) is None
 
 
 def is_emulated(dtype: torch.dtype, capabilities: Mapping[str, Any]) -> bool:

@@ -22,11 +22,17 @@ from flexflow_engine.errors import HardwareError
 class Arithmetic:
     """Of one processor, for one model in one dtype and one codec of its cache. Every method returns seconds."""
 
-    def __init__(self, processor: Processor, config: ModelConfig, dtype: DType, kv_codec: Codec) -> None:
-        """Raises HardwareError where the profile has no rate for the dtype."""
+    def __init__(
+        self, processor: Processor, config: ModelConfig, dtype: DType, kv_codec: Codec, *, moves_nothing: bool = False
+    ) -> None:
+        """moves_nothing: nothing else wants the processor, and plain numbers are multiplied in the way that is fastest
+        then. Raises HardwareError where the profile has no rate for the dtype.
+        """
         self._processor, self._config, self._dtype, self._kv_codec = processor, config, dtype, kv_codec
         self._item_nbytes = ITEM_NBYTES[dtype]
-        self._matmul = _matmul_curve(processor, dtype)
+        team = processor.torch_team.get(dtype) if moves_nothing else None
+        self._matmul = team.matmul_flops_per_s if team else _matmul_curve(processor, dtype)
+        self._product_s = team.product_s if team else processor.product_s
 
     @property
     def task_s(self) -> float:
@@ -40,7 +46,7 @@ class Arithmetic:
 
     def matmul(self, weights: int, tokens: int, products: int = 1) -> float:
         """So many products, with `weights` numbers in all: products * product_s + 2 * weights * n / rate(n)."""
-        return products * self._processor.product_s + 2.0 * weights * tokens / self._matmul.at(tokens)
+        return products * self._product_s + 2.0 * weights * tokens / self._matmul.at(tokens)
 
     def encoded_matmul(self, weights: int, tokens: int, products: int, codec: Codec) -> float:
         """The same with weights that are decoded while they are multiplied; by the codec's own rate(n), or if there is

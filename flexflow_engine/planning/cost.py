@@ -66,7 +66,9 @@ class CostModel:
         self._layout, self._profile = layout, profile
         self._link = Contention(layout.tiers, profile).link
         processor = profile.processor(layout.device.memory)
-        self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec)
+        self._arithmetic = Arithmetic(
+            processor, model.config, model.dtype, kv_codec, moves_nothing=layout.moves_nothing
+        )
         attending = profile.processor(HOST) if layout.attention.on_host else processor
         self._attention = Arithmetic(attending, model.config, model.dtype, kv_codec)
         self._matrices = [layer.matrices for layer in layout.weights.layers]

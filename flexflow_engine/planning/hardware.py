@@ -24,6 +24,7 @@ from flexflow_engine.abc.hardware import (
     HostCosts,
     Link,
     Processor,
+    ProductRates,
 )
 from flexflow_engine.errors import HardwareError, ProblemsError, RecipeError
 from flexflow_engine.jobs.document import read_document
@@ -142,6 +143,14 @@ class CodecSection(_Section):
         )
 
 
+class ProductSection(_Section):
+    matmul_flops_per_s: Points
+    product_s: Seconds = 0.0
+
+    def rates(self) -> ProductRates:
+        return ProductRates(matmul_flops_per_s=_curve(self.matmul_flops_per_s), product_s=self.product_s)
+
+
 class ProcessorSection(_Section):
     matmul_flops_per_s: dict[DType, Points]
     prefill_attention_flops_per_s: Points
@@ -152,6 +161,7 @@ class ProcessorSection(_Section):
     layer_s: Seconds = 0.0
     product_s: Seconds = 0.0
     float32_from: dict[Literal["float16", "bfloat16"], PositiveInt | None] = Field(default_factory=dict)
+    torch_team: dict[DType, ProductSection | None] = Field(default_factory=dict)
 
     def processor(self) -> Processor:
         return Processor(
@@ -166,6 +176,7 @@ class ProcessorSection(_Section):
             layer_s=self.layer_s,
             product_s=self.product_s,
             float32_from={dtype: tokens for dtype, tokens in self.float32_from.items()},  # noqa: C416  # of wider type
+            torch_team={dtype: section.rates() if section else None for dtype, section in self.torch_team.items()},
         )
 
 

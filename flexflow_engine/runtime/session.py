@@ -15,7 +15,7 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, LaneContext, Tier
-from flexflow_engine.cpu.matmul import SHORT_PRODUCTS, HostProducts
+from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.settings import one_torch_thread, quick_switches, standing_heap
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.builder import Frontier, TaskGraph
@@ -61,12 +61,13 @@ class Session:
         prompts: Sequence[TokenIds],
         source: TokenSource,
         float32_from: int | None,
+        torch_team: bool,
         executor: Callable[[RunTask, Mapping[str, int], ContextFor, Trace], Executor] = DataflowExecutor,
         trace: Callable[[], Trace] = Trace,
     ) -> None:
         """prompts: each sequence's token ids, int64. source: of the tokens that follow them. float32_from: tokens from
-        which on the host's products are faster in float32; None: never. trace: a FoldedTrace where nobody reads single
-        events.
+        which on the host's products are faster in float32; None: never. torch_team: whether torch's own threads share
+        them, which pays where nothing is moved meanwhile. trace: a FoldedTrace where nobody reads single events.
         """
         self._layout = layout
         self._compiler = StepCompiler(layout, store.page_nbytes)
@@ -79,7 +80,7 @@ class Session:
                 getattr(torch, model.dtype),
                 float32_from,
                 kept_nbytes=model.workspace_nbytes("decoder", layout.embed_rows),
-                short_products=SHORT_PRODUCTS if layout.moves_nothing else 0,
+                torch_team=torch_team,
             )
             device = tiers[layout.device.name]
             self._runner = TileRunner(

@@ -90,6 +90,25 @@ def test_products_are_computed_as_the_machine_was_measured(
     assert perplexities[0] == perplexities[1] != perplexities[2]
 
 
+@pytest.mark.parametrize(("faster", "far"), [(True, 0), (True, 50), (False, 0)])
+def test_torchs_threads_share_products_of_jobs_that_move_nothing(
+    command: CommandLine, recipe: Path, measured: dict[str, Any], faster: bool, far: int
+) -> None:
+    """Where the machine was measured to be faster so."""
+    file = recipe.parent / "machine.yaml"
+    team = {"matmul_flops_per_s": 1e12} if faster else None
+    cpu = {**measured["processors"]["cpu"], "torch_team": {"float32": team}}
+    file.write_text(yaml.safe_dump({**measured, "processors": {"cpu": cpu}}))
+    shares = (
+        ("weights", {"device": 100 - far, "disk": far}),
+        ("kv_cache", {"device": 100}),
+        ("activations", {"device": 100}),
+    )
+    settings = [f"--set=scheduler.{name}={json.dumps(share)}" for name, share in shares]
+    metrics = json.loads(command("run", recipe, "--json", "--hardware", file, *settings).stdout)
+    assert metrics["torch_team"] == (faster and not far)
+
+
 def test_a_machine_of_which_nothing_can_be_known_is_asked_for_once(recipe: Path, tmp_path: Path) -> None:
     asked, told = list[Needs](), io.StringIO()
 

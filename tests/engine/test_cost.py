@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.hardware import Curve, HardwareProfile, ProductRates
 from flexflow_engine.abc.policy import AttentionPlace, Policy, WorkloadShape
 from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.step import RowStep
@@ -124,6 +124,20 @@ def test_a_decoder_layers_prompt_costs_its_matmuls_vectors_scores_and_cache() ->
     cached = 2 * 16 * 2 * 64 * 4
     assert costs.work(task).fixed_s == 5.0
     assert costs.work(task).shared_s == pytest.approx(6 * 0.5 + (matmul + vectors + scores + cached) / 1e6)
+
+
+@pytest.mark.parametrize(("far", "shared"), [(0, True), (50, False)])
+def test_torchs_threads_share_products_where_nothing_is_moved(far: int, shared: bool) -> None:
+    """Of a decoder layer with 16 tokens: at twice the rate, and half of what each product takes."""
+    layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy({"device": 100 - far, "far": far}), prompt_tokens=PROMPTS)
+    team = ProductRates(matmul_flops_per_s=Curve(((1.0, 2e6),)), product_s=0.25)
+    cpu = processor(product_s=0.5)
+    task = next(t for t in tasks_of(layout) if isinstance(t.operation, Compute) and t.tile.layer == 1)
+    alone, in_a_team = (
+        cost_model(layout, profile(cpu=way)).seconds(task) for way in (cpu, replace(cpu, torch_team={"float32": team}))
+    )
+    operations = 2 * (4 * 64 * 64 + 2 * 64 * 256) * 16
+    assert alone - in_a_team == pytest.approx(6 * 0.25 + operations / 2e6 if shared else 0)
 
 
 def test_a_decoder_layers_token_reads_what_is_cached() -> None:

@@ -50,6 +50,7 @@ def metrics(steps: list[StepTime], **tokens: int) -> dict[str, Any]:
         predicted_tokens_per_s=None,
         predicted_tokens_per_s_as_ended=None,
         float32_from=None,
+        torch_team=False,
         **counts,
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from checkpoint.checkpoints import imported, opened
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.hardware import HardwareProfile, Processor
 from flexflow_engine.abc.tier import HostBytes, Region, Tier
 from flexflow_engine.planning.hardware import read_profile
 from flexflow_engine.planning.profile import arithmetic
@@ -117,11 +117,16 @@ def test_a_processor_of_which_an_earlier_version_measured_less_is_measured_again
 ) -> None:
     asked = needs(tmp_path, dtype="bfloat16")
     measured = keeper.measure(asked)
-    earlier = replace(measured.processors["cpu"], float32_from={})
-    lacking = replace(measured, processors={"cpu": earlier})
+    known = replace(measured.processors["cpu"], torch_team={"bfloat16": None, "float32": None})
     processor, codec = "the processor of cpu memory", "group-int4 on cpu"
-    assert {processor, codec} <= {str(part) for part in asked.missing(lacking)}
-    assert not {processor, codec} & {str(part) for part in needs(tmp_path).missing(lacking)}, "float32 has no choice"
+
+    def missing(asked: Needs, cpu: Processor) -> set[str]:
+        return {processor, codec} & {str(part) for part in asked.missing(replace(measured, processors={"cpu": cpu}))}
+
+    assert missing(asked, known) == set()
+    assert missing(asked, replace(known, torch_team={})) == {processor, codec}
+    assert missing(asked, replace(known, float32_from={})) == {processor, codec}
+    assert missing(needs(tmp_path), replace(known, float32_from={})) == set(), "float32 is not widened"
 
 
 def test_a_disk_of_which_an_earlier_version_measured_less_is_measured_again(keeper: Bookkeeper, tmp_path: Path) -> None:
@@ -159,6 +164,20 @@ def test_widening_is_chosen_where_it_takes_less_time(bench: Bench, monkeypatch: 
 
     monkeypatch.setattr(arithmetic, "_product_s", product_s)
     assert arithmetic.float32_from(bench, replace(TINY, tokens=(1, 2, 4, 8, 512))) == 4
+
+
+@pytest.mark.parametrize(("faster", "chosen"), [((1, 2, 512), True), ((1, 512), False)])
+def test_torchs_threads_are_chosen_where_most_products_take_less_time(
+    bench: Bench, faster: tuple[int, ...], chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the clock alone; of those with few tokens."""
+
+    def product_s(_: Bench, matrices: object, tokens: int, multiply: object) -> float:
+        return 1.0 if multiply is bench.multiply else 0.5 if tokens in faster else 2.0
+
+    monkeypatch.setattr(arithmetic, "_product_s", product_s)
+    rates = arithmetic.team_rates(bench, replace(TINY, tokens=(1, 2, 4, 512)))
+    assert (rates is not None) == chosen
 
 
 def test_only_what_is_missing_is_measured(keeper: Bookkeeper, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.abc.hardware import Curve
+from flexflow_engine.abc.hardware import Curve, ProductRates
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.matmul import Multiply, Rows
 from flexflow_engine.planning.profile.bench import Bench
@@ -24,13 +24,32 @@ COMPARED_TOKENS = 64
 """The most with which two ways to multiply are compared: with more of them nothing changes, but what it takes."""
 
 
-def matmul_flops_per_s(bench: Bench, sizes: Sizes, one_product_s: float) -> Curve:
-    """By rows of one call, without what a product takes whatever its size; at least half of its time is left to
-    operations. The matrices come from memory, as a layer's do, not from a cache.
+def product_rates(bench: Bench, sizes: Sizes, multiply: Multiply) -> ProductRates:
+    """Of one way to multiply, by rows of one call. What a product takes whatever its size is told for the host: a
+    device queues one behind the other. At least half of a product's time is left to operations. The matrices come from
+    memory, as a layer's do, not from a cache.
     """
+    one_product_s = _one_product_s(bench, sizes, multiply) if bench.memory == HOST else 0.0
     matrices = _matrices(bench, sizes.features, sizes)
-    seconds = [_product_s(bench, matrices, tokens) for tokens in sizes.tokens]
-    return _rates(sizes, seconds, sizes.features**2, one_product_s)
+    seconds = [_product_s(bench, matrices, tokens, multiply) for tokens in sizes.tokens]
+    curve = _rates(sizes, seconds, sizes.features**2, one_product_s)
+    return ProductRates(matmul_flops_per_s=curve, product_s=one_product_s)
+
+
+def team_rates(bench: Bench, sizes: Sizes) -> ProductRates | None:
+    """Of products that torch's own threads share; None where the engine's are as fast with most numbers of tokens."""
+    return product_rates(bench, sizes, bench.multiply_in_a_team) if _team_is_faster(bench, sizes) else None
+
+
+def _team_is_faster(bench: Bench, sizes: Sizes) -> bool:
+    matrices = _matrices(bench, sizes.features, sizes)
+    compared = [tokens for tokens in sizes.tokens if tokens <= COMPARED_TOKENS]
+    drawn_s, shared_s = (
+        [_product_s(bench, matrices, tokens, way) for tokens in compared]
+        for way in (bench.multiply, bench.multiply_in_a_team)
+    )
+    faster = sum(shared < drawn for drawn, shared in zip(drawn_s, shared_s, strict=True))
+    return 2 * faster > len(compared)
 
 
 def encoded_flops_per_s(bench: Bench, matrices: Sequence[Rows], sizes: Sizes, one_product_s: float) -> Curve:
@@ -62,7 +81,7 @@ def first_of_the_last(sizes: Sequence[int], holds: Callable[[int], bool]) -> int
     return held[-1] if held else None
 
 
-def product_s(bench: Bench, sizes: Sizes) -> float:
+def _one_product_s(bench: Bench, sizes: Sizes, multiply: Multiply) -> float:
     """What a product takes whatever its size: where the line through a small and a large matrix begins. The median of
     three: it is a small difference of large numbers.
     """
@@ -70,7 +89,7 @@ def product_s(bench: Bench, sizes: Sizes) -> float:
     matrices = [_matrices(bench, features, sizes) for features in (sizes.small_features, sizes.features)]
     begins = []
     for _ in range(3):
-        small_s, large_s = (_product_s(bench, some, LOAD_TOKENS) for some in matrices)
+        small_s, large_s = (_product_s(bench, some, LOAD_TOKENS, multiply) for some in matrices)
         begins.append(small_s - small * (large_s - small_s) / (large - small))
     return max(0.0, median(begins))
 
@@ -116,6 +135,6 @@ def _matrices(bench: Bench, features: int, sizes: Sizes) -> list[torch.Tensor]:
     return [bench.numbers(features, features) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
 
 
-def _product_s(bench: Bench, matrices: list[torch.Tensor], tokens: int, multiply: Multiply | None = None) -> float:
-    turn, x, product = cycle(matrices), bench.numbers(tokens, matrices[0].shape[1]), multiply or bench.multiply
-    return bench.time(lambda: product(x, next(turn), None))
+def _product_s(bench: Bench, matrices: list[torch.Tensor], tokens: int, multiply: Multiply) -> float:
+    turn, x = cycle(matrices), bench.numbers(tokens, matrices[0].shape[1])
+    return bench.time(lambda: multiply(x, next(turn), None))

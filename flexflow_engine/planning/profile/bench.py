@@ -24,8 +24,8 @@ RESULTS_NBYTES = 64 * 2**20
 class Bench:
     """Owns a lane context of the tier, which stays its opener's, and threads for the host's kernels.
 
-    Changing state: `products` and `multiply`, how a run multiplies encoded weights on the host, and plain ones; see
-    `choose`.
+    Changing state: `products`, `multiply` and `multiply_in_a_team`, how a run multiplies encoded weights on the host,
+    and plain ones, and these where torch's own threads share the work; see `choose`.
     """
 
     def __init__(self, tier: Tier, dtype: DType, seconds: float) -> None:
@@ -49,13 +49,16 @@ class Bench:
         """Multiply as runs do on a machine of which this has been measured."""
         self.products = self._products(float32_from)
         self.multiply = multiplication(self.memory, self.products)
+        self.multiply_in_a_team = multiplication(self.memory, self._products(float32_from, torch_team=True))
 
     def multiplying(self, float32_from: int | None) -> Multiply:
         """As runs would do if that had been measured."""
         return multiplication(self.memory, self._products(float32_from))
 
-    def _products(self, float32_from: int | None) -> HostProducts:
-        return HostProducts(self.workers, self.torch_dtype, float32_from, kept_nbytes=RESULTS_NBYTES)
+    def _products(self, float32_from: int | None, *, torch_team: bool = False) -> HostProducts:
+        return HostProducts(
+            self.workers, self.torch_dtype, float32_from, kept_nbytes=RESULTS_NBYTES, torch_team=torch_team
+        )
 
     def numbers(self, *shape: int) -> torch.Tensor:
         """Numbers in the model's dtype, none of which is denormal."""

@@ -15,10 +15,10 @@ from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import FlexFlowError, HardwareError
 from flexflow_engine.planning.profile.arithmetic import (
     float32_from,
-    matmul_flops_per_s,
     matmul_load,
     memory_bytes_per_s,
-    product_s,
+    product_rates,
+    team_rates,
 )
 from flexflow_engine.planning.profile.attention import decode_bytes_per_s, prefill_flops_per_s
 from flexflow_engine.planning.profile.bench import Bench
@@ -84,17 +84,18 @@ class _Workbench:
             widened_from = {bench.dtype: float32_from(bench, sizes)}
             bench.choose(widened_from[bench.dtype])
         tasks = measure_tasks(self._needs.model, plain, self._tier(self._in_memory(part.memory)))
-        one_product_s = product_s(bench, sizes) if part.memory == HOST else 0.0  # a device queues one behind the other
+        products = product_rates(bench, sizes, bench.multiply)
         processor = Processor(
-            matmul_flops_per_s={bench.dtype: matmul_flops_per_s(bench, sizes, one_product_s)},
+            matmul_flops_per_s={bench.dtype: products.matmul_flops_per_s},
             prefill_attention_flops_per_s=prefill_flops_per_s(bench, sizes),
             decode_attention_bytes_per_s={PLAIN: decode_bytes_per_s(bench, sizes, plain)},
             codecs={},
             memory_bytes_per_s=memory_bytes_per_s(bench, sizes),
             task_s=tasks.run_s,
             layer_s=layer_s(bench, sizes, plain),
-            product_s=one_product_s,
+            product_s=products.product_s,
             float32_from=widened_from,
+            torch_team={bench.dtype: team_rates(bench, sizes)} if part.memory == HOST else {},
         )
         measured = replace(profile, processors={**profile.processors, part.memory: processor})
         return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, tasks))

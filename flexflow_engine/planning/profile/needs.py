@@ -124,8 +124,10 @@ class Needs:
     def _known_whole(self, known: HardwareProfile | None, memory: str) -> Processor | None:
         """None where it was not measured, or by a version that measured less."""
         processor = known.processors.get(memory) if known else None
-        widens = memory == HOST and self.model.dtype != "float32"
-        return None if processor and widens and self.model.dtype not in processor.float32_from else processor
+        if processor is None or memory != HOST:
+            return processor
+        compared = [processor.torch_team, *([] if self.model.dtype == "float32" else [processor.float32_from])]
+        return processor if all(self.model.dtype in ways for ways in compared) else None
 
 
 def _knows_codec(processor: Processor, memory: str, codec: Codec) -> bool:
