@@ -20,7 +20,6 @@ from pathlib import Path
 
 from flexflow_engine.cli.columns import columns
 from flexflow_engine.engine import Forecast, predict_recipe
-from flexflow_engine.errors import PolicyError
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor, VirtualSequential
 from flexflow_engine.planning.hardware import read_profile
@@ -102,7 +101,7 @@ def main() -> None:
 
 
 def predict(row: Row, registry: Registry) -> Forecast:
-    """Raises PolicyError where the engine has no such policy."""
+    """Of the published policy."""
     return _forecast(_recipe(row), registry, row.executor)
 
 
@@ -124,11 +123,7 @@ def _forecast(document: Mapping[str, object], registry: Registry, executor: type
 def _lines(registry: Registry) -> Iterator[tuple[str, ...]]:
     for row in ROWS:
         name = row.model, row.what, f"{row.published:.2f}"
-        try:
-            prediction = predict(row, registry).prediction
-        except PolicyError as error:
-            yield *name, "-", "-", "-", error.what
-            continue
+        prediction = predict(row, registry).prediction
         bound = prediction.generated_tokens / max(use.busy_s for use in prediction.lanes.values())
         predicted = prediction.tokens_per_s
         overlaps = row.executor is VirtualDataflow

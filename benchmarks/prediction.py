@@ -70,6 +70,7 @@ class Job:
     kv_cache: Mapping[str, int] = field(default_factory=dict)
     activations: Mapping[str, int] = field(default_factory=dict)
     codecs: Mapping[str, str] = field(default_factory=dict)
+    dtype: str = "float32"
     link: tuple[float, float] = (1e9, 0.0)
     """Bytes a second and seconds of latency of the throttled tier, where something lies there."""
 
@@ -85,7 +86,7 @@ class Job:
         prompt_tokens, new_tokens = self.tokens
         return {
             "name": re.sub(r"\W+", "_", self.name),
-            "model": {"plugin": "opt", "checkpoint": checkpoint, "dtype": "float32"},
+            "model": {"plugin": "opt", "checkpoint": checkpoint, "dtype": self.dtype},
             "tiers": tiers,
             "codecs": dict(self.codecs),
             "scheduler": {
@@ -112,6 +113,8 @@ JOBS = (
     Job(name="125m resident, many rows", model="opt-125m", rows=(32, 2), tokens=(32, 16)),
     Job(name="350m resident, long prompts", model="opt-350m", rows=(4, 1), tokens=(256, 16)),
     Job(name="1.3b slice resident", model="slice", rows=(16, 1), tokens=(64, 12)),
+    Job(name="125m resident, bfloat16", model="opt-125m", rows=(32, 1), tokens=(64, 48), dtype="bfloat16"),
+    Job(name="1.3b slice resident, bfloat16", model="slice", rows=(32, 1), tokens=(64, 32), dtype="bfloat16"),
     Job(name="125m, weights on disk", model="opt-125m", rows=(16, 4), tokens=(32, 12), weights={"disk": 100}),
     Job(name="1.3b slice, weights on disk", model="slice", rows=(16, 2), tokens=(32, 8), weights={"disk": 100}),
     Job(
@@ -329,7 +332,7 @@ def error(runs: Sequence[Result]) -> float:
 
 
 def read_results(path: Path) -> list[Result]:
-    """None where there is no file."""
+    """Empty where there is no file."""
     return [Result(**x) for x in json.loads(path.read_text())] if path.exists() else []
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.hardware import HardwareProfile, measured_key
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import WorkloadShape
 from flexflow_engine.abc.prediction import Prediction
@@ -39,7 +39,7 @@ from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.prompts import Prompt, load_prompts
 from flexflow_engine.jobs.recipe import Generate, Recipe, Score
 from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
-from flexflow_engine.planning.clock import VirtualExecutor
+from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.outlook import Improvement, what_would_help
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers, needs_staging
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
@@ -157,7 +157,8 @@ def predict_recipe(
     """The plan of a job, whether it fits or not, and its time on a machine that need not be this one.
 
     Reads no weights. trace: where to write the events of the job's first steps. Raises HardwareError where the
-    profile lacks what the plan needs.
+    profile lacks what the plan needs. executor: with one that a run does not have, the policy is compared with nothing:
+    what it was chosen by, and what would help it, are seconds of a run.
     """
     candidates: list[Candidate] = []
 
@@ -166,7 +167,7 @@ def predict_recipe(
         return planner.plan_of(candidates[0].policy)
 
     job = _prepare(recipe, registry, hardware, weigh)
-    predictor = job.planner.predictor(executor)
+    predictor, as_run = job.planner.predictor(executor), executor is VirtualDataflow
     if trace is not None:
         events = Trace()
         events.events += predictor.first_events(job.plan.layout, job.planner.workload)
@@ -175,8 +176,8 @@ def predict_recipe(
         plan=job.plan,
         prediction=job.planner.predict(job.plan.layout, executor),
         hardware=predictor.profile,
-        candidates=tuple(candidates),
-        improvements=what_would_help(job.planner, job.plan.policy, _denser_codecs(registry)),
+        candidates=tuple(candidates if as_run else candidates[:1]),
+        improvements=what_would_help(job.planner, job.plan.policy, _denser_codecs(registry)) if as_run else (),
     )
 
 
@@ -241,7 +242,7 @@ def _tier_classes(recipe: Recipe, registry: Registry) -> dict[str, type[Tier]]:
 def _needs(recipe: Recipe, model: Model, codecs: Codecs, classes: Mapping[str, type[Tier]]) -> Needs:
     options = _tier_options(recipe, classes)
     used = codecs.weights, codecs.weights.for_table(), codecs.kv_cache
-    encoding = {codec.name: codec for codec in used if not codec.keeps_bytes}
+    encoding = {measured_key(codec): codec for codec in used if not codec.keeps_bytes}
     return Needs(
         model=model,
         tiers=tuple(TierChoice(name=n, tier_class=c, options=options[n]) for n, c in classes.items()),
@@ -349,9 +350,9 @@ def _float32_from(job: _Job, machine: HardwareProfile | None) -> int | None:
 
 
 def _torch_team(job: _Job, machine: HardwareProfile | None) -> bool:
-    """The same of products that torch's own threads share; False where the job moves anything."""
+    """The same of products that torch's own threads share; False where other lanes work beside."""
     dtype = job.model.dtype
-    if job.plan.layout.device.memory != HOST or not job.plan.layout.moves_nothing:
+    if job.plan.layout.device.memory != HOST or not job.plan.layout.only_computes:
         return False
     processor = machine.processors.get(HOST) if machine else None
     known = processor.torch_team if processor else {}

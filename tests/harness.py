@@ -179,7 +179,7 @@ def run_job(
             prompts=[np.asarray(p, np.int64) for p in prompts],
             source=Forced([len(p) for p in prompts], given) if given else Greedy(),
             float32_from=usual_float32_from(dtype),
-            torch_team=usual_torch_team(dtype) and layout.moves_nothing,
+            torch_team=usual_torch_team(dtype) and layout.only_computes,
             executor=executor,
         )
         with closing(session):

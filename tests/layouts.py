@@ -54,13 +54,13 @@ def lay_out(
     max_new_tokens: int = 6,
     budget_bytes: int = 64 * MIB,
     weight_codec: Codec | None = None,
+    kv_codec: Codec | None = None,
 ) -> Layout:
-    codec = NoneCodec()
-    weight_codec = weight_codec or codec
+    none = NoneCodec()
     return make_layout(
         model=model,
-        tensors=paged_tensors(model, weight_codec, codec),
-        kv_codec=codec,
+        tensors=paged_tensors(model, weight_codec or none, none),
+        kv_codec=kv_codec or none,
         policy=chosen,
         workload=WorkloadShape(tuple(prompt_tokens), max_new_tokens),
         tiers=describe_tiers(classes, dict.fromkeys(classes, budget_bytes)),

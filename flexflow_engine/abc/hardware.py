@@ -7,11 +7,13 @@ reads and writes the same as YAML, `planning.cost` makes seconds of them.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import exp, log
 from typing import Literal
 
+from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.errors import HardwareError
@@ -21,6 +23,11 @@ Direction = Literal["read", "write"]
 
 PLAIN = "none"
 """The codec name under which rates of numbers in the model's own dtype stand."""
+
+
+def measured_key(codec: Codec) -> str:
+    """Under which rates of a codec with just these settings stand; encoding is measured as a cache needs it."""
+    return codec.for_cache().key
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +117,11 @@ class Processor:
     prefill_attention_flops_per_s: Curve
     """By the prompt's tokens; only what the causal mask leaves counts, 2 * tokens * (tokens + 1) * width operations."""
     decode_attention_bytes_per_s: Mapping[str, Curve]
-    """By cached tokens a sequence, for each codec whose pages attention reads as they are; bytes as they lie in the
-    cache, keys and values. `PLAIN` must be there: other codecs' pages are decoded first and then read at its rate."""
+    """By cached tokens a sequence, for each codec (as in `codecs`) whose pages attention reads as they are; bytes as
+    they lie in the cache, keys and values. `PLAIN` must be there: other codecs' pages are decoded first and then read
+    at its rate."""
     codecs: Mapping[str, CodecRates]
-    """By codec name; `PLAIN` costs nothing and is left out."""
+    """By codec name, or `measured_key`, which is looked for first; `PLAIN` costs nothing and is left out."""
     memory_bytes_per_s: float
     """Reads and writes together: norms, additions, copies."""
     task_s: float
@@ -152,6 +160,16 @@ class HardwareProfile:
     host: HostCosts
     capacity_bytes: Mapping[str, int] = field(default_factory=dict)
     """What the machine has at most, by tier plugin, where that is known. Budgets are the recipe's."""
+
+    def lacking_bytes(self, budgets: Iterable[tuple[str, int]]) -> dict[str, int]:
+        """By how many bytes (tier plugin, budget) pairs add up to more than the machine has, by plugin; those that fit,
+        and those of which nothing is known, are left out.
+        """
+        asked = Counter[str]()
+        for plugin, nbytes in budgets:
+            asked[plugin] += nbytes
+        lacking = {plugin: asked[plugin] - capacity for plugin, capacity in self.capacity_bytes.items()}
+        return {plugin: nbytes for plugin, nbytes in lacking.items() if nbytes > 0}
 
     def link(self, tier: TierDescription, direction: Direction) -> Link:
         """Raises HardwareError where the profile doesn't know the tier."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flexflow_engine.abc.policy import AttentionPlace, Policy, TensorClass
 from flexflow_engine.abc.step import Phase
@@ -34,14 +34,21 @@ class StepCosts:
     """Lane -> seconds, wherever tensors lie."""
     placed: Mapping[tuple[TensorClass, str], Mapping[str, float]]
     """(tensor class, tier) -> lane -> seconds, if all of that class lay on that tier."""
+    unmoved: Mapping[str, float] = field(default_factory=dict)
+    """Lane -> seconds in place of `always` where nothing lies on a tier of `placed`, if that is faster: what is not
+    linear. Empty: it is not."""
 
     def seconds(self, policy: Policy) -> dict[str, float]:
         """Lane -> seconds, for a policy of the same shape."""
-        lanes = dict(self.always)
-        for (tensor_class, tier), costs in self.placed.items():
-            fraction = policy.placement(tensor_class).fraction(tier)
+        return self.seconds_at({share: policy.placement(share[0]).fraction(share[1]) for share in self.placed})
+
+    def seconds_at(self, fractions: Mapping[tuple[TensorClass, str], float]) -> dict[str, float]:
+        """Lane -> seconds, for these fractions of what `placed` tells; those that are left out are 0."""
+        moved = {share: fractions.get(share, 0.0) for share in self.placed}
+        lanes = dict(self.always if any(moved.values()) else self.unmoved or self.always)
+        for share, costs in self.placed.items():
             for lane, seconds in costs.items():
-                lanes[lane] = lanes.get(lane, 0.0) + fraction * seconds
+                lanes[lane] = lanes.get(lane, 0.0) + moved[share] * seconds
         return lanes
 
 

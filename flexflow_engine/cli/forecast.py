@@ -54,6 +54,7 @@ def forecast_as_json(forecast: Forecast) -> dict[str, object]:
         "lanes": {name: _lane(use, prediction) for name, use in prediction.lanes.items()},
         "bound_by": prediction.bound_by,
         "fits": not plan.memory.exceeded,
+        "machine_lacks_bytes": _lacking(forecast),
         "exceeded_bytes": {tier: _excess(plan.memory, tier) for tier in plan.memory.exceeded},
         "runners_up": [
             {
@@ -119,7 +120,14 @@ def _summary(forecast: Forecast) -> Iterator[str]:
     yield f"throughput: {', '.join(rates)}"
     share = prediction.lanes[prediction.bound_by].busy_s / prediction.seconds
     yield f"bound by: {prediction.bound_by} (busy {100 * share:.0f} % of the time)"
+    for plugin, nbytes in _lacking(forecast).items():
+        yield f"the budgets of {plugin} tiers are {format_size(nbytes)} more than {forecast.hardware.name} has"
     yield "it fits" if not forecast.plan.memory.exceeded else f"it does not fit: {', '.join(_excesses(forecast))}"
+
+
+def _lacking(forecast: Forecast) -> dict[str, int]:
+    budgets = forecast.plan.memory.budgets
+    return forecast.hardware.lacking_bytes((tier.plugin, budgets[tier.name]) for tier in forecast.plan.layout.tiers)
 
 
 def _loss(forecast: Forecast, candidate: Candidate) -> float:

@@ -12,7 +12,7 @@ import typer
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import Curve, HardwareProfile, Link, Processor
 from flexflow_engine.cli.columns import columns
-from flexflow_engine.cli.outputs import LateFile
+from flexflow_engine.cli.outputs import LateFile, check_distinct
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.session import Json, Overrides, load, load_registry
 
@@ -39,6 +39,7 @@ def profile(
     from flexflow_engine.planning.profile.cache import forget, this_machine  # noqa: PLC0415
     from flexflow_engine.planning.profile.sizes import Sizes  # noqa: PLC0415
 
+    check_distinct({"RECIPE": recipe, "--output": output})
     needs = _needs(recipe, overrides, dtype)
     if again:
         forget(needs)
@@ -87,8 +88,8 @@ def _processor(processor: Processor) -> Iterator[tuple[str, str, str]]:
     for dtype, tokens in processor.float32_from.items():
         yield f"{dtype} as float32", "never" if tokens is None else f"{tokens}", "tokens from which on it is faster"
     for dtype, team in processor.torch_team.items():
-        if team:
-            yield f"matmul in a team, {dtype}", _curve(team.matmul_flops_per_s), "GFLOP/s by rows"
+        shared = _curve(team.matmul_flops_per_s) if team else "not faster"
+        yield f"{dtype}, torch's threads", shared, "GFLOP/s by rows, if nothing is moved"
 
 
 def _curve(curve: Curve) -> str:

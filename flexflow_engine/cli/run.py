@@ -38,7 +38,14 @@ def run(
     destination = output or Path(f"{asked.name}.completions.jsonl")
     prompts = asked.workload.prompts if isinstance(asked.workload.prompts, Path) else None
     check_distinct(
-        {"RECIPE": recipe, "prompts": prompts, "--output": destination, "--metrics": metrics, "--trace": trace}
+        {
+            "RECIPE": recipe,
+            "prompts": prompts,
+            "--hardware": hardware,
+            "--output": destination,
+            "--metrics": metrics,
+            "--trace": trace,
+        }
     )
     found = _run(asked, registry, output=destination, metrics=metrics, trace=trace, hardware=hardware)
     print(json.dumps(found, indent=2) if as_json else f"{render_run(found)}\n\ncompletions: {destination}")

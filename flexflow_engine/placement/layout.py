@@ -75,6 +75,9 @@ class Layout:
     """Whether the host's kernel reads the cache, encoded or not."""
     decodes_kv: bool
     """Whether pages are decoded, a rectangle at a time, before attention reads them."""
+    only_computes: bool
+    """Whether the job has one lane with work: all weights, the cache and all activations are where they are computed
+    on, and the compute tier attends."""
     attention_width: int
     """Numbers of one token's query, over all heads."""
     kv_width: int
@@ -94,17 +97,6 @@ class Layout:
     def direct(self) -> frozenset[str]:
         """Tiers that are computed on in place."""
         return direct_tiers(self.tiers)
-
-    @property
-    def moves_nothing(self) -> bool:
-        """Whether all weights, the cache and all activations are where they are computed on."""
-        runs = [*self.weights.table, *(run for layer in self.weights.layers for run in layer.runs)]
-        return (
-            not self.attention.across_link
-            and all(run.tier in self.direct for run in runs)
-            and not any(tile.slotted for tiles in self.kv.tiles for tile in tiles)
-            and all(part.slot_unit is None for parts in self.activations.parts for part in parts)
-        )
 
     @property
     def hidden_size(self) -> int:
@@ -236,6 +228,7 @@ def make_layout(
         attention_width=config.num_heads * config.head_dim,
         kv_width=config.num_kv_heads * config.head_dim,
         item_nbytes=item,
+        only_computes=not attention.on_host and _moves_nothing(weights, kv, activations, direct),
         decodes_weights=not table.codec.keeps_bytes and not multiplies_encoded,
         multiplies_encoded=multiplies_encoded,
         attends_in_kernel=in_kernel,
@@ -252,6 +245,16 @@ def make_layout(
         + (products if tiers[0].memory == HOST else 0),
         attention_workspace_nbytes=decode_attention + encoding(attended_in) if attention.on_host else 0,
         staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),
+    )
+
+
+def _moves_nothing(weights: WeightLayout, kv: KVLayout, activations: ActivationLayout, direct: frozenset[str]) -> bool:
+    """Whether everything is where it is computed on."""
+    runs = [*weights.table, *(run for layer in weights.layers for run in layer.runs)]
+    return (
+        all(run.tier in direct for run in runs)
+        and not any(tile.slotted for tiles in kv.tiles for tile in tiles)
+        and all(part.slot_unit is None for parts in activations.parts for part in parts)
     )
 
 

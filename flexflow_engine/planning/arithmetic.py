@@ -8,31 +8,38 @@ feed-forward part and of the keys, and with the causal half of the prompt's scor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import ITEM_NBYTES, DType
-from flexflow_engine.abc.hardware import PLAIN, CodecRates, Curve, Processor
+from flexflow_engine.abc.hardware import PLAIN, CodecRates, Curve, Processor, ProductRates, measured_key
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.cpu.widening import widened_times
 from flexflow_engine.errors import HardwareError
+
+T = TypeVar("T")
 
 
 class Arithmetic:
     """Of one processor, for one model in one dtype and one codec of its cache. Every method returns seconds."""
 
     def __init__(
-        self, processor: Processor, config: ModelConfig, dtype: DType, kv_codec: Codec, *, moves_nothing: bool = False
+        self,
+        processor: Processor,
+        config: ModelConfig,
+        dtype: DType,
+        kv_codec: Codec,
+        products: ProductRates | None = None,
     ) -> None:
-        """moves_nothing: nothing else wants the processor, and plain numbers are multiplied in the way that is fastest
-        then. Raises HardwareError where the profile has no rate for the dtype.
+        """products: of plain numbers, where these are not multiplied as encoded ones are. Raises HardwareError where
+        the profile has no rate for the dtype.
         """
         self._processor, self._config, self._dtype, self._kv_codec = processor, config, dtype, kv_codec
         self._item_nbytes = ITEM_NBYTES[dtype]
-        team = processor.torch_team.get(dtype) if moves_nothing else None
-        self._matmul = team.matmul_flops_per_s if team else _matmul_curve(processor, dtype)
-        self._product_s = team.product_s if team else processor.product_s
+        drawn = ProductRates(matmul_flops_per_s=_matmul_curve(processor, dtype), product_s=processor.product_s)
+        self._drawn, self._plain = drawn, products or drawn
 
     @property
     def task_s(self) -> float:
@@ -46,7 +53,7 @@ class Arithmetic:
 
     def matmul(self, weights: int, tokens: int, products: int = 1) -> float:
         """So many products, with `weights` numbers in all: products * product_s + 2 * weights * n / rate(n)."""
-        return products * self._product_s + 2.0 * weights * tokens / self._matmul.at(tokens)
+        return products * self._plain.product_s + 2.0 * weights * tokens / self._plain.matmul_flops_per_s.at(tokens)
 
     def encoded_matmul(self, weights: int, tokens: int, products: int, codec: Codec) -> float:
         """The same with weights that are decoded while they are multiplied; by the codec's own rate(n), or if there is
@@ -54,10 +61,13 @@ class Arithmetic:
         """
         if codec.keeps_bytes:
             return self.matmul(weights, tokens, products)
-        curve = self._codec_rates(codec.name).product_flops_per_s
+        curve = self._codec_rates(codec).product_flops_per_s
         if curve is None:
-            return self.matmul(weights, tokens, products) + widened_times(tokens) * self.decoded(weights, codec)
-        return products * self._processor.product_s + 2.0 * weights * tokens / curve.at(tokens)
+            plain_s = 2.0 * weights * tokens / self._drawn.matmul_flops_per_s.at(tokens)
+            product_s = plain_s + widened_times(tokens) * self.decoded(weights, codec)
+        else:
+            product_s = 2.0 * weights * tokens / curve.at(tokens)
+        return products * self._drawn.product_s + product_s
 
     def memory(self, numbers: float) -> float:
         """Numbers in the model's dtype that kernels between matmuls read or write: numbers * item / memory rate."""
@@ -81,7 +91,7 @@ class Arithmetic:
         numbers = tokens * self._kv_width
         if self._kv_codec.keeps_bytes:
             return self.memory(2 * numbers)
-        return numbers / self._codec_rates(self._kv_codec.name).encode_values_per_s
+        return numbers / self._codec_rates(self._kv_codec).encode_values_per_s
 
     def token_attention(self, rows: Sequence[RowStep]) -> float:
         """One new token a row over its cached ones: sum of context * c * bytes a number / rate(context).
@@ -93,13 +103,14 @@ class Arithmetic:
 
     def decoded(self, values: int, codec: Codec) -> float:
         """Numbers decoded: values / decode rate."""
-        return 0.0 if codec.keeps_bytes else values / self._codec_rates(codec.name).decode_values_per_s
+        return 0.0 if codec.keeps_bytes else values / self._codec_rates(codec).decode_values_per_s
 
     def _one_token(self, context: int) -> float:
         numbers = context * self._kv_width
-        rates, name = self._processor.decode_attention_bytes_per_s, self._kv_codec.name
-        if name in rates:
-            return numbers * self._kv_number_nbytes(context) / rates[name].at(context)
+        rates = self._processor.decode_attention_bytes_per_s
+        in_place = _of_codec(rates, self._kv_codec)
+        if in_place is not None:
+            return numbers * self._kv_number_nbytes(context) / in_place.at(context)
         plain = numbers * self._item_nbytes / rates[PLAIN].at(context)
         return plain + self.decoded(numbers, self._kv_codec)
 
@@ -108,13 +119,13 @@ class Arithmetic:
         shape = (self._config.num_kv_heads, context, self._config.head_dim)
         return 2 * self._kv_codec.encoded_nbytes(shape, self._dtype) / (context * self._kv_width)
 
-    def _codec_rates(self, name: str) -> CodecRates:
-        rates = self._processor.codecs.get(name)
+    def _codec_rates(self, codec: Codec) -> CodecRates:
+        rates = _of_codec(self._processor.codecs, codec)
         if rates is None:
             raise HardwareError(
-                f"there are no rates of the codec {name}",
+                f"there are no rates of the codec {codec.name}",
                 where="hardware profile",
-                fix=f"let `profile` measure them, or give codecs.{name} of the processor in the file",
+                fix=f"let `profile` measure them, or give codecs.{codec.name} of the processor in the file",
             )
         return rates
 
@@ -125,6 +136,11 @@ class Arithmetic:
     @property
     def _kv_width(self) -> int:
         return 2 * self._config.num_kv_heads * self._config.head_dim
+
+
+def _of_codec(rates: Mapping[str, T], codec: Codec) -> T | None:
+    """Those that were measured of a codec with these settings, else those of its name."""
+    return rates.get(measured_key(codec), rates.get(codec.name))
 
 
 def _matmul_curve(processor: Processor, dtype: DType) -> Curve:

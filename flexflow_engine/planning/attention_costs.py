@@ -4,7 +4,7 @@ depends on where attention runs.
     attention: device                 tier where it reads in place    any other tier
       prompts      compute            -                               full pages, write
       tokens       compute            -                               full pages, read; filled pages, write, and
-                                                                      layer_s of whoever attends
+                                                                      layer_s and copies of whoever attends
     attention: host                   (a `pinned` tier)               (the disk)
       prompts      compute            begun and full pages, write     full pages, write; tail pages to host memory
       tokens       attention          -                               as above, but to and from host memory
@@ -52,8 +52,10 @@ class AttentionCosts:
             row=0, sequence=0, new_tokens=shape.context if prompts else 1, context=0 if prompts else shape.context
         )
         arithmetic = self._arithmetic(shape)
-        one = arithmetic.prompt_attention([row]) if prompts else arithmetic.token_attention([row])
-        return shape.gpu_batch_size * one
+        if prompts:
+            return shape.gpu_batch_size * arithmetic.prompt_attention([row])
+        encoded_s = 0.0 if self._kv_codec.keeps_bytes else arithmetic.kept(1)
+        return shape.gpu_batch_size * (arithmetic.token_attention([row]) + encoded_s)
 
     def always(self, shape: StepShape) -> Lanes:
         """What attention on the host gives its own lane and the link in front of it, wherever the cache lies."""
@@ -95,7 +97,9 @@ class AttentionCosts:
             work.carry(tier, "read", full, near=near)
             work.carry(tier, "write", Traffic(2 * tiles / shape.kv_page_tokens, rows * page_nbytes), near=near)
             lane = ATTENTION_LANE if self.is_apart(shape) else COMPUTE_LANE
-            work.lanes[lane] += tiles / shape.kv_page_tokens * self._arithmetic(shape).layer_s
+            arithmetic = self._arithmetic(shape)
+            moved_s = rows * arithmetic.kept(1) if self._kv_codec.keeps_bytes else 0.0  # `tile_s` has what is encoded
+            work.lanes[lane] += tiles * (arithmetic.layer_s / shape.kv_page_tokens + moved_s)
 
     def _prompts_from_slots(self, work: LaneWork, tier: TierDescription, site: AttentionSite, shape: StepShape) -> None:
         """From the compute tier; where pages don't take single tokens, the last page's go to a tail."""

@@ -10,8 +10,8 @@ takes of its link or processor while it has that for itself; tasks of a lane tak
     compute       fixed = task_s    shared = matmuls + vectors + attention (planning.arithmetic)
                   fixed = task_s + layer_s for a decoder layer
     attend        the same of attention on the host's processor; inputs and output of it: their part of the layer
-    full pages    fixed + layer_s where attention's new tokens fill pages that lie elsewhere: keys and values are moved
-                  out of their tails by about as many calls as a layer has
+    full pages    fixed + layer_s where attention's new tokens fill pages that lie elsewhere, or encoded: keys and
+                  values leave their tails by about as many calls as a layer has; shared + their numbers, so handled
 
 Left out, because no profile knows them: file system caches, the two directions of a link that get in each other's way
 by more than `Beside` says, clocks that fall when a processor gets hot.
@@ -66,14 +66,13 @@ class CostModel:
         self._layout, self._profile = layout, profile
         self._link = Contention(layout.tiers, profile).link
         processor = profile.processor(layout.device.memory)
-        self._arithmetic = Arithmetic(
-            processor, model.config, model.dtype, kv_codec, moves_nothing=layout.moves_nothing
-        )
+        products = processor.torch_team.get(model.dtype) if layout.only_computes else None
+        self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec, products)
         attending = profile.processor(HOST) if layout.attention.on_host else processor
         self._attention = Arithmetic(attending, model.config, model.dtype, kv_codec)
         self._matrices = [layer.matrices for layer in layout.weights.layers]
         self._has_tails = layout.kv.tail_units > 0
-        self._known_calls: dict[int, tuple[BatchStep, int]] = {}
+        self._known_filled: dict[int, tuple[BatchStep, int]] = {}
 
     def seconds(self, task: Task) -> float:
         """What the task takes when it runs alone."""
@@ -88,7 +87,7 @@ class CostModel:
             return self._gather(operation, task)
         if isinstance(operation, Attend):
             fixed_s = self._attention.task_s + self._calls(operation.batch) * self._attention.layer_s
-            return Work(fixed_s, self._attention.token_attention(operation.batch.rows))
+            return Work(fixed_s, self._token_attention(self._attention, operation.batch))
         layer_s = self._arithmetic.layer_s if self._ends_layer(operation) else 0.0
         calls = self._calls(operation.batch) if isinstance(operation, Compute) else 1
         return Work(self._arithmetic.task_s + calls * layer_s, self._computed(operation))
@@ -133,12 +132,15 @@ class CostModel:
 
     def _calls(self, batch: BatchStep) -> int:
         """How many times `layer_s` a layer's calls take that attends: once more where tokens fill pages."""
-        known = self._known_calls.get(batch.gpu_batch)
+        return 2 if self._filled(batch) else 1
+
+    def _filled(self, batch: BatchStep) -> int:
+        """How many rows' tokens of a decode step fill a page that leaves its tail."""
+        known = self._known_filled.get(batch.gpu_batch)
         if known is None or known[0] is not batch:  # asked for every layer, and a batch has hundreds of rows
-            decodes = self._has_tails and batch.phase == "decode"
-            page_tokens = self._layout.kv.page_tokens
-            fills = decodes and any((row.context + 1) % page_tokens == 0 for row in batch.rows)
-            known = self._known_calls[batch.gpu_batch] = batch, 2 if fills else 1
+            page_tokens, decodes = self._layout.kv.page_tokens, self._has_tails and batch.phase == "decode"
+            filled = sum((row.context + 1) % page_tokens == 0 for row in batch.rows) if decodes else 0
+            known = self._known_filled[batch.gpu_batch] = batch, filled
         return known[1]
 
     def _compute(self, compute: Compute) -> float:
@@ -156,8 +158,15 @@ class CostModel:
     def _decoder(self, layer: PlacedLayer, batch: BatchStep) -> float:
         rows = batch.rows
         prompts = batch.phase == "prefill"
-        attention = self._arithmetic.prompt_attention(rows) if prompts else self._arithmetic.token_attention(rows)
+        arithmetic = self._arithmetic
+        attention = arithmetic.prompt_attention(rows) if prompts else self._token_attention(arithmetic, batch)
         return self._layer(layer, batch.new_tokens) + attention
+
+    def _token_attention(self, arithmetic: Arithmetic, batch: BatchStep) -> float:
+        """Pages that it fills are encoded, or moved, out of their tails."""
+        filled = self._filled(batch)
+        kept = arithmetic.kept(filled * self._layout.kv.page_tokens) if filled else 0.0
+        return arithmetic.token_attention(batch.rows) + kept
 
     def _attention_inputs(self, layer: PlacedLayer, batch: BatchStep) -> float:
         """The part of a decoder layer that makes queries, keys and values."""

@@ -96,7 +96,7 @@ def _with_plain(rates: Mapping[str, Any]) -> Mapping[str, Any]:
 
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Seconds = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
 Points = Annotated[dict[str, Rate], Field(min_length=1), BeforeValidator(_points), AfterValidator(_curve_ready)]
 
 
@@ -212,6 +212,6 @@ def _plain(value: Any) -> Any:
     """`asdict` of a profile as the file has it: a curve is a mapping."""
     if not isinstance(value, dict):
         return value
-    if value.keys() == {"points"}:
+    if isinstance(value.get("points"), tuple):
         return {f"{size:g}": rate for size, rate in value["points"]}
     return {str(key): _plain(part) for key, part in value.items()}

@@ -8,7 +8,8 @@ one another counts as work, under names of their own for pairs of lanes (`planni
     kv_cache     planning.attention_costs                  read and write lanes
     activations  hidden states between two layers          read and write lanes, once a tile
     compute      every layer's task, matmuls and vectors, once a tile; decoding of its weights, once a step, or with
-                 every product of a tile; attention, where the compute tier attends
+                 every product of a tile; attention, where the compute tier attends. Where nothing else has work,
+                 by the rates of a processor that only computes
 
 With attention on the host a layer of generated tokens is two tasks on the compute tier. What keeps the two processors
 from working at once is a lane of its own here, TURNS, which takes compute + f * attention:
@@ -82,7 +83,10 @@ class StepCostModel:
         self._contention = Contention(tiers, profile)
         self._kinds = Counter(self._kind(layer) for layer in model.layers())
         self._matrices = Counter(self._pages(name) for layer in model.layers() for name in layer.matrices.values())
-        self._arithmetic = Arithmetic(profile.processor(tiers[0].memory), model.config, model.dtype, kv_codec)
+        processor = profile.processor(tiers[0].memory)
+        team = processor.torch_team.get(model.dtype)
+        self._arithmetic = Arithmetic(processor, model.config, model.dtype, kv_codec)
+        self._unmoved = Arithmetic(processor, model.config, model.dtype, kv_codec, team) if team else None
         self._attention = AttentionCosts(model, kv_codec, tiers, profile)
 
     def costs(self, shape: StepShape) -> StepCosts:
@@ -98,14 +102,24 @@ class StepCostModel:
         return StepCosts(
             always=self._contention.bounds(always, working),
             placed={share: self._contention.bounds(lanes, working) for share, lanes in placed.items()},
+            unmoved=self._where_nothing_moves(shape),
         )
 
     def _always(self, shape: StepShape) -> Lanes:
-        compute_s = sum(count * self._layer_s(kind, shape) for kind, count in self._kinds.items())
+        compute_s = self._compute_s(self._arithmetic, shape)
         lanes = {COMPUTE_LANE: compute_s, **self._attention.always(shape)}
         if ATTENTION_LANE in lanes and (waiting := self._waiting(shape)):
             lanes[TURNS] = compute_s + waiting * lanes[ATTENTION_LANE]
         return lanes
+
+    def _where_nothing_moves(self, shape: StepShape) -> Lanes:
+        """Empty where that changes no rate."""
+        if self._unmoved is None or shape.attention == "host":
+            return {}
+        return {COMPUTE_LANE: self._compute_s(self._unmoved, shape)}
+
+    def _compute_s(self, arithmetic: Arithmetic, shape: StepShape) -> float:
+        return sum(count * self._layer_s(arithmetic, kind, shape) for kind, count in self._kinds.items())
 
     def _waiting(self, shape: StepShape) -> float:
         """The fraction of attention that the compute tier waits for."""
@@ -123,24 +137,24 @@ class StepCostModel:
         tensor = self._tensors[name]
         return Traffic(tensor.num_pages, tensor.nbytes / tensor.num_pages)
 
-    def _layer_s(self, layer: _LayerKind, shape: StepShape) -> float:
+    def _layer_s(self, arithmetic: Arithmetic, layer: _LayerKind, shape: StepShape) -> float:
         """Of all GPU batches."""
         whole, last = _new_tokens(shape), shape.gpu_batch_size
         tokens = whole if layer.kind in {"embed", "decoder"} else last
-        tile = self._arithmetic.task_s + self._arithmetic.vectors(layer.out_features, tokens)
+        tile = arithmetic.task_s + arithmetic.vectors(layer.out_features, tokens)
         product, memory = (layer.numbers, tokens, len(layer.matrices)), self._tiers[0].memory
         if encoded := layer.codec is not None and multiplies_as_encoded(memory, layer.codec):
-            tile += self._arithmetic.encoded_matmul(*product, layer.codec)
+            tile += arithmetic.encoded_matmul(*product, layer.codec)
         else:
-            tile += self._arithmetic.matmul(*product)
+            tile += arithmetic.matmul(*product)
         if layer.kind == "decoder":
-            tile += self._arithmetic.layer_s
+            tile += arithmetic.layer_s
             apart = self._attention.is_apart(shape)
-            tile += self._arithmetic.task_s if apart else self._attention.tile_s(shape)
+            tile += arithmetic.task_s if apart else self._attention.tile_s(shape)
         tiles = shape.num_gpu_batches * tile
         if encoded or layer.codec is None or layer.codec.keeps_bytes:
             return tiles
-        return tiles + self._arithmetic.task_s + self._arithmetic.decoded(layer.numbers, layer.codec)
+        return tiles + arithmetic.task_s + arithmetic.decoded(layer.numbers, layer.codec)
 
     def _weights(self, tier: TierDescription, shape: StepShape) -> Lanes:
         work = LaneWork(self._tiers, self._profile)

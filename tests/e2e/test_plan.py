@@ -57,6 +57,7 @@ def test_a_shipped_recipe_is_predicted_for_a_machine_that_is_not_here(command_li
     plan = found(command_line("plan", *arguments))
     assert plan.keys() >= KEYS
     assert plan["fits"] is True
+    assert plan["machine_lacks_bytes"] == {}
     assert plan["predicted_tokens_per_s"] > 0
     assert plan["hardware"] == "t4_gcp"
     assert plan["bound_by"] in plan["lanes"]
@@ -68,6 +69,8 @@ def test_no_overlap_takes_longer(command_line: CommandLine, recipe: Path, machin
     alone = found(command_line("plan", recipe, "--hardware", machine, "--json", "--no-overlap"))
     assert alone["predicted_tokens_per_s"] < overlapped["predicted_tokens_per_s"]
     assert alone["policy"] == overlapped["policy"]
+    assert overlapped["what_would_help"]
+    assert not alone["what_would_help"], "its gains are of a run"
 
 
 def test_the_printed_policy_is_the_same_plan(command_line: CommandLine, recipe: Path, machine: Path) -> None:

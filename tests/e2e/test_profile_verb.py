@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from commands import CommandLine, save_tokenizer, write_prompts, write_recipe
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
 from flexflow_engine.cli.progress import PlainProgress
+from flexflow_engine.cpu import matmul, settings
 from flexflow_engine.engine import recipe_needs, run_recipe
 from flexflow_engine.errors import HardwareError
 from flexflow_engine.jobs.load import load_recipe
@@ -79,34 +81,43 @@ def test_products_are_computed_as_the_machine_was_measured(
     save_tokenizer(tmp_path / "opt")
     write_prompts(recipe.parent, [{"prompt_token_ids": [5, 7, 9], "completion": "w11 w17 w200 w3"}] * 3)
     file, perplexities = tmp_path / "machine.yaml", []
-    settings = ("model.dtype=bfloat16", "codecs.weights=group-int4", "workload={prompts: prompts.jsonl, task: score}")
+    changes = ("model.dtype=bfloat16", "codecs.weights=group-int4", "workload={prompts: prompts.jsonl, task: score}")
     for tokens in (1, 4, None):
         cpu = {**measured["processors"]["cpu"], "float32_from": {"bfloat16": tokens}}
         file.write_text(yaml.safe_dump({**measured, "processors": {"cpu": cpu}}))
-        outcome = command("run", recipe, "--json", "--hardware", file, *(f"--set={setting}" for setting in settings))
+        outcome = command("run", recipe, "--json", "--hardware", file, *(f"--set={setting}" for setting in changes))
         metrics = json.loads(outcome.stdout)
         assert metrics["float32_from"] == tokens
         perplexities.append(metrics["perplexity"])
     assert perplexities[0] == perplexities[1] != perplexities[2]
 
 
-@pytest.mark.parametrize(("faster", "far"), [(True, 0), (True, 50), (False, 0)])
+@pytest.mark.parametrize("share", [(True, 0), (True, 50), (False, 0)])
 def test_torchs_threads_share_products_of_jobs_that_move_nothing(
-    command: CommandLine, recipe: Path, measured: dict[str, Any], faster: bool, far: int
+    command: CommandLine,
+    recipe: Path,
+    measured: dict[str, Any],
+    share: tuple[bool, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where the machine was measured to be faster so."""
+    faster, far = share
+    teams = list[int]()
+
+    def torch_team(threads: int) -> AbstractContextManager[None]:
+        teams.append(threads)
+        return settings.torch_team(threads)
+
+    monkeypatch.setattr(matmul, "torch_team", torch_team)
     file = recipe.parent / "machine.yaml"
     team = {"matmul_flops_per_s": 1e12} if faster else None
     cpu = {**measured["processors"]["cpu"], "torch_team": {"float32": team}}
     file.write_text(yaml.safe_dump({**measured, "processors": {"cpu": cpu}}))
-    shares = (
-        ("weights", {"device": 100 - far, "disk": far}),
-        ("kv_cache", {"device": 100}),
-        ("activations", {"device": 100}),
-    )
-    settings = [f"--set=scheduler.{name}={json.dumps(share)}" for name, share in shares]
-    metrics = json.loads(command("run", recipe, "--json", "--hardware", file, *settings).stdout)
-    assert metrics["torch_team"] == (faster and not far)
+    near = {"device": 100}
+    shares = ("weights", {"device": 100 - far, "disk": far}), ("kv_cache", near), ("activations", near)
+    placed = [f"--set=scheduler.{name}={json.dumps(share)}" for name, share in shares]
+    metrics = json.loads(command("run", recipe, "--json", "--hardware", file, *placed).stdout)
+    assert metrics["torch_team"] == bool(teams) == (faster and not far)
 
 
 def test_a_machine_of_which_nothing_can_be_known_is_asked_for_once(recipe: Path, tmp_path: Path) -> None:

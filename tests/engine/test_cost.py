@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import Curve, HardwareProfile, ProductRates
+from flexflow_engine.abc.hardware import Curve, HardwareProfile, Processor, ProductRates
 from flexflow_engine.abc.policy import AttentionPlace, Policy, WorkloadShape
 from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.step import RowStep
@@ -27,6 +27,7 @@ from flexflow_engine.graph.task import (
 from flexflow_engine.placement.layout import Layout, make_layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.arithmetic import Arithmetic
+from flexflow_engine.planning.attention_costs import AttentionCosts
 from flexflow_engine.planning.cost import CostModel, distinct
 from flexflow_engine.planning.plan import describe_tiers
 from flexflow_engine.planning.step_costs import StepCostModel
@@ -286,6 +287,50 @@ def test_the_closed_form_of_a_step_is_the_sum_of_its_tasks(
     for lane, seconds in summed.items():
         if "write" not in lane or not step:  # pages are written when they are full; the closed form spreads that out
             assert lanes[lane] == pytest.approx(seconds, rel=0.15), lane
+
+
+def test_an_encoded_cache_is_encoded_page_by_page() -> None:
+    """Prompts of 8 and pages of 4 tokens: two rows' fourth generated tokens fill pages, half a million numbers a
+    second. The closed form spreads that over the steps.
+    """
+    chosen = policy(setups(DEVICE_FAR_DISK), gpu_batch_size=2, num_gpu_batches=2)
+    codec, model = GroupInt4Codec(), opt()
+    layout = lay_out(model, DEVICE_FAR_DISK, chosen, prompt_tokens=PROMPTS, kv_codec=codec)
+    tasks = [t for t in tasks_of(layout, steps=6) if isinstance(t.operation, Compute) and t.tile.layer == 1]
+    filling, others = ([t for t in tasks if t.tile.gpu_batch == 0 and t.tile.step in steps] for steps in ((4,), (3, 5)))
+    costs = CostModel(layout, model, codec, profile())
+    before, after = (costs.seconds(task) for task in others)
+    assert costs.seconds(filling[0]) - (before + after) / 2 == pytest.approx(2 * 4 * 2 * 64 / 0.5e6)
+    shape = StepShape(
+        phase="decode", gpu_batch_size=2, num_gpu_batches=2, context=10, attention="device", kv_page_tokens=4
+    )
+    tiers = describe_tiers(DEVICE_FAR_DISK, dict.fromkeys(DEVICE_FAR_DISK, 2**30))
+    encoded, free = (
+        AttentionCosts(model, codec, tiers, profile(cpu=cpu)).tile_s(shape)
+        for cpu in (processor(), _encoding_for_nothing(processor()))
+    )
+    assert encoded - free == pytest.approx(2 * 2 * 64 / 0.5e6)
+
+
+def _encoding_for_nothing(cpu: Processor) -> Processor:
+    return replace(cpu, codecs={name: replace(rates, encode_values_per_s=1e30) for name, rates in cpu.codecs.items()})
+
+
+def test_the_closed_form_of_a_step_that_only_computes_is_by_torchs_threads_where_they_are_faster() -> None:
+    team = ProductRates(matmul_flops_per_s=Curve(((1.0, 4e6),)), product_s=0.01)
+    machine = profile(cpu=replace(processor(task_s=0.1, product_s=0.05), torch_team={"float32": team}))
+    chosen, model, none = far_policy(), opt(), NoneCodec()
+    layout = lay_out(model, DEVICE_FAR_DISK, chosen, prompt_tokens=PROMPTS)
+    costs = cost_model(layout, machine)
+    summed = sum(costs.seconds(t) for t in tasks_of(layout) if t.tile.step == 2 and t.lane == "compute")
+    shape = StepShape(
+        phase="decode", gpu_batch_size=2, num_gpu_batches=2, context=9, attention="device", kv_page_tokens=4
+    )
+    closed = StepCostModel(
+        model=model, tensors=paged_tensors(model, none, none), kv_codec=none, tiers=layout.tiers, profile=machine
+    ).costs(shape)
+    assert closed.seconds(chosen)["compute"] == pytest.approx(summed, rel=0.15)  # the head is cut into parts
+    assert closed.always["compute"] > 1.5 * summed
 
 
 @pytest.mark.parametrize("cache", ["device", "disk"])

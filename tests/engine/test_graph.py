@@ -225,13 +225,21 @@ def test_pages_that_adjoining_rows_fill_in_one_step_are_one_move_of_keys_and_one
 
 
 @pytest.mark.parametrize("moved", [None, *TENSOR_CLASSES])
-def test_a_job_moves_nothing_whose_graphs_have_no_loads_and_no_stores(moved: TensorClass | None) -> None:
+def test_a_job_only_computes_whose_graphs_have_no_loads_and_no_stores(moved: TensorClass | None) -> None:
     in_place = policy(setups(DEVICE_FAR), gpu_batch_size=2, num_gpu_batches=1)
     halves: dict[str, Any] = {moved: Placement((("device", 50.0), ("far", 50.0)))} if moved else {}
     layout = lay_out(MODELS["tied"], DEVICE_FAR, replace(in_place, **halves), prompt_tokens=(9,) * 2)
     tasks = [task for graph in steps_of(layout) for task in graph.tasks]
     copies = [task for task in tasks if isinstance(task.operation, Copy | GatherRows)]
-    assert layout.moves_nothing == (moved is None) == (not copies)
+    assert layout.only_computes == (moved is None) == (not copies)
+
+
+def test_a_job_does_not_only_compute_whose_attention_runs_beside() -> None:
+    apart = policy(setups(DEVICE_HOST_DISK), kv_cache={"host": 100}, attention="host")
+    layout = lay_out(MODELS["tied"], DEVICE_HOST_DISK, apart)
+    tasks = [task for graph in steps_of(layout) for task in graph.tasks]
+    assert not any(isinstance(task.operation, Copy | GatherRows) for task in tasks)
+    assert not layout.only_computes
 
 
 def test_what_needs_no_copy_is_not_copied() -> None:

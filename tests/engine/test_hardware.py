@@ -69,6 +69,17 @@ def test_what_is_written_reads_as_the_same(path: Path, tmp_path: Path) -> None:
     assert read_profile(tmp_path / "new" / "copy.yaml") == machine
 
 
+def test_a_tier_may_have_the_name_of_a_curves_field(tmp_path: Path) -> None:
+    machine = profile(links={"points": link(1e6)})
+    write_profile(machine, tmp_path / "copy.yaml")
+    assert read_profile(tmp_path / "copy.yaml") == machine
+
+
+def test_budgets_that_a_machine_does_not_have_are_told_by_plugin() -> None:
+    machine = replace(profile(), capacity_bytes={"pinned": 100, "zarr": 1000, "cuda": 7})
+    assert machine.lacking_bytes([("pinned", 60), ("pinned", 70), ("zarr", 1000), ("cpu", 5)]) == {"pinned": 30}
+
+
 def test_a_tiers_own_name_comes_before_its_plugin() -> None:
     machine = profile(links={"pinned": link(1e6), "far": link(5e6)})
     assert machine.link(described(PinnedTier, "far"), "read").bytes_per_s == 5e6
@@ -95,6 +106,7 @@ def test_what_a_profile_lacks_is_named_with_what_would_do() -> None:
         (("processors", "cuda", "matmul_flops_per_s", "float16"), {"few": 1e12}, "'few' is no such size"),
         (("processors", "cuda", "decode_attention_bytes_per_s"), {"group-int4": 1e9}, "`none` is missing"),
         (("links", "zarr", "read", "beside"), {"links": 1.5}, "links.zarr.read.beside.links"),
+        (("links", "zarr", "read", "beside"), {"links": float("nan")}, "links.zarr.read.beside.links"),
         (("host",), {"compile_task_s": 1e-5}, "`gather_row_s` is missing"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexflow_engine.abc.hardware import Beside, HardwareProfile
+from flexflow_engine.abc.hardware import Beside, HardwareProfile, ProductRates
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor, VirtualSequential
+from flexflow_engine.planning.layers import FEW_LAYERS
 from flexflow_engine.planning.predict import Predictor
 from flexflow_engine.planning.sampling import sample_steps
 from flexflow_engine.planning.simulate import compose
@@ -23,7 +25,7 @@ from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.models.opt import OPTModel
 from harness import policy, random_prompts, run_job, save_opt
 from layouts import DEVICE_FAR_DISK, ISLAND_HOST_DISK, TIERS, disk_setups, lay_out, opt, policies, setups
-from profiles import link, processor, profile
+from profiles import constant, link, processor, profile
 
 SPREAD = ((20.0, 30.0, 50.0), (10.0, 40.0, 50.0), (50.0, 50.0, 0.0))
 """Percent of weights, KV cache and activations on the tiers, fastest first."""
@@ -149,6 +151,21 @@ def test_a_sample_of_steps_and_layers_comes_close_to_the_whole_job(executor: typ
     assert sampled.bound_by == whole.bound_by
     for lane in ("compute", whole.bound_by):
         assert sampled.lanes[lane].busy_s == pytest.approx(whole.lanes[lane].busy_s, rel=0.03)
+
+
+def test_a_sample_of_layers_multiplies_as_the_whole_model_does() -> None:
+    """Its first layers have everything in memory, others have not: no product is shared by torch's threads."""
+    model = opt(num_hidden_layers=14)
+    mostly = policy(setups(DEVICE_FAR_DISK), gpu_batch_size=2, num_gpu_batches=2, kv_cache={"device": 99, "disk": 1})
+    layout, workload = laid_out(model, DEVICE_FAR_DISK, mostly, new=24)
+    assert not any(tile.slotted for tiles in layout.kv.tiles[:FEW_LAYERS] for tile in tiles)
+    alone = machine()
+    team = ProductRates(matmul_flops_per_s=constant(1e12), product_s=0.0)
+    faster = replace(alone, processors={"cpu": replace(alone.processors["cpu"], torch_team={"float32": team})})
+    with_team, without = (
+        predictor(model, hardware=hardware, max_tasks=0).predict(layout, workload) for hardware in (faster, alone)
+    )
+    assert with_team == without
 
 
 def test_steps_in_which_pages_fill_and_those_after_prompts_are_kinds_of_their_own() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from checkpoint.checkpoints import imported, opened
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.abc.hardware import HardwareProfile, Processor
+from flexflow_engine.abc.hardware import HardwareProfile, measured_key
 from flexflow_engine.abc.tier import HostBytes, Region, Tier
+from flexflow_engine.errors import HardwareError
 from flexflow_engine.planning.hardware import read_profile
 from flexflow_engine.planning.profile import arithmetic
 from flexflow_engine.planning.profile.arithmetic import first_of_the_last
@@ -91,7 +93,7 @@ def test_a_profile_has_what_a_recipe_needs_and_is_read_the_second_time(keeper: B
     assert keeper.measured == ["the processor of cpu memory", "group-int4 on cpu", "the link of disk"]
     cpu, disk = profile.processors["cpu"], profile.links["disk"]
     assert [size for size, _ in cpu.matmul_flops_per_s["float32"].points] == [1.0, 4.0]
-    assert set(cpu.decode_attention_bytes_per_s) == {"none", "group-int4"}
+    assert set(cpu.decode_attention_bytes_per_s) == {"none", measured_key(GroupInt4Codec())}
     assert all(0 < left <= 1 for way in disk.values() for left in (way.beside.reverse, way.leaves_processors))
     assert profile.host.compile_task_s > 0
     assert keeper.measure(asked) == profile
@@ -112,33 +114,29 @@ def test_what_is_faster_with_many_tokens_counts(faster: tuple[int, ...], found: 
     assert first_of_the_last((1, 4, 8), lambda tokens: tokens in faster) == found
 
 
-def test_a_processor_of_which_an_earlier_version_measured_less_is_measured_again(
-    keeper: Bookkeeper, tmp_path: Path
+def test_codecs_with_other_settings_have_rates_of_their_own(keeper: Bookkeeper, tmp_path: Path) -> None:
+    searching = GroupInt4Codec(GroupInt4Codec.Options(encoder="search"))
+    keeper.measure(needs(tmp_path))
+    profile = keeper.measure(replace(needs(tmp_path), codecs=(searching,)))
+    assert keeper.measured == ["group-int4 on cpu"]
+    keys = {measured_key(codec) for codec in (GroupInt4Codec(), searching)}
+    assert len(keys) == 2
+    assert profile.processors["cpu"].codecs.keys() == keys
+    assert profile.processors["cpu"].decode_attention_bytes_per_s.keys() == keys | {"none"}
+
+
+def test_what_was_measured_is_kept_where_a_disk_has_no_room_to_be_measured(
+    keeper: Bookkeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = needs(tmp_path, dtype="bfloat16")
-    measured = keeper.measure(asked)
-    known = replace(measured.processors["cpu"], torch_team={"bfloat16": None, "float32": None})
-    processor, codec = "the processor of cpu memory", "group-int4 on cpu"
+    class NoRoom(NamedTuple):
+        free: int = 1000
 
-    def missing(asked: Needs, cpu: Processor) -> set[str]:
-        return {processor, codec} & {str(part) for part in asked.missing(replace(measured, processors={"cpu": cpu}))}
-
-    assert missing(asked, known) == set()
-    assert missing(asked, replace(known, torch_team={})) == {processor, codec}
-    assert missing(asked, replace(known, float32_from={})) == {processor, codec}
-    assert missing(needs(tmp_path), replace(known, float32_from={})) == set(), "float32 is not widened"
-
-
-def test_a_disk_of_which_an_earlier_version_measured_less_is_measured_again(keeper: Bookkeeper, tmp_path: Path) -> None:
-    asked = needs(tmp_path)
-    measured = keeper.measure(asked)
-    read = measured.links["disk"]["read"]
-    assert read.unit_s is not None
-    (part,) = asked.links
-    known = replace(measured, links={part.name: measured.links["disk"]})
-    assert asked.missing(known) == ()
-    earlier = {**measured.links["disk"], "read": replace(read, unit_s=None)}
-    assert asked.missing(replace(measured, links={part.name: earlier})) == (part,)
+    with monkeypatch.context() as full:
+        full.setattr("flexflow_tiers.zarr.shutil.disk_usage", lambda path: NoRoom())
+        with pytest.raises(HardwareError, match=r"it can't be measured: .* are free"):
+            keeper.measure(needs(tmp_path))
+    keeper.measure(needs(tmp_path))
+    assert keeper.measured == ["the link of disk"]
 
 
 @pytest.fixture
@@ -184,7 +182,8 @@ def test_only_what_is_missing_is_measured(keeper: Bookkeeper, tmp_path: Path) ->
     first = keeper.measure(needs(tmp_path))
     further = keeper.measure(replace(needs(tmp_path), codecs=(GroupInt4Codec(), GroupInt8Codec())))
     assert keeper.measured == ["group-int8 on cpu"]
-    assert further.processors["cpu"].codecs["group-int4"] == first.processors["cpu"].codecs["group-int4"]
+    key = measured_key(GroupInt4Codec())
+    assert further.processors["cpu"].codecs[key] == first.processors["cpu"].codecs[key]
     beside = keeper.measure(needs(tmp_path, choice("far", ThrottledTier, SLOW)))
     assert keeper.measured == ["the link of disk", "the link of far"], "the disk's link has a new neighbour"
     assert beside.processors == further.processors

@@ -20,6 +20,7 @@ from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers
 from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.schedulers.lp import LPOptions, LPScheduler
 from flexflow_plugins.schedulers.lp import solver as lp_solver
+from flexflow_plugins.schedulers.lp.bound import least_seconds
 from flexflow_plugins.schedulers.lp.memory import MemoryNeeds
 from flexflow_plugins.schedulers.lp.program import PricedPart, Program
 from harness import MIB
@@ -99,6 +100,20 @@ def test_with_room_for_everything_nothing_moves() -> None:
     plan = choose(planner(DEVICE_FAR_DISK, dict.fromkeys(DEVICE_FAR_DISK, 64 * MIB)))
     for tensor_class in ("weights", "kv_cache", "activations"):
         assert plan.policy.placement(tensor_class).fraction("device") == 1, plan.policy
+
+
+@pytest.mark.parametrize(("room", "least"), [(10.0, 1.0), (5.0, 3.0)])
+def test_what_moves_nothing_has_seconds_of_its_own(room: float, least: float) -> None:
+    """Weights of 10 bytes, half of which take a second on the link; what is faster alone never counts beside it."""
+    costs = StepCosts(always={"compute": 3.0}, placed={("weights", "far"): {"far.read": 2.0}}, unmoved={"compute": 1.0})
+    part = PricedPart(2.0, costs)
+    assert part.seconds({}) == 2.0
+    assert part.seconds({("weights", "far"): 1.0}) == 6.0
+    needs = MemoryNeeds({"device": 0.0, "far": 0.0}, {("weights", "device"): {"device": 10.0, "far": 0.0}})
+    program = Program(
+        tiers=("device", "far"), needs=needs, budgets={"device": room}, forbidden=frozenset(), solver=SOLVERS[0]
+    )
+    assert least_seconds(program, [part]) == 2 * least
 
 
 def test_what_does_not_fit_goes_to_the_faster_link() -> None:

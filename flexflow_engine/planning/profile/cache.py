@@ -18,15 +18,19 @@ from flexflow_engine.planning.profile.sizes import Sizes
 def this_machine(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -> HardwareProfile:
     """The profile of this machine with everything that is needed, links under the names of the needs' tiers.
 
-    What was measured before is read, what is missing is measured and kept. Raises HardwareError where a tier can't
-    be measured here.
+    What was measured before is read, what is missing is measured and kept, even if something else can't be. Raises
+    HardwareError where a tier can't be measured here.
     """
     machine = Machine.here()
     path = profile_path(machine, needs)
-    known = _read(path, notice)
-    profile = complete(known, needs, name=str(machine), sizes=sizes, notice=notice)
-    if profile is not known:
-        _keep(profile, path, notice)
+    profile = known = _read(path, notice)
+    try:
+        for completed in complete(known, needs, name=str(machine), sizes=sizes, notice=notice):
+            profile = completed
+    finally:
+        if profile is not None and profile is not known:
+            _keep(profile, path, notice)
+    assert profile is not None, "whatever is needed has a processor"
     return needs.choose(profile)
 
 

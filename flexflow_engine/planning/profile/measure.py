@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.abc.hardware import PLAIN, Direction, HardwareProfile, HostCosts, Link, Processor
+from flexflow_engine.abc.hardware import PLAIN, Direction, HardwareProfile, HostCosts, Link, Processor, measured_key
 from flexflow_engine.abc.tier import HOST, Tier
-from flexflow_engine.errors import FlexFlowError, HardwareError
+from flexflow_engine.errors import FlexFlowError, HardwareError, StorageError
 from flexflow_engine.planning.profile.arithmetic import (
     float32_from,
     matmul_load,
@@ -33,23 +33,24 @@ Notice = Callable[[str], None]
 
 def complete(
     known: HardwareProfile | None, needs: Needs, *, name: str, sizes: Sizes, notice: Notice
-) -> HardwareProfile:
-    """The profile with everything that is needed; what it has already is not measured again.
+) -> Iterator[HardwareProfile]:
+    """The profile, once more with each part that is measured, the last one with everything that is needed; nothing
+    where it has that already.
 
     name: of the machine. notice: told of each part before it is measured. Raises HardwareError where this machine
-    lacks a tier.
+    lacks a tier, or a tier the room that measuring takes.
     """
     profile = known or HardwareProfile(
         name=name, links={}, processors={}, host=HostCosts(compile_task_s=0.0, gather_row_s=0.0)
     )
     parts = needs.missing(known)
     if not parts:
-        return profile
+        return
     with _Workbench(needs, sizes) as bench:
         for number, part in enumerate(parts, start=1):
             notice(f"measuring this machine: {part} ({number} of {len(parts)})")
             profile = bench.add(profile, part)
-    return profile
+            yield profile
 
 
 class _Workbench:
@@ -75,7 +76,10 @@ class _Workbench:
             return self._add_processor(profile, part)
         if isinstance(part, CodecPart):
             return self._add_codec(profile, part)
-        return replace(profile, links={**profile.links, part.name: self._links(part, profile)})
+        try:
+            return replace(profile, links={**profile.links, part.name: self._links(part, profile)})
+        except StorageError as error:
+            raise HardwareError(f"it can't be measured: {error.what}", where=error.where, fix=error.fix) from error
 
     def _add_processor(self, profile: HardwareProfile, part: ProcessorPart) -> HardwareProfile:
         bench, sizes, plain = self._bench(part.memory, profile), self._sizes, self._needs.plain
@@ -101,7 +105,11 @@ class _Workbench:
         return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, tasks))
 
     def _add_codec(self, profile: HardwareProfile, part: CodecPart) -> HardwareProfile:
-        bench, processor, name = self._bench(part.memory, profile), profile.processors[part.memory], part.codec.name
+        bench, processor, name = (
+            self._bench(part.memory, profile),
+            profile.processors[part.memory],
+            measured_key(part.codec),
+        )
         curve = decode_bytes_per_s(bench, self._sizes, part.codec.for_cache())
         processor = replace(
             processor,

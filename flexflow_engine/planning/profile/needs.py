@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import Direction, HardwareProfile, Link, Processor
+from flexflow_engine.abc.hardware import HardwareProfile, measured_key
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.tier import HOST, Tier
-from flexflow_engine.placement.layout import multiplies_as_encoded
 from flexflow_engine.planning.profile.stored import is_imported_to
 
 
@@ -111,35 +110,15 @@ class Needs:
 
     def _missing(self, known: HardwareProfile | None) -> Iterator[Part]:
         for memory in self.memories:
-            processor = self._known_whole(known, memory)
+            processor = known.processors.get(memory) if known else None
             if processor is None:
                 yield ProcessorPart(memory)
             for codec in self.codecs:
-                if processor is None or not _knows_codec(processor, memory, codec):
+                if processor is None or measured_key(codec) not in processor.codecs:
                     yield CodecPart(memory, codec)
         for part in self.links:
-            if known is None or not _is_whole(known.links.get(part.name), part.tier):
+            if known is None or part.name not in known.links:
                 yield part
-
-    def _known_whole(self, known: HardwareProfile | None, memory: str) -> Processor | None:
-        """None where it was not measured, or by a version that measured less."""
-        processor = known.processors.get(memory) if known else None
-        if processor is None or memory != HOST:
-            return processor
-        compared = [processor.torch_team, *([] if self.model.dtype == "float32" else [processor.float32_from])]
-        return processor if all(self.model.dtype in ways for ways in compared) else None
-
-
-def _knows_codec(processor: Processor, memory: str, codec: Codec) -> bool:
-    """Whether it was measured, and not by a version that measured less."""
-    rates = processor.codecs.get(codec.name)
-    multiplied = multiplies_as_encoded(memory, codec)
-    return rates is not None and not (multiplied and rates.product_flops_per_s is None)
-
-
-def _is_whole(link: Mapping[Direction, Link] | None, tier: TierChoice) -> bool:
-    """Whether it was measured, and not by a version that measured less."""
-    return link is not None and (tier.tier_class.memory is not None or link["read"].unit_s is not None)
 
 
 def _link_key(tier: TierChoice, others: list[TierChoice], near: type[Tier]) -> str:

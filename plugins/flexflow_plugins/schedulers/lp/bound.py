@@ -4,6 +4,8 @@ Each tensor class is taken alone, as if no other lay anywhere. What fits on tier
 is spread over the others so that their lanes end together, with s_t seconds if all of the class lay on tier t:
 
     seconds of a part  >=  max(lanes' seconds that no placement changes, rest / sum over t of 1 / s_t)
+
+or, where nothing needs to be moved, what a step takes then.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ def least_seconds(program: Program, parts: Sequence[PricedPart]) -> float:
 
 
 def _least_step(program: Program, part: PricedPart) -> float:
-    moved = (_least_move(program, part, tensor_class) for tensor_class in TENSOR_CLASSES)
-    return max(*part.costs.always.values(), *moved)
+    moved = [_least_move(program, part, tensor_class) for tensor_class in TENSOR_CLASSES]
+    least, unmoved = max(*part.costs.always.values(), *moved), part.costs.unmoved
+    return min(least, max(unmoved.values())) if unmoved and not any(moved) else least
 
 
 def _least_move(program: Program, part: PricedPart, tensor_class: TensorClass) -> float:

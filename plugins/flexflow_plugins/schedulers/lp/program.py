@@ -45,11 +45,8 @@ class PricedPart:
 
     def seconds(self, percent: Mapping[Share, float]) -> float:
         """Of all its steps, each as long as its slowest lane."""
-        lanes = dict(self.costs.always)
-        for share, costs in self.costs.placed.items():
-            for lane, seconds in costs.items():
-                lanes[lane] = lanes.get(lane, 0.0) + percent.get(share, 0.0) / 100 * seconds
-        return self.steps * max(lanes.values())
+        fractions = {share: value / 100 for share, value in percent.items()}
+        return self.steps * max(self.costs.seconds_at(fractions).values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,4 +128,6 @@ class Program:
     def _solved(self, problem: pulp.LpProblem, shares: Mapping[Share, pulp.LpVariable]) -> dict[Share, float] | None:
         if not solve(problem, self.solver):
             return None
-        return {share: float(variable.varValue or 0.0) for share, variable in shares.items()}
+        solved = {share: float(variable.varValue or 0.0) for share, variable in shares.items()}
+        whole = {share for share, variable in shares.items() if variable.cat == pulp.LpInteger}
+        return {share: round(value) if share in whole else value for share, value in solved.items()}
