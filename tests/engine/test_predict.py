@@ -17,7 +17,7 @@ from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor, VirtualSequential
-from flexflow_engine.planning.layers import FEW_LAYERS
+from flexflow_engine.planning.layers import MORE_LAYERS
 from flexflow_engine.planning.predict import Predictor
 from flexflow_engine.planning.sampling import sample_steps
 from flexflow_engine.planning.simulate import compose
@@ -156,9 +156,9 @@ def test_a_sample_of_steps_and_layers_comes_close_to_the_whole_job(executor: typ
 def test_a_sample_of_layers_multiplies_as_the_whole_model_does() -> None:
     """Its first layers have everything in memory, others have not: no product is shared by torch's threads."""
     model = opt(num_hidden_layers=14)
-    mostly = policy(setups(DEVICE_FAR_DISK), gpu_batch_size=2, num_gpu_batches=2, kv_cache={"device": 99, "disk": 1})
+    mostly = policy(setups(DEVICE_FAR_DISK), gpu_batch_size=2, num_gpu_batches=2, weights={"device": 99, "disk": 1})
     layout, workload = laid_out(model, DEVICE_FAR_DISK, mostly, new=24)
-    assert not any(tile.slotted for tiles in layout.kv.tiles[:FEW_LAYERS] for tile in tiles)
+    assert {run.tier for layer in layout.weights.layers[:MORE_LAYERS] for run in layer.runs} == {"device"}
     alone = machine()
     team = ProductRates(matmul_flops_per_s=constant(1e12), product_s=0.0)
     faster = replace(alone, processors={"cpu": replace(alone.processors["cpu"], torch_team={"float32": team})})
