@@ -30,7 +30,7 @@ from flexflow_engine.checkpoint.digest import user_cache
 from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
-from flexflow_engine.cpu.matmul import usual_float32_from, usual_torch_team
+from flexflow_engine.cpu.matmul import HostProducts, TeamProducts, usual_float32_from, usual_products
 from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import ATTENTION_LANE
@@ -349,19 +349,21 @@ def _float32_from(job: _Job, machine: HardwareProfile | None) -> int | None:
     return known[dtype] if dtype in known else usual_float32_from(dtype)
 
 
-def _torch_team(job: _Job, machine: HardwareProfile | None) -> bool:
-    """The same of products that torch's own threads share; False where other lanes work beside."""
+def _products(job: _Job, machine: HardwareProfile | None) -> type[HostProducts]:
+    """Who makes the host's products; what was measured counts where nothing else wants a core."""
     dtype = job.model.dtype
-    if job.plan.layout.device.memory != HOST or not job.plan.layout.only_computes:
-        return False
+    if not job.plan.layout.only_computes:
+        return HostProducts
     processor = machine.processors.get(HOST) if machine else None
     known = processor.torch_team if processor else {}
-    return known[dtype] is not None if dtype in known else usual_torch_team(dtype)
+    if dtype not in known:
+        return usual_products(dtype)
+    return HostProducts if known[dtype] is None else TeamProducts
 
 
 def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
     """Carry the plan out on open tiers; completions go to the writer as sequences end."""
-    float32_from, torch_team = _float32_from(job, run.machine), _torch_team(job, run.machine)
+    float32_from, products = _float32_from(job, run.machine), _products(job, run.machine)
     session = Session(
         layout=job.plan.layout,
         tiers=run.tiers,
@@ -371,7 +373,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
         prompts=[_array(prompt.token_ids) for prompt in job.prompts],
         source=_source(recipe.workload.task, job.prompts),
         float32_from=float32_from,
-        torch_team=torch_team,
+        products=products,
         trace=FoldedTrace if run.trace is None else Trace,
     )
     with closing(session):
@@ -390,7 +392,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
             predicted_tokens_per_s=run.predicted_tokens_per_s,
             predicted_tokens_per_s_as_ended=_predicted_as_ended(job, run, times, batcher.generated_tokens),
             float32_from=float32_from,
-            torch_team=torch_team,
+            products=products,
         )
 
 

@@ -18,7 +18,7 @@ from flexflow_engine.abc.policy import AttentionPlace, Placement, Policy, Worklo
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
-from flexflow_engine.cpu.matmul import usual_float32_from, usual_torch_team
+from flexflow_engine.cpu.matmul import HostProducts, usual_float32_from, usual_products
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.placement.layout import Layout, make_layout
@@ -179,7 +179,7 @@ def run_job(
             prompts=[np.asarray(p, np.int64) for p in prompts],
             source=Forced([len(p) for p in prompts], given) if given else Greedy(),
             float32_from=usual_float32_from(dtype),
-            torch_team=usual_torch_team(dtype) and layout.only_computes,
+            products=usual_products(dtype) if layout.only_computes else HostProducts,
             executor=executor,
         )
         with closing(session):

@@ -83,7 +83,7 @@ class _Product(NamedTuple):
 
 
 class HostProducts:
-    """Products by some threads, the engine's or torch's own, one at a time.
+    """Products by some threads of the engine's, one at a time.
 
     Changing state: `_room`, memory for the parts of all threads, and `_results`, memory for results; both are kept from
     product to product: fresh memory is slow to touch.
@@ -96,16 +96,13 @@ class HostProducts:
         float32_from: int | None,
         *,
         kept_nbytes: int,
-        torch_team: bool = False,
     ) -> None:
         """dtype: of what is multiplied with. float32_from: tokens from which on float32 is faster; None: never.
-        kept_nbytes: at most so many are kept for the next results. torch_team: numbers that are multiplied as they are
-        are left to torch's own threads, which stay awake for the next product a little while but wait for each other.
+        kept_nbytes: at most so many are kept for the next results.
         """
         self._workers = workers
         self._results = Arena(kept_nbytes)
         self._float32_from = float32_from
-        self._torch_team = torch_team
         self.made_dtype = dtype if float32_from is None else torch.float32
         """In which encoded rows are made."""
         self._room = torch.empty(0, dtype=torch.uint8)
@@ -121,24 +118,13 @@ class HostProducts:
         products = [
             _Product(*factor, self._results.empty((len(x), factor[0].out_features), x.dtype)) for factor in factors
         ]
-        drawn: dict[tuple[torch.dtype, bool], list[_Product]] = {}
+        alike: dict[tuple[torch.dtype, bool], list[_Product]] = {}
         for product in products:
-            dtype, own = self._dtype_of(x, product.matrix), product.matrix.dtype
-            if self._torch_team and x.dtype == dtype == own:
-                self._in_a_team(x, product)
-            else:
-                drawn.setdefault((dtype, own != dtype), []).append(product)
-        for (dtype, makes_rows), some in drawn.items():
-            self._draw(x, dtype, some, makes_rows=makes_rows)
+            dtype = self._dtype_of(x, product.matrix)
+            alike.setdefault((dtype, product.matrix.dtype != dtype), []).append(product)
+        for (dtype, makes_rows), some in alike.items():
+            self._multiply(x, dtype, some, makes_rows=makes_rows)
         return [product.output for product in products]
-
-    def _in_a_team(self, x: torch.Tensor, product: _Product) -> None:
-        weight = product.matrix.part(0, product.matrix.out_features, None).T
-        with torch_team(self._workers.threads):
-            if product.bias is None:
-                torch.mm(x, weight, out=product.output)
-            else:
-                torch.addmm(product.bias.to(x.dtype), x, weight, out=product.output)
 
     def forget_results(self) -> None:
         """Give back what is kept for the next ones: other memory is needed now."""
@@ -151,7 +137,7 @@ class HostProducts:
         many = self._float32_from is not None and len(x) >= self._float32_from
         return torch.float32 if many else x.dtype
 
-    def _draw(self, x: torch.Tensor, dtype: torch.dtype, products: Sequence[_Product], *, makes_rows: bool) -> None:
+    def _multiply(self, x: torch.Tensor, dtype: torch.dtype, products: Sequence[_Product], *, makes_rows: bool) -> None:
         """In `dtype`, some rows of a matrix at a time. makes_rows: in rooms, of what there is."""
         rows = [product.matrix.out_features for product in products]
         shares = [shared_rows(count, x.shape[1], self._workers.threads) for count in rows]
@@ -165,7 +151,9 @@ class HostProducts:
         ]
         for start in range(0, len(x), WIDENED_TOKENS):
             place = slice(start, start + WIDENED_TOKENS)
-            self._workers.draw(partial(_multiply, parts, x[place].to(dtype), place, rooms), len(parts), threads=threads)
+            self._workers.draw(
+                partial(_multiply_part, parts, x[place].to(dtype), place, rooms), len(parts), threads=threads
+            )
 
     def _rooms(self, shares: Shares, columns: int, dtype: torch.dtype) -> torch.Tensor:
         numbers = shares.threads * shares.rows * columns
@@ -175,7 +163,30 @@ class HostProducts:
         return self._room.view(dtype)[:numbers].view(shares.threads, shares.rows, columns)
 
 
-def _multiply(
+class TeamProducts(HostProducts):
+    """The same, for jobs that do nothing but compute: numbers that are multiplied as they are go to torch's own
+    threads, which stay awake for the next product a little while, but wait for each other.
+    """
+
+    def _multiply(self, x: torch.Tensor, dtype: torch.dtype, products: Sequence[_Product], *, makes_rows: bool) -> None:
+        if makes_rows or x.dtype != dtype:
+            super()._multiply(x, dtype, products, makes_rows=makes_rows)
+            return
+        with torch_team(self._workers.threads):
+            for product in products:
+                _multiply_whole(product, x)
+
+
+def _multiply_whole(product: _Product, x: torch.Tensor) -> None:
+    matrix, bias, output = product
+    weight = matrix.part(0, matrix.out_features, None).T
+    if bias is None:
+        torch.mm(x, weight, out=output)
+    else:
+        torch.addmm(bias.to(x.dtype), x, weight, out=output)
+
+
+def _multiply_part(
     parts: Sequence[tuple[_Product, int, int]],
     x: torch.Tensor,
     place: slice,
@@ -205,11 +216,11 @@ def usual_float32_from(dtype: DType) -> int | None:
     return WIDENED_FROM if is_emulated(getattr(torch, dtype), torch.cpu.get_capabilities()) else None
 
 
-def usual_torch_team(dtype: DType) -> bool:
-    """Whether torch's own threads should be faster with such numbers: it brings its own kernels for 16-bit ones, and
-    leaves others to a BLAS.
+def usual_products(dtype: DType) -> type[HostProducts]:
+    """Which should be faster with such numbers in jobs that do nothing but compute: torch brings its own kernels for
+    16-bit ones, and leaves others to a BLAS.
     """
-    return dtype != "float32" and usual_float32_from(dtype) is None
+    return TeamProducts if dtype != "float32" and usual_float32_from(dtype) is None else HostProducts
 
 
 def is_emulated(dtype: torch.dtype, capabilities: Mapping[str, Any]) -> bool:

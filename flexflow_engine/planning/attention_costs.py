@@ -3,8 +3,8 @@ depends on where attention runs.
 
     attention: device                 tier where it reads in place    any other tier
       prompts      compute            -                               full pages, write
-      tokens       compute            -                               full pages, read; filled pages, write, and
-                                                                      layer_s and copies of whoever attends
+      tokens       compute; encoding  -                               full pages, read; filled pages, write, and
+                   of filled pages                                    layer_s and copies of whoever attends
     attention: host                   (a `pinned` tier)               (the disk)
       prompts      compute            begun and full pages, write     full pages, write; tail pages to host memory
       tokens       attention          -                               as above, but to and from host memory
@@ -54,8 +54,8 @@ class AttentionCosts:
         arithmetic = self._arithmetic(shape)
         if prompts:
             return shape.gpu_batch_size * arithmetic.prompt_attention([row])
-        encoded_s = 0.0 if self._kv_codec.keeps_bytes else arithmetic.kept(1)
-        return shape.gpu_batch_size * (arithmetic.token_attention([row]) + encoded_s)
+        attended_s = shape.gpu_batch_size * arithmetic.token_attention([row])
+        return attended_s + (0.0 if self._kv_codec.keeps_bytes else self._full_pages_s(shape))
 
     def always(self, shape: StepShape) -> Lanes:
         """What attention on the host gives its own lane and the link in front of it, wherever the cache lies."""
@@ -96,10 +96,14 @@ class AttentionCosts:
         else:
             work.carry(tier, "read", full, near=near)
             work.carry(tier, "write", Traffic(2 * tiles / shape.kv_page_tokens, rows * page_nbytes), near=near)
-            lane = ATTENTION_LANE if self.is_apart(shape) else COMPUTE_LANE
-            arithmetic = self._arithmetic(shape)
-            moved_s = rows * arithmetic.kept(1) if self._kv_codec.keeps_bytes else 0.0  # `tile_s` has what is encoded
-            work.lanes[lane] += tiles * (arithmetic.layer_s / shape.kv_page_tokens + moved_s)
+            if self._kv_codec.keeps_bytes:  # encoded ones are counted wherever they lie
+                lane = ATTENTION_LANE if self.is_apart(shape) else COMPUTE_LANE
+                work.lanes[lane] += tiles * self._full_pages_s(shape)
+
+    def _full_pages_s(self, shape: StepShape) -> float:
+        """To take what fills pages out of the tails of one GPU batch in one layer, in a step of many."""
+        arithmetic = self._arithmetic(shape)
+        return arithmetic.layer_s / shape.kv_page_tokens + shape.gpu_batch_size * arithmetic.kept(1)
 
     def _prompts_from_slots(self, work: LaneWork, tier: TierDescription, site: AttentionSite, shape: StepShape) -> None:
         """From the compute tier; where pages don't take single tokens, the last page's go to a tail."""

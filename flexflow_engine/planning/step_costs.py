@@ -93,7 +93,7 @@ class StepCostModel:
         """Raises HardwareError where the profile lacks what the tiers need."""
         placed: dict[tuple[TensorClass, str], Lanes] = {}
         for tier in self._tiers:
-            if tier.name not in self._direct:
+            if tier.placeable and tier.name not in self._direct:
                 placed["weights", tier.name] = self._weights(tier, shape)
                 placed["kv_cache", tier.name] = self._attention.cache(tier, shape)
                 placed["activations", tier.name] = self._activations(tier, shape)

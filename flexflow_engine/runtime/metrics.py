@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexflow_engine.abc.tier import Tier
+from flexflow_engine.cpu.matmul import HostProducts, TeamProducts
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import placed_bytes
 from flexflow_engine.runtime.session import StepTime
@@ -24,11 +25,11 @@ def collect(
     predicted_tokens_per_s: float | None,
     predicted_tokens_per_s_as_ended: float | None,
     float32_from: int | None,
-    torch_team: bool,
+    products: type[HostProducts],
 ) -> dict[str, Any]:
     """The metrics of a run, ready for JSON. first_tokens: how many generated tokens were sampled from prompts.
     predicted_tokens_per_s: as if no sequence ended early, and ..._as_ended: with the ends that were met; None where
-    nothing is known of the machine. float32_from, torch_team: as the host multiplied, see `Session`.
+    nothing is known of the machine. float32_from, products: as the host multiplied, see `Session`.
     """
     prefill_s, decode_s = phase_seconds(times)
     total_s = prefill_s + decode_s
@@ -48,7 +49,7 @@ def collect(
         "predicted_tokens_per_s": predicted_tokens_per_s,
         "predicted_tokens_per_s_as_ended": predicted_tokens_per_s_as_ended,
         "float32_from": float32_from,
-        "torch_team": torch_team,
+        "torch_team": products is TeamProducts,
     }
 
 

@@ -61,13 +61,13 @@ class Session:
         prompts: Sequence[TokenIds],
         source: TokenSource,
         float32_from: int | None,
-        torch_team: bool,
+        products: type[HostProducts],
         executor: Callable[[RunTask, Mapping[str, int], ContextFor, Trace], Executor] = DataflowExecutor,
         trace: Callable[[], Trace] = Trace,
     ) -> None:
         """prompts: each sequence's token ids, int64. source: of the tokens that follow them. float32_from: tokens from
-        which on the host's products are faster in float32; None: never. torch_team: whether torch's own threads share
-        them, which pays where nothing is moved meanwhile. trace: a FoldedTrace where nobody reads single events.
+        which on the host's products are faster in float32; None: never. products: who makes them. trace: a FoldedTrace
+        where nobody reads single events.
         """
         self._layout = layout
         self._compiler = StepCompiler(layout, store.page_nbytes)
@@ -75,12 +75,11 @@ class Session:
         with ExitStack() as stack:
             memory = stack.enter_context(closing(Memory(layout, tiers, store)))
             workers = stack.enter_context(closing(Workers()))
-            products = HostProducts(
+            multiplying = products(
                 workers,
                 getattr(torch, model.dtype),
                 float32_from,
                 kept_nbytes=model.workspace_nbytes("decoder", layout.embed_rows),
-                torch_team=torch_team,
             )
             device = tiers[layout.device.name]
             self._runner = TileRunner(
@@ -91,12 +90,12 @@ class Session:
                 device=device.torch_device,
                 prompts=prompts,
                 workers=workers,
-                products=products,
+                products=multiplying,
                 source=source,
             )
             if layout.device.memory == HOST:
                 stack.enter_context(one_torch_thread())  # before threads start, which take over the number
-            load_kernels(layout, model, kv_codec, workers=workers, products=products, device=device.torch_device)
+            load_kernels(layout, model, kv_codec, workers=workers, products=multiplying, device=device.torch_device)
             stack.enter_context(quick_switches())
             stack.enter_context(standing_heap())
             lanes = executor(self._runner, self._compiler.widths, _contexts(layout, tiers), self.trace)

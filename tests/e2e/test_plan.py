@@ -64,6 +64,18 @@ def test_a_shipped_recipe_is_predicted_for_a_machine_that_is_not_here(command_li
     assert max(lane["busy_share"] for lane in plan["lanes"].values()) <= 1 + 1e-9
 
 
+def test_lp_plans_without_a_host_tier_in_the_recipe(command_line: CommandLine, recipe: Path) -> None:
+    tiers = {
+        "gpu": {"plugin": "cuda", "budget": "900KiB"},
+        "disk": {"plugin": "zarr", "budget": "1GiB", "path": "disk"},
+    }
+    changes = (f"--set=tiers={json.dumps(tiers)}", "--set=scheduler={plugin: lp}", "--set=model.dtype=float16")
+    plan = found(command_line("plan", recipe, "--hardware", T4, "--json", *changes))
+    assert plan["fits"]
+    assert plan["policy"]["weights"].keys() <= {"gpu", "disk"}
+    assert plan["policy"]["attention"] == "device"
+
+
 def test_no_overlap_takes_longer(command_line: CommandLine, recipe: Path, machine: Path) -> None:
     overlapped = found(command_line("plan", recipe, "--hardware", machine, "--json"))
     alone = found(command_line("plan", recipe, "--hardware", machine, "--json", "--no-overlap"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexflow_engine.cpu import arena
-from flexflow_engine.cpu.matmul import Factor, HostProducts, PlainRows, is_emulated
+from flexflow_engine.cpu.matmul import Factor, HostProducts, PlainRows, TeamProducts, is_emulated
 from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, product_nbytes, shared_rows
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.runtime.encoded_rows import EncodedRows
@@ -19,10 +19,10 @@ from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_plugins.codecs.group_quant import GroupInt8Codec
 
 
-@pytest.fixture(params=[False, True], ids=["by the engine's threads", "by torch's"])
-def torch_team(request: pytest.FixtureRequest) -> bool:
-    shared: bool = request.param
-    return shared
+@pytest.fixture(params=[HostProducts, TeamProducts], ids=["by the engine's threads", "by torch's"])
+def made_by(request: pytest.FixtureRequest) -> type[HostProducts]:
+    products: type[HostProducts] = request.param
+    return products
 
 
 SHAPES = [(1, 7, 5), (WIDENED_FROM - 1, 64, 64), (WIDENED_FROM, 64, 3000), (1100, 96, 1500), (40, 5000, 300)]
@@ -38,7 +38,7 @@ def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape
     rows: int,
     dtype: torch.dtype,
     float32_from: int | None,
-    torch_team: bool,
+    made_by: type[HostProducts],
 ) -> None:
     generator = torch.Generator().manual_seed(tokens)
     x, weight, bias = (
@@ -46,7 +46,7 @@ def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape
     )
     exact = F.linear(x.double(), weight.double(), bias.double())
     rounding = 2.0 * torch.finfo(dtype).eps * exact.abs() + 1e-5 * columns**0.5
-    products = HostProducts(workers, dtype, float32_from, kept_nbytes=0, torch_team=torch_team)
+    products = made_by(workers, dtype, float32_from, kept_nbytes=0)
     for with_bias, expected in ((bias, exact), (None, exact - bias.double())):
         product = products.linear(x, PlainRows(weight), with_bias)
         assert product.dtype == dtype
@@ -54,7 +54,9 @@ def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape
 
 
 @pytest.mark.parametrize("float32_from", [None, 1])
-def test_several_products_are_those_of_each(workers: Workers, float32_from: int | None, torch_team: bool) -> None:
+def test_several_products_are_those_of_each(
+    workers: Workers, float32_from: int | None, made_by: type[HostProducts]
+) -> None:
     """Of plain and encoded matrices, with a bias or without, and more tokens than are multiplied at a time."""
     x, weights = torch.randn(WIDENED_TOKENS + 5, 64).bfloat16(), torch.randn(4, 300, 64).bfloat16()
     codec = GroupInt8Codec()
@@ -66,7 +68,7 @@ def test_several_products_are_those_of_each(workers: Workers, float32_from: int 
         (PlainRows(weights[1, :7]), torch.randn(7).bfloat16()),
         (PlainRows(weights[2].float()), torch.randn(300)),
     ]
-    products = HostProducts(workers, torch.bfloat16, float32_from, kept_nbytes=0, torch_team=torch_team)
+    products = made_by(workers, torch.bfloat16, float32_from, kept_nbytes=0)
     found = products.linear_each(x, factors)
     assert all(
         torch.equal(product, products.linear(x, *factor)) for product, factor in zip(found, factors, strict=True)
@@ -75,11 +77,11 @@ def test_several_products_are_those_of_each(workers: Workers, float32_from: int 
 
 @pytest.mark.parametrize("kept_nbytes", [0, 1000, 2**30])
 def test_results_stay_as_they_are_while_anybody_holds_them(
-    workers: Workers, kept_nbytes: int, torch_team: bool, monkeypatch: pytest.MonkeyPatch
+    workers: Workers, kept_nbytes: int, made_by: type[HostProducts], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of products whose memory is kept for the next ones, as far as it goes."""
     monkeypatch.setattr(arena, "SMALLEST_NBYTES", 1)
-    products = HostProducts(workers, torch.float32, None, kept_nbytes=kept_nbytes, torch_team=torch_team)
+    products = made_by(workers, torch.float32, None, kept_nbytes=kept_nbytes)
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
     for rows in (40, 300, 7, 300, 5):
         x, weight = torch.randn(20, 64), torch.randn(rows, 64)
@@ -93,7 +95,7 @@ def test_results_stay_as_they_are_while_anybody_holds_them(
 
 def test_a_product_in_a_team_takes_a_bias_of_another_format(workers: Workers) -> None:
     x, weight, bias = torch.ones(3, 8), torch.ones(4, 8), torch.ones(4, dtype=torch.bfloat16)
-    products = HostProducts(workers, torch.float32, None, kept_nbytes=0, torch_team=True)
+    products = TeamProducts(workers, torch.float32, None, kept_nbytes=0)
     product = products.linear(x, PlainRows(weight), bias)
     assert torch.equal(product, torch.full((3, 4), 9.0))
 
@@ -134,10 +136,10 @@ class WatchedRows(PlainRows):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tokens", "columns", "rows"), SHAPES)
 def test_nothing_is_allocated_beyond_what_is_counted(  # noqa: PLR0917  # as above
-    workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype, torch_team: bool
+    workers: Workers, tokens: int, columns: int, rows: int, dtype: torch.dtype, made_by: type[HostProducts]
 ) -> None:
     x, weight, bias = (torch.zeros(s, dtype=dtype) for s in [(tokens, columns), (rows, columns), (rows,)])
-    products = HostProducts(workers, dtype, WIDENED_FROM, kept_nbytes=0, torch_team=torch_team)
+    products = made_by(workers, dtype, WIDENED_FROM, kept_nbytes=0)
     with PeakAllocations() as peak:
         product = products.linear(x, PlainRows(weight), bias)
     bound = product_nbytes(tokens, [(rows, columns)], makes_rows=dtype != torch.float32)

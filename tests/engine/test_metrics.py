@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from flexflow_engine.abc.step import BatchStep, Phase, RowStep, Step
 from flexflow_engine.abc.tier import NoOptions
+from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.runtime.metrics import collect, phase_seconds
 from flexflow_engine.runtime.session import StepTime
 from flexflow_engine.runtime.trace import LaneUse
@@ -50,7 +51,7 @@ def metrics(steps: list[StepTime], **tokens: int) -> dict[str, Any]:
         predicted_tokens_per_s=None,
         predicted_tokens_per_s_as_ended=None,
         float32_from=None,
-        torch_team=False,
+        products=HostProducts,
         **counts,
     )
 

@@ -155,11 +155,13 @@ def test_attention_runs_on_the_host_if_the_link_is_slow_and_on_the_device_if_the
     slow_link = profile(links={"pinned": link(1e4), "zarr": link(1e3)})
     fast_link = profile(links={"pinned": link(1e9), "zarr": link(1e3)})
     slow_host = replace(fast_link, processors={**fast_link.processors, "cpu": processor(task_s=10.0)})
-    places = [
-        choose(planner(ISLAND_HOST_DISK, budgets, machine=machine, workload=long), gpu_batch_size=2).policy.attention
-        for machine in (slow_link, slow_host)
-    ]
-    assert places == ["host", "device"]
+    offering, also = (
+        planner(ISLAND_HOST_DISK, budgets, machine=machine, workload=long) for machine in (slow_link, slow_host)
+    )
+    unlimited = tuple(replace(tier, placeable=tier.name != "host") for tier in offering.tiers)
+    without = replace(offering, tiers=unlimited)
+    places = [choose(of, gpu_batch_size=2).policy.attention for of in (offering, also, without)]
+    assert places == ["host", "device", "device"], "it takes memory that the recipe offers"
 
 
 def test_sizes_must_be_more_than_0() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST, Tier
-from flexflow_engine.cpu.matmul import HostProducts, Multiply, multiplication, usual_float32_from
+from flexflow_engine.cpu.matmul import HostProducts, Multiply, TeamProducts, multiplication, usual_float32_from
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.cpu.workers import Workers
 
@@ -47,18 +47,16 @@ class Bench:
 
     def choose(self, float32_from: int | None) -> None:
         """Multiply as runs do on a machine of which this has been measured."""
-        self.products = self._products(float32_from)
+        self.products = self._products(HostProducts, float32_from)
         self.multiply = multiplication(self.memory, self.products)
-        self.multiply_in_a_team = multiplication(self.memory, self._products(float32_from, torch_team=True))
+        self.multiply_in_a_team = multiplication(self.memory, self._products(TeamProducts, float32_from))
 
     def multiplying(self, float32_from: int | None) -> Multiply:
         """As runs would do if that had been measured."""
-        return multiplication(self.memory, self._products(float32_from))
+        return multiplication(self.memory, self._products(HostProducts, float32_from))
 
-    def _products(self, float32_from: int | None, *, torch_team: bool = False) -> HostProducts:
-        return HostProducts(
-            self.workers, self.torch_dtype, float32_from, kept_nbytes=RESULTS_NBYTES, torch_team=torch_team
-        )
+    def _products(self, by: type[HostProducts], float32_from: int | None) -> HostProducts:
+        return by(self.workers, self.torch_dtype, float32_from, kept_nbytes=RESULTS_NBYTES)
 
     def numbers(self, *shape: int) -> torch.Tensor:
         """Numbers in the model's dtype, none of which is denormal."""

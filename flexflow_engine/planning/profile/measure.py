@@ -105,11 +105,8 @@ class _Workbench:
         return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, tasks))
 
     def _add_codec(self, profile: HardwareProfile, part: CodecPart) -> HardwareProfile:
-        bench, processor, name = (
-            self._bench(part.memory, profile),
-            profile.processors[part.memory],
-            measured_key(part.codec),
-        )
+        bench, processor = self._bench(part.memory, profile), profile.processors[part.memory]
+        name = measured_key(part.codec)
         curve = decode_bytes_per_s(bench, self._sizes, part.codec.for_cache())
         processor = replace(
             processor,

@@ -101,8 +101,11 @@ def _small(search: Search) -> Policy:
 
 
 def _worth_trying(request: PlanRequest) -> tuple[AttentionPlace, ...]:
-    """Not the host where it is the compute tier's own processor, nor where the profile has no rates for it."""
-    if request.tiers[0].memory == HOST:
+    """Not the host where it is the compute tier's own processor, where the recipe offers no memory of its, whose tails
+    and slots nothing would limit, nor where the profile has no rates for it.
+    """
+    offered = any(tier.placeable and tier.memory == HOST for tier in request.tiers[1:])
+    if request.tiers[0].memory == HOST or not offered:
         return ("device",)
     return tuple(place for place in request.attention_places if place == "device" or _is_priced(place, request))
 
