@@ -131,7 +131,9 @@ def _lacking(forecast: Forecast) -> dict[str, int]:
 
 
 def _loss(forecast: Forecast, candidate: Candidate) -> float:
-    """By which fraction of its tokens a second a runner-up is slower than the choice."""
+    """By which fraction of its tokens a second a runner-up is slower than the choice; below 0 where it is faster by
+    less than the scheduler goes by.
+    """
     return 1 - candidate.prediction.tokens_per_s / forecast.candidates[0].prediction.tokens_per_s
 
 
@@ -142,7 +144,7 @@ def _runners_up(forecast: Forecast) -> Iterator[str]:
         placed = (_placement(policy.placement(tensor_class)) for tensor_class in TENSOR_CLASSES)
         batches = f"{policy.gpu_batch_size} x {policy.num_gpu_batches}"
         rate = f"{candidate.prediction.tokens_per_s:.2f} tokens/s"
-        rows.append((batches, *placed, policy.attention, rate, f"-{100 * _loss(forecast, candidate):.1f} %"))
+        rows.append((batches, *placed, policy.attention, rate, f"{-100 * _loss(forecast, candidate):+.1f} %"))
     if rows:
         yield columns(("runner-up", *TENSOR_CLASSES, "attention", "", ""), rows)
 

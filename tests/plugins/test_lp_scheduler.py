@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from flexflow_engine.abc.hardware import Beside, HardwareProfile, Link, Processor
 from flexflow_engine.abc.policy import Policy, WorkloadShape
-from flexflow_engine.abc.prediction import StepCosts
+from flexflow_engine.abc.prediction import Prediction, StepCosts
+from flexflow_engine.abc.scheduler import PlanRequest
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.errors import PluginError, PolicyError
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers
@@ -124,9 +125,8 @@ def test_what_does_not_fit_goes_to_the_faster_link() -> None:
     assert weights.fraction("disk") == 0
 
 
-@pytest.mark.parametrize(("far_rate", "used"), [(2e6, ["disk"]), (4e6, ["far", "disk"])])
-def test_a_slow_link_is_left_out_where_waiting_for_it_takes_longer(far_rate: float, used: list[str]) -> None:
-    """Programs would have it help the fast one with a few percent; the clock decides."""
+def two_links(far_rate: float) -> Planner:
+    """A fast processor, of which the disk's link takes its part, and little memory."""
     fast = Processor(
         matmul_flops_per_s={"float32": constant(1e9)},
         prefill_attention_flops_per_s=constant(1e9),
@@ -137,10 +137,32 @@ def test_a_slow_link_is_left_out_where_waiting_for_it_takes_longer(far_rate: flo
     )
     disk = Link(bytes_per_s=8e6, latency_s=0.0, beside=Beside(processors=0.6), leaves_processors=0.6)
     machine = profile(links={"throttled": link(far_rate), "zarr": disk}, cpu=fast)
-    of = planner(DEVICE_FAR_DISK, {"device": 800_000, "far": 64 * MIB, "disk": 64 * MIB}, machine=machine)
-    best, *others = candidates(of)
+    return planner(DEVICE_FAR_DISK, {"device": 800_000, "far": 64 * MIB, "disk": 64 * MIB}, machine=machine)
+
+
+@pytest.mark.parametrize(("far_rate", "used"), [(2e6, ["disk"]), (4e6, ["far", "disk"])])
+def test_a_slow_link_is_left_out_where_waiting_for_it_takes_longer(far_rate: float, used: list[str]) -> None:
+    """Programs would have it help the fast one with a few percent; the clock decides."""
+    best, *others = candidates(two_links(far_rate))
     assert [tier for tier in ("far", "disk") if best.weights.fraction(tier)] == used
     assert any(policy.weights.fraction("far") and policy.weights.fraction("disk") for policy in (best, *others))
+
+
+@pytest.mark.parametrize(("alone", "links"), [(1.02, 1), (1.1, 2)])
+def test_of_policies_that_are_alike_the_host_runs_the_one_on_fewer_links(alone: float, links: int) -> None:
+    """Whatever the clock would say: both links together take a second, and either alone this much longer."""
+
+    def used(policy: Policy) -> int:
+        return sum(policy.weights.fraction(tier) > 0 for tier in ("far", "disk"))
+
+    class Told(LPScheduler):
+        def choose(self, request: PlanRequest) -> Policy:
+            def predict(policy: Policy) -> Prediction:
+                return replace(request.predict(policy), prefill_s=1.0 if used(policy) == 2 else alone, decode_s=0.0)
+
+            return super().choose(replace(request, predict=predict))
+
+    assert used(two_links(4e6).plan(Told(LPOptions())).policy) == links
 
 
 def test_options_are_held_fast() -> None:
@@ -186,9 +208,19 @@ def candidates(of: Planner) -> list[Policy]:
 
 def test_the_chosen_policy_comes_first_and_the_runners_up_lose() -> None:
     of = planner(DEVICE_FAR_DISK, {"device": 1 * MIB, "far": 1 * MIB, "disk": 64 * MIB})
-    seconds = [candidate.prediction.seconds for candidate in of.candidates(LPScheduler(LPOptions()))]
-    assert seconds == sorted(seconds)
+    chosen, *others = (candidate.prediction.seconds for candidate in of.candidates(LPScheduler(LPOptions())))
+    assert others == sorted(others)
+    assert chosen <= 1.03 * others[0]
     assert choose(of).policy == candidates(of)[0]
+
+
+def test_a_shape_whose_shares_do_not_fit_is_tried_with_classes_kept_off_the_first_tier() -> None:
+    """Slots hold the largest layer's share, of which the linear formula knows the mean."""
+    policy = choose(
+        planner(DEVICE_FAR, {"device": 1_350_000, "far": 64 * MIB}), gpu_batch_size=12, num_gpu_batches=1
+    ).policy
+    assert policy.weights.fraction("device") == 0
+    assert policy.kv_cache.fraction("device") == 1
 
 
 @pytest.mark.parametrize("classes", [DEVICE_FAR, DEVICE_HOST_DISK, ISLAND_HOST_DISK], ids="-".join)

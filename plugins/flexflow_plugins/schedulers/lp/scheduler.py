@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flexflow_engine.abc.policy import AttentionPlace, Policy
+from flexflow_engine.abc.policy import TENSOR_CLASSES, AttentionPlace, Policy
 from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
 from flexflow_engine.abc.tier import HOST
@@ -15,6 +15,10 @@ from flexflow_plugins.schedulers.lp.refusal import refusal
 from flexflow_plugins.schedulers.lp.search import MARGIN, Search
 from flexflow_plugins.schedulers.lp.shapes import Choices
 from flexflow_plugins.schedulers.lp.solver import find_solver
+
+ALIKE = 1.03
+"""Predictions that differ by less say nothing of which is faster. But where the host computes, each further link has
+lanes that want a core of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +32,7 @@ class LPOptions:
 
 class LPScheduler(Scheduler):
     """Linear programs over batch shapes; the best few are simulated, the fastest of them also on fewer links, and the
-    fastest of all is taken.
+    fastest of all is taken; where the host computes, of those that are alike the one with the fewest links.
     """
 
     name = "lp"
@@ -53,7 +57,8 @@ class LPScheduler(Scheduler):
             for found in search.with_fewer_links(best.policy)
             if found.seconds < MARGIN * best.prediction.seconds
         ]
-        return tuple(_by_seconds([*scored, *_scored(simpler, request)]))
+        found = _by_seconds([*scored, *_scored(simpler, request)])
+        return tuple(_fewest_links_first(found) if request.tiers[0].memory == HOST else found)
 
     def _choices(self, request: PlanRequest) -> Choices:
         return Choices(
@@ -89,6 +94,20 @@ def _scored(policies: Sequence[Policy], request: PlanRequest) -> list[Candidate]
 
 def _by_seconds(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: candidate.prediction.seconds)
+
+
+def _fewest_links_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of those that are as fast as the first, for all that a prediction can tell, the one that uses the fewest tiers;
+    then the others as they come.
+    """
+    alike = [c for c in candidates if c.prediction.seconds <= ALIKE * candidates[0].prediction.seconds]
+    chosen = min(alike, key=lambda candidate: len(_tiers(candidate.policy)))
+    return [chosen, *(c for c in candidates if c is not chosen)]
+
+
+def _tiers(policy: Policy) -> set[str]:
+    """Those that anything lies on."""
+    return {tier for c in TENSOR_CLASSES for tier, share in policy.placement(c).shares if share}
 
 
 def _small(search: Search) -> Policy:

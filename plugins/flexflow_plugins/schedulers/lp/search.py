@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flexflow_engine.abc.policy import TENSOR_CLASSES, Policy
+from flexflow_engine.abc.policy import TENSOR_CLASSES, Policy, TensorClass
 from flexflow_engine.abc.scheduler import PlanRequest
 from flexflow_plugins.schedulers.lp.bound import least_seconds
 from flexflow_plugins.schedulers.lp.job import job_parts
@@ -23,6 +23,8 @@ from flexflow_plugins.schedulers.lp.shapes import BatchShape, Choices
 
 FINALISTS = 4
 """Shapes that become policies, no two alike but for their pages: so many simulations are a matter of seconds."""
+MOVED_WHOLE: tuple[tuple[TensorClass, ...], ...] = (("weights",), ("kv_cache",), ("weights", "kv_cache"))
+"""Classes that are kept off the first tier where no policy is found otherwise."""
 MARGIN = 1.1
 """Shapes whose bound is worse than so many times the last finalist's seconds are not solved; nor are policies of fewer
 links simulated whose program takes more than so many times what the best one was simulated to take."""
@@ -82,7 +84,21 @@ class Search:
         return [small for shape in shapes for small in small_policies(self._request, self.program(shape), shape)]
 
     def _fastest(self, program: Program, shape: BatchShape) -> Found | None:
-        """The best policy of a shape in whole percent; None where there is none that fits."""
+        """The best policy of a shape in whole percent; None where there is none that fits. A class that lies in part on
+        the first tier may need slots as large as one that lies elsewhere whole: it is tried there, too.
+        """
+        found = self._fitting(program, shape)
+        if found is not None:
+            return found
+        near = program.tiers[0]
+        elsewhere = (
+            self._fitting(replace(program, forbidden=program.forbidden | {(moved, near) for moved in classes}), shape)
+            for classes in MOVED_WHOLE
+        )
+        return min((one for one in elsewhere if one is not None), key=lambda one: one.seconds, default=None)
+
+    def _fitting(self, program: Program, shape: BatchShape) -> Found | None:
+        """The best policy that comes out of correcting the linear memory formula by what the runtime's says."""
         parts, best = self._priced(shape), None
         for _ in range(1 + CORRECTIONS):
             percent = program.fastest(parts, category="Integer")
