@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flexflow_engine.abc.policy import TENSOR_CLASSES, AttentionPlace, Policy
+from flexflow_engine.abc.policy import AttentionPlace, Policy
 from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.errors import HardwareError, PolicyError
 from flexflow_plugins.schedulers.lp.refusal import refusal
-from flexflow_plugins.schedulers.lp.search import MARGIN, Search
+from flexflow_plugins.schedulers.lp.search import MARGIN, Found, Search, shares_of
 from flexflow_plugins.schedulers.lp.shapes import Choices
 from flexflow_plugins.schedulers.lp.solver import find_solver
 
 ALIKE = 1.03
-"""Predictions that differ by less say nothing of which is faster. But where the host computes, each further link has
-lanes that want a core of it."""
+"""Predictions that differ by less say nothing of which is faster. But where the host computes, whatever lies in one
+more place has tasks that want a core of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class LPOptions:
 
 class LPScheduler(Scheduler):
     """Linear programs over batch shapes; the best few are simulated, the fastest of them also on fewer links, and the
-    fastest of all is taken; where the host computes, of those that are alike the one with the fewest links.
+    fastest of all is taken; where the host computes, of those that are alike the one that spreads least.
     """
 
     name = "lp"
@@ -51,14 +51,8 @@ class LPScheduler(Scheduler):
     def candidates(self, request: PlanRequest) -> tuple[Candidate, ...]:
         search = Search(request, self._choices(request), find_solver())
         scored = _scored(search.policies() or [_small(search)], request)
-        best = scored[0]
-        simpler = [
-            found.policy
-            for found in search.with_fewer_links(best.policy)
-            if found.seconds < MARGIN * best.prediction.seconds
-        ]
-        found = _by_seconds([*scored, *_scored(simpler, request)])
-        return tuple(_fewest_links_first(found) if request.tiers[0].memory == HOST else found)
+        scored = _and_simpler(scored, search.with_fewer_links, request)
+        return tuple(scored if request.tiers[0].memory != HOST else _simplified(scored, search, request))
 
     def _choices(self, request: PlanRequest) -> Choices:
         return Choices(
@@ -92,22 +86,43 @@ def _scored(policies: Sequence[Policy], request: PlanRequest) -> list[Candidate]
     return _by_seconds([Candidate(policy, request.predict(policy)) for policy in policies])
 
 
+def _and_simpler(
+    scored: Sequence[Candidate], simpler: Callable[[Policy], list[Found]], request: PlanRequest
+) -> list[Candidate]:
+    """With those that are simpler than the first, as far as they promise anything; the fastest first."""
+    first, known = scored[0], {candidate.policy for candidate in scored}
+    found = [one.policy for one in simpler(first.policy) if one.seconds < MARGIN * first.prediction.seconds]
+    return _by_seconds([*scored, *_scored([one for one in dict.fromkeys(found) if one not in known], request)])
+
+
+def _simplified(scored: Sequence[Candidate], search: Search, request: PlanRequest) -> list[Candidate]:
+    """With those that spread less than the simplest of the fast ones, as long as that makes a simpler one."""
+    scored = _simplest_first(scored)
+    while True:
+        simplest = scored[0]
+        scored = _simplest_first(_and_simpler(scored, search.less_spread, request))
+        if scored[0].policy == simplest.policy:
+            return scored
+
+
 def _by_seconds(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: candidate.prediction.seconds)
 
 
-def _fewest_links_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of those that are as fast as the first, for all that a prediction can tell, the one that uses the fewest tiers;
-    then the others as they come.
+def _simplest_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of those that are as fast as the fastest, for all that a prediction can tell, the one that spreads least; then
+    the others, the fastest first.
     """
-    alike = [c for c in candidates if c.prediction.seconds <= ALIKE * candidates[0].prediction.seconds]
-    chosen = min(alike, key=lambda candidate: len(_tiers(candidate.policy)))
-    return [chosen, *(c for c in candidates if c is not chosen)]
+    ordered = _by_seconds(candidates)
+    alike = [one for one in ordered if one.prediction.seconds <= ALIKE * ordered[0].prediction.seconds]
+    chosen = min(alike, key=lambda one: _spread(one.policy))
+    return [chosen, *(one for one in ordered if one is not chosen)]
 
 
-def _tiers(policy: Policy) -> set[str]:
-    """Those that anything lies on."""
-    return {tier for c in TENSOR_CLASSES for tier, share in policy.placement(c).shares if share}
+def _spread(policy: Policy) -> tuple[int, int]:
+    """On how many tiers anything lies, and in how many parts the classes."""
+    shares = shares_of(policy)
+    return len({tier for _, tier in shares}), len(shares)
 
 
 def _small(search: Search) -> Policy:

@@ -10,13 +10,14 @@ Nothing depends on the clock or on the order of mappings: shapes are compared by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.policy import TENSOR_CLASSES, Policy, TensorClass
 from flexflow_engine.abc.scheduler import PlanRequest
 from flexflow_plugins.schedulers.lp.bound import least_seconds
 from flexflow_plugins.schedulers.lp.job import job_parts
-from flexflow_plugins.schedulers.lp.memory import MemoryModel, forbidden, make_policy, placeable
+from flexflow_plugins.schedulers.lp.memory import MemoryModel, Share, forbidden, make_policy, placeable
 from flexflow_plugins.schedulers.lp.program import CORRECTIONS, PricedPart, Program
 from flexflow_plugins.schedulers.lp.refusal import SmallPolicy, small_policies
 from flexflow_plugins.schedulers.lp.shapes import BatchShape, Choices
@@ -45,6 +46,11 @@ class Found:
     policy: Policy
 
 
+def shares_of(policy: Policy) -> list[Share]:
+    """What lies where, in a fixed order."""
+    return [(c, tier) for c in TENSOR_CLASSES for tier, percent in policy.placement(c).shares if percent]
+
+
 class Search:
     """For one request. Changing: what the memory model and `_parts` keep of questions already asked."""
 
@@ -63,6 +69,21 @@ class Search:
         """Of the same shape, for each tier but the first that it uses, the best policy that leaves that one out. A
         program gains by spreading over all links so that they end together; tasks that wait for the slowest may lose.
         """
+        slower = [tier for _, tier in shares_of(policy) if tier != self._request.tiers[0].name]
+        return self._without(
+            policy, [frozenset((moved, tier) for moved in TENSOR_CLASSES) for tier in dict.fromkeys(slower)]
+        )
+
+    def less_spread(self, policy: Policy) -> list[Found]:
+        """Of the same shape, for each tier that a class shares with others, the best policy that keeps it off that one.
+        What lies in two places is moved by more tasks.
+        """
+        shares = shares_of(policy)
+        spread = [share for share in shares if sum(other[0] == share[0] for other in shares) > 1]
+        return self._without(policy, [frozenset({share}) for share in spread])
+
+    def _without(self, policy: Policy, left_out: Sequence[frozenset[Share]]) -> list[Found]:
+        """For each of these shares the best policy of the same shape that does without them, where one is left."""
         shape = BatchShape(
             gpu_batch_size=policy.gpu_batch_size,
             num_gpu_batches=policy.num_gpu_batches,
@@ -70,12 +91,8 @@ class Search:
             attention=policy.attention,
         )
         program = self.program(shape)
-        used = [t for t in program.tiers[1:] if any(policy.placement(c).fraction(t) for c in TENSOR_CLASSES)]
-        without = (
-            replace(program, forbidden=program.forbidden | {(tensor_class, tier) for tensor_class in TENSOR_CLASSES})
-            for tier in used
-        )
-        found = (self._fastest(fewer, shape) for fewer in without)
+        fewer = (replace(program, forbidden=program.forbidden | shares) for shares in left_out)
+        found = (self._fastest(one, shape) for one in fewer)
         return [one for one in found if one is not None]
 
     def small_policies(self) -> list[SmallPolicy]:
