@@ -18,7 +18,7 @@ from flexflow_plugins.schedulers.lp.solver import find_solver
 
 ALIKE = 1.03
 """Predictions that differ by less say nothing of which is faster. But where the host computes, whatever lies in one
-more place has tasks that want a core of it."""
+more place, or in smaller pages, has more tasks that want a core of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class LPOptions:
 
 class LPScheduler(Scheduler):
     """Linear programs over batch shapes; the best few are simulated, the fastest of them also on fewer links, and the
-    fastest of all is taken; where the host computes, of those that are alike the one that spreads least.
+    fastest of all is taken; where the host computes, of those that are alike the simplest.
     """
 
     name = "lp"
@@ -96,12 +96,13 @@ def _and_simpler(
 
 
 def _simplified(scored: Sequence[Candidate], search: Search, request: PlanRequest) -> list[Candidate]:
-    """With those that spread less than the simplest of the fast ones, as long as that makes a simpler one."""
+    """With those that are simpler than the simplest of the fast ones, as long as that makes a simpler one."""
     scored = _simplest_first(scored)
     while True:
-        simplest = scored[0]
-        scored = _simplest_first(_and_simpler(scored, search.less_spread, request))
-        if scored[0].policy == simplest.policy:
+        before = scored[0].policy
+        for simpler in (search.less_spread, search.larger_pages):
+            scored = _simplest_first(_and_simpler(scored, simpler, request))
+        if scored[0].policy == before:
             return scored
 
 
@@ -110,19 +111,19 @@ def _by_seconds(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _simplest_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of those that are as fast as the fastest, for all that a prediction can tell, the one that spreads least; then
-    the others, the fastest first.
+    """Of those that are as fast as the fastest, for all that a prediction can tell, the simplest; then the others,
+    the fastest first.
     """
     ordered = _by_seconds(candidates)
     alike = [one for one in ordered if one.prediction.seconds <= ALIKE * ordered[0].prediction.seconds]
-    chosen = min(alike, key=lambda one: _spread(one.policy))
+    chosen = min(alike, key=lambda one: _complexity(one.policy))
     return [chosen, *(one for one in ordered if one is not chosen)]
 
 
-def _spread(policy: Policy) -> tuple[int, int]:
-    """On how many tiers anything lies, and in how many parts the classes."""
+def _complexity(policy: Policy) -> tuple[int, int, int]:
+    """What makes for more tasks: tiers that anything lies on, parts of classes, and small pages."""
     shares = shares_of(policy)
-    return len({tier for _, tier in shares}), len(shares)
+    return len({tier for _, tier in shares}), len(shares), -policy.kv_page_tokens
 
 
 def _small(search: Search) -> Policy:

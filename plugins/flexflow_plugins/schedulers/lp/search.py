@@ -20,7 +20,7 @@ from flexflow_plugins.schedulers.lp.job import job_parts
 from flexflow_plugins.schedulers.lp.memory import MemoryModel, Share, forbidden, make_policy, placeable
 from flexflow_plugins.schedulers.lp.program import CORRECTIONS, PricedPart, Program
 from flexflow_plugins.schedulers.lp.refusal import SmallPolicy, small_policies
-from flexflow_plugins.schedulers.lp.shapes import BatchShape, Choices
+from flexflow_plugins.schedulers.lp.shapes import KV_PAGE_TOKENS, BatchShape, Choices
 
 FINALISTS = 4
 """Shapes that become policies, no two alike but for their pages: so many simulations are a matter of seconds."""
@@ -49,6 +49,15 @@ class Found:
 def shares_of(policy: Policy) -> list[Share]:
     """What lies where, in a fixed order."""
     return [(c, tier) for c in TENSOR_CLASSES for tier, percent in policy.placement(c).shares if percent]
+
+
+def _shape_of(policy: Policy) -> BatchShape:
+    return BatchShape(
+        gpu_batch_size=policy.gpu_batch_size,
+        num_gpu_batches=policy.num_gpu_batches,
+        kv_page_tokens=policy.kv_page_tokens,
+        attention=policy.attention,
+    )
 
 
 class Search:
@@ -82,14 +91,21 @@ class Search:
         spread = [share for share in shares if sum(other[0] == share[0] for other in shares) > 1]
         return self._without(policy, [frozenset({share}) for share in spread])
 
+    def larger_pages(self, policy: Policy) -> list[Found]:
+        """The best policies whose cache has larger pages, which fill less often, with classes on the same tiers."""
+        kept, shape = frozenset(shares_of(policy)), _shape_of(policy)
+        larger = (replace(shape, kv_page_tokens=n) for n in KV_PAGE_TOKENS if n > shape.kv_page_tokens)
+        found = (self._fastest(self._only(kept, each), each) for each in larger)
+        return [one for one in found if one is not None]
+
+    def _only(self, shares: frozenset[Share], shape: BatchShape) -> Program:
+        program = self.program(shape)
+        others = {(c, tier) for c in TENSOR_CLASSES for tier in program.tiers} - shares
+        return replace(program, forbidden=program.forbidden | others)
+
     def _without(self, policy: Policy, left_out: Sequence[frozenset[Share]]) -> list[Found]:
         """For each of these shares the best policy of the same shape that does without them, where one is left."""
-        shape = BatchShape(
-            gpu_batch_size=policy.gpu_batch_size,
-            num_gpu_batches=policy.num_gpu_batches,
-            kv_page_tokens=policy.kv_page_tokens,
-            attention=policy.attention,
-        )
+        shape = _shape_of(policy)
         program = self.program(shape)
         fewer = (replace(program, forbidden=program.forbidden | shares) for shares in left_out)
         found = (self._fastest(one, shape) for one in fewer)
