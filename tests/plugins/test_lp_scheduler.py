@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pulp
@@ -148,21 +148,35 @@ def test_a_slow_link_is_left_out_where_waiting_for_it_takes_longer(far_rate: flo
     assert any(policy.weights.fraction("far") and policy.weights.fraction("disk") for policy in (best, *others))
 
 
+class Told(LPScheduler):
+    """Goes by seconds that it is told, whatever the clock would say."""
+
+    def __init__(self, seconds: Callable[[Policy], float]) -> None:
+        super().__init__(LPOptions())
+        self._seconds = seconds
+
+    def choose(self, request: PlanRequest) -> Policy:
+        def predict(policy: Policy) -> Prediction:
+            return replace(request.predict(policy), prefill_s=self._seconds(policy), decode_s=0.0)
+
+        return super().choose(replace(request, predict=predict))
+
+
 @pytest.mark.parametrize(("alone", "links"), [(1.02, 1), (1.1, 2)])
 def test_of_policies_that_are_alike_the_host_runs_the_one_on_fewer_links(alone: float, links: int) -> None:
-    """Whatever the clock would say: both links together take a second, and either alone this much longer."""
+    """Both links together take a second, and either alone this much longer."""
 
     def used(policy: Policy) -> int:
         return sum(policy.weights.fraction(tier) > 0 for tier in ("far", "disk"))
 
-    class Told(LPScheduler):
-        def choose(self, request: PlanRequest) -> Policy:
-            def predict(policy: Policy) -> Prediction:
-                return replace(request.predict(policy), prefill_s=1.0 if used(policy) == 2 else alone, decode_s=0.0)
+    told = Told(lambda policy: 1.0 if used(policy) == 2 else alone)
+    assert used(two_links(4e6).plan(told).policy) == links
 
-            return super().choose(replace(request, predict=predict))
 
-    assert used(two_links(4e6).plan(Told(LPOptions())).policy) == links
+@pytest.mark.parametrize(("larger", "taken"), [(1.02, True), (1.1, False)])
+def test_of_policies_that_are_alike_the_host_runs_the_one_with_larger_pages(larger: float, taken: bool) -> None:
+    told = Told(lambda policy: 1.0 if policy.kv_page_tokens == 1 else larger)
+    assert (two_links(4e6).plan(told).policy.kv_page_tokens > 1) == taken
 
 
 def test_options_are_held_fast() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,13 +12,10 @@ from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.errors import HardwareError, PolicyError
 from flexflow_plugins.schedulers.lp.refusal import refusal
-from flexflow_plugins.schedulers.lp.search import MARGIN, Found, Search, shares_of
+from flexflow_plugins.schedulers.lp.search import Search
 from flexflow_plugins.schedulers.lp.shapes import Choices
+from flexflow_plugins.schedulers.lp.simpler import and_simpler, scored, simplified
 from flexflow_plugins.schedulers.lp.solver import find_solver
-
-ALIKE = 1.03
-"""Predictions that differ by less say nothing of which is faster. But where the host computes, whatever lies in one
-more place, or in smaller pages, has more tasks that want a core of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +47,8 @@ class LPScheduler(Scheduler):
 
     def candidates(self, request: PlanRequest) -> tuple[Candidate, ...]:
         search = Search(request, self._choices(request), find_solver())
-        scored = _scored(search.policies() or [_small(search)], request)
-        scored = _and_simpler(scored, search.with_fewer_links, request)
-        return tuple(scored if request.tiers[0].memory != HOST else _simplified(scored, search, request))
+        found = and_simpler(scored(search.policies() or [_small(search)], request), search.with_fewer_links, request)
+        return tuple(found if request.tiers[0].memory != HOST else simplified(found, search, request))
 
     def _choices(self, request: PlanRequest) -> Choices:
         return Choices(
@@ -79,51 +75,6 @@ class LPScheduler(Scheduler):
             value = getattr(self._options, key)
             if value is not None and value <= 0:
                 yield f"`{key}` must be more than 0, not {value}"
-
-
-def _scored(policies: Sequence[Policy], request: PlanRequest) -> list[Candidate]:
-    """Simulated, the fastest first."""
-    return _by_seconds([Candidate(policy, request.predict(policy)) for policy in policies])
-
-
-def _and_simpler(
-    scored: Sequence[Candidate], simpler: Callable[[Policy], list[Found]], request: PlanRequest
-) -> list[Candidate]:
-    """With those that are simpler than the first, as far as they promise anything; the fastest first."""
-    first, known = scored[0], {candidate.policy for candidate in scored}
-    found = [one.policy for one in simpler(first.policy) if one.seconds < MARGIN * first.prediction.seconds]
-    return _by_seconds([*scored, *_scored([one for one in dict.fromkeys(found) if one not in known], request)])
-
-
-def _simplified(scored: Sequence[Candidate], search: Search, request: PlanRequest) -> list[Candidate]:
-    """With those that are simpler than the simplest of the fast ones, as long as that makes a simpler one."""
-    scored = _simplest_first(scored)
-    while True:
-        before = scored[0].policy
-        for simpler in (search.less_spread, search.larger_pages):
-            scored = _simplest_first(_and_simpler(scored, simpler, request))
-        if scored[0].policy == before:
-            return scored
-
-
-def _by_seconds(candidates: Sequence[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=lambda candidate: candidate.prediction.seconds)
-
-
-def _simplest_first(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of those that are as fast as the fastest, for all that a prediction can tell, the simplest; then the others,
-    the fastest first.
-    """
-    ordered = _by_seconds(candidates)
-    alike = [one for one in ordered if one.prediction.seconds <= ALIKE * ordered[0].prediction.seconds]
-    chosen = min(alike, key=lambda one: _complexity(one.policy))
-    return [chosen, *(one for one in ordered if one is not chosen)]
-
-
-def _complexity(policy: Policy) -> tuple[int, int, int]:
-    """What makes for more tasks: tiers that anything lies on, parts of classes, and small pages."""
-    shares = shares_of(policy)
-    return len({tier for _, tier in shares}), len(shares), -policy.kv_page_tokens
 
 
 def _small(search: Search) -> Policy:

@@ -3,7 +3,7 @@
     every shape         a lower bound of the job's seconds, without a solver
     best bounds first   the linear program, until no bound is near the best solutions any more
     the best few        whole percentages, checked with the runtime's memory formula and corrected by what it says
-    the very best       once more without each of the slower tiers that it uses
+    the very best       once more without each of the slower tiers that it uses, less spread, with larger pages
 
 Nothing depends on the clock or on the order of mappings: shapes are compared by seconds, then by their position.
 """
@@ -27,8 +27,8 @@ FINALISTS = 4
 MOVED_WHOLE: tuple[tuple[TensorClass, ...], ...] = (("weights",), ("kv_cache",), ("weights", "kv_cache"))
 """Classes that are kept off the first tier where no policy is found otherwise."""
 MARGIN = 1.1
-"""Shapes whose bound is worse than so many times the last finalist's seconds are not solved; nor are policies of fewer
-links simulated whose program takes more than so many times what the best one was simulated to take."""
+"""Shapes whose bound is worse than so many times the last finalist's seconds are not solved; nor are simpler
+policies simulated whose program takes more than so many times what the best one was simulated to take."""
 
 
 @dataclass(frozen=True, slots=True)
