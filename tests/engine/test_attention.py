@@ -41,7 +41,8 @@ TOLERANCE = {
     torch.float16: 4e-3,  # a few units of 2^-11: products and attended values are rounded to it
     torch.bfloat16: 3e-2,  # of 2^-8
 }
-"""Largest difference allowed from attention in float32 over the same rounded inputs, for values of about 1."""
+"""Largest difference allowed from attention in float32 over the same rounded inputs, for values up to 1; half of it more
+for each 1 beyond."""
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -78,7 +79,7 @@ def test_prompts_attend_to_their_own_past(
     attended = attend_prompts(rows, q, k, v, SCALE)
     parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
     expected = torch.cat([plain_attention(*part) for part in parts])
-    torch.testing.assert_close(attended.float(), expected, atol=TOLERANCE[dtype], rtol=0)
+    torch.testing.assert_close(attended.float(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype] / 2)
     assert attended.dtype == dtype
 
 
@@ -189,10 +190,12 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
             patch.setattr(workspace, "_ATTENDED_NBYTES", attended_nbytes)
             attended = attend_tokens(rows, q, cache, gpu_batch_size, SCALE)
         by_pieces = attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, SCALE)
-        torch.testing.assert_close(attended, by_pieces, atol=TOLERANCE[dtype], rtol=0)
+        torch.testing.assert_close(attended, by_pieces, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype] / 2)
         if codec.keeps_bytes:
             expected = [_last_token(past[row.row], row.context) for row in rows]
-            torch.testing.assert_close(attended.float(), torch.stack(expected), atol=TOLERANCE[dtype], rtol=0)
+            torch.testing.assert_close(
+                attended.float(), torch.stack(expected), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype] / 2
+            )
 
 
 @pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec(GroupInt4Options(encoder="fit"))], ids=["none", "int4"])
