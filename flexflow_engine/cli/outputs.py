@@ -16,10 +16,10 @@ def check_writable(path: Path) -> None:
         pass
 
 
-def check_distinct(files: Mapping[str, Path | None]) -> None:
-    """Raise StorageError when two of a run's files, by what they are for, are one: none is written over another."""
-    seen: dict[Path, str] = {}
-    for use, path in files.items():
+def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Raise StorageError when a file that is written, by what it is for, is another one, or is one that is read."""
+    seen = {path.resolve(): use for use, path in inputs.items() if path is not None}
+    for use, path in outputs.items():
         if path is not None and (other := seen.setdefault(path.resolve(), use)) != use:
             raise StorageError(f"{other} and {use} are the same file", where=str(path), fix=f"name another for {use}")
 

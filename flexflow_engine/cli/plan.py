@@ -12,7 +12,7 @@ from flexflow_engine.cli.forecast import forecast_as_json, render_forecast
 from flexflow_engine.cli.hardware import Hardware, hardware_for
 from flexflow_engine.cli.outputs import check_distinct, check_writable
 from flexflow_engine.cli.progress import progress_on_stderr
-from flexflow_engine.cli.session import Json, Overrides, RecipePath, load
+from flexflow_engine.cli.session import Json, Overrides, RecipePath, inputs_of, load
 
 if TYPE_CHECKING:
     from flexflow_engine.planning.clock import VirtualExecutor
@@ -35,7 +35,7 @@ def plan(
     from flexflow_engine.engine import predict_recipe  # noqa: PLC0415  # torch; --help must not import it
 
     asked, registry = load(recipe, overrides)
-    check_distinct({"RECIPE": recipe, "--hardware": hardware, "--trace": trace})
+    check_distinct({"--trace": trace}, {"RECIPE": recipe, "--hardware": hardware, **inputs_of(asked)})
     if trace is not None:
         check_writable(trace)
     with progress_on_stderr() as progress:

@@ -14,7 +14,7 @@ from flexflow_engine.abc.hardware import Curve, HardwareProfile, Link, Processor
 from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.outputs import LateFile, check_distinct
 from flexflow_engine.cli.progress import progress_on_stderr
-from flexflow_engine.cli.session import Json, Overrides, load, load_registry
+from flexflow_engine.cli.session import Json, Overrides, inputs_of, load, load_registry
 
 if TYPE_CHECKING:
     from flexflow_engine.planning.profile.needs import Needs
@@ -39,8 +39,7 @@ def profile(
     from flexflow_engine.planning.profile.cache import forget, this_machine  # noqa: PLC0415
     from flexflow_engine.planning.profile.sizes import Sizes  # noqa: PLC0415
 
-    check_distinct({"RECIPE": recipe, "--output": output})
-    needs = _needs(recipe, overrides, dtype)
+    needs = _needs(recipe, overrides, dtype, output)
     if again:
         forget(needs)
     with LateFile(output) as file:
@@ -50,14 +49,17 @@ def profile(
     print(json.dumps(profile_as_document(measured), indent=2) if as_json else "\n\n".join(_render(measured)))
 
 
-def _needs(recipe: Path | None, overrides: list[str] | None, dtype: DType) -> Needs:
+def _needs(recipe: Path | None, overrides: list[str] | None, dtype: DType, output: Path | None) -> Needs:
+    """Raises StorageError where the output is a file that the recipe's job reads."""
     from flexflow_engine.checkpoint.digest import user_cache  # noqa: PLC0415  # torch; --help must not import it
     from flexflow_engine.engine import recipe_needs  # noqa: PLC0415
     from flexflow_engine.planning.profile.installed import installed_needs  # noqa: PLC0415
 
     if recipe is None:
         return installed_needs(load_registry(), dtype, user_cache())
-    return recipe_needs(*load(recipe, overrides))
+    asked, registry = load(recipe, overrides)
+    check_distinct({"--output": output}, {"RECIPE": recipe, **inputs_of(asked)})
+    return recipe_needs(asked, registry)
 
 
 def _render(profile: HardwareProfile) -> Iterator[str]:

@@ -12,7 +12,7 @@ from flexflow_engine.cli.hardware import Hardware, hardware_for
 from flexflow_engine.cli.outputs import LateFile, check_distinct, check_writable
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
-from flexflow_engine.cli.session import Json, Overrides, RecipePath, load
+from flexflow_engine.cli.session import Json, Overrides, RecipePath, inputs_of, load
 from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.plugins import Registry
 
@@ -36,16 +36,9 @@ def run(
         _show_plan(asked, registry, hardware, as_json=as_json)
         return
     destination = output or Path(f"{asked.name}.completions.jsonl")
-    prompts = asked.workload.prompts if isinstance(asked.workload.prompts, Path) else None
     check_distinct(
-        {
-            "RECIPE": recipe,
-            "prompts": prompts,
-            "--hardware": hardware,
-            "--output": destination,
-            "--metrics": metrics,
-            "--trace": trace,
-        }
+        {"--output": destination, "--metrics": metrics, "--trace": trace},
+        {"RECIPE": recipe, "--hardware": hardware, **inputs_of(asked)},
     )
     found = _run(asked, registry, output=destination, metrics=metrics, trace=trace, hardware=hardware)
     print(json.dumps(found, indent=2) if as_json else f"{render_run(found)}\n\ncompletions: {destination}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,14 @@ def load_registry() -> Registry:
     """The installed plugins but those that the environment blocks."""
     blocked = os.environ.get(BLOCK_VARIABLE, "")
     return Registry.load(blocked=[name.strip() for name in blocked.split(",") if name.strip()])
+
+
+def inputs_of(recipe: Recipe) -> dict[str, Path]:
+    """The files that a job reads, by what they are for: its prompts, and what lies in a local checkpoint."""
+    prompts, files = recipe.workload.prompts, dict[str, Path]()
+    with suppress(OSError):  # no folder of this machine, or one that can't be read, which is told when it is opened
+        files = {f"the checkpoint's {file.name}": file for file in Path(recipe.model.checkpoint).iterdir()}
+    return files | ({"prompts": prompts} if isinstance(prompts, Path) else {})
 
 
 def load(path: Path, overrides: Sequence[str] | None) -> tuple[Recipe, Registry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,24 @@ def read_document(path: Path, noun: str = "recipe") -> Document:
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
-    """Plain data from YAML. Raises RecipeError on a syntax error, a key given twice, or a value that is not plain."""
+    """Plain data from YAML. Raises RecipeError on a syntax error, a key given twice, a value that is not plain, or one
+    that is part of itself.
+    """
     try:
-        return yaml.load(text, Loader=_PlainLoader)  # derived from SafeLoader
+        document = yaml.load(text, Loader=_PlainLoader)  # derived from SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise RecipeError(f"not valid YAML: {error.problem or error.context}", where=f"{where}{line}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"not valid YAML: {error}", where=where) from error
+    except RecursionError as error:
+        raise RecipeError("it is nested too deeply", where=where) from error
+    try:
+        json.dumps(document)
+    except ValueError as error:
+        raise RecipeError("an alias refers to what it is part of", where=where) from error
+    return document
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -65,11 +65,8 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Rec
 def _read(path: Path, overrides: Sequence[str]) -> tuple[Document, Problems]:
     try:
         document, found = apply_overrides(read_document(path), overrides)
-        json.dumps(document)
     except RecipeError as error:
         raise ProblemsError([error]) from error
-    except ValueError as error:
-        raise ProblemsError([RecipeError("an alias refers to what it is part of", where=str(path))]) from error
     return _spread_codecs(_spread_synthetic(document)), Problems(path, found)
 
 

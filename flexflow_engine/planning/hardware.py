@@ -94,7 +94,7 @@ def _with_plain(rates: Mapping[str, Any]) -> Mapping[str, Any]:
     return rates
 
 
-Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, BeforeValidator(_number), Field(ge=1, allow_inf_nan=False)]
 Seconds = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1, allow_inf_nan=False)]
 Points = Annotated[dict[str, Rate], Field(min_length=1), BeforeValidator(_points), AfterValidator(_curve_ready)]

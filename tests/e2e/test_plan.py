@@ -76,6 +76,18 @@ def test_lp_plans_without_a_host_tier_in_the_recipe(command_line: CommandLine, r
     assert plan["policy"]["attention"] == "device"
 
 
+@pytest.mark.parametrize("read", ["prompts.jsonl", "../opt/config.json"])
+@pytest.mark.parametrize("written", ["plan --trace", "profile --output", "run --trace"])
+def test_no_file_of_the_job_is_written_over(command_line: CommandLine, recipe: Path, read: str, written: str) -> None:
+    verb, option = written.split()
+    path = recipe.parent / read
+    before = path.read_bytes()
+    outcome = command_line(verb, recipe, option, path)
+    outcome.assert_user_error()
+    assert f"and {option} are the same file" in outcome.stderr
+    assert path.read_bytes() == before
+
+
 def test_no_overlap_takes_longer(command_line: CommandLine, recipe: Path, machine: Path) -> None:
     overlapped = found(command_line("plan", recipe, "--hardware", machine, "--json"))
     alone = found(command_line("plan", recipe, "--hardware", machine, "--json", "--no-overlap"))

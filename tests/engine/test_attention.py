@@ -41,8 +41,8 @@ TOLERANCE = {
     torch.float16: 4e-3,  # a few units of 2^-11: products and attended values are rounded to it
     torch.bfloat16: 3e-2,  # of 2^-8
 }
-"""Largest difference allowed from attention in float32 over the same rounded inputs, for values up to 1; half of it more
-for each 1 beyond."""
+"""Largest difference allowed from attention in float32 over the same rounded inputs, for values up to 1; half more
+of it for each 1 beyond."""
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -101,6 +101,7 @@ def test_what_a_profile_lacks_is_named_with_what_would_do() -> None:
         (("links", "pinned", "read", "latency"), 1e-5, r"unknown key `latency`; did you mean `latency_s`\?"),
         (("processors", "cuda", "mamory_bytes_per_s"), 1e9, "did you mean `memory_bytes_per_s`"),
         (("links", "pinned", "read", "bytes_per_s"), -1, "links.pinned.read.bytes_per_s"),
+        (("links", "pinned", "read", "bytes_per_s"), 1e-300, "links.pinned.read.bytes_per_s"),
         (("links", "pinned", "read", "bytes_per_s"), "fast", "links.pinned.read.bytes_per_s"),
         (("links", "zarr", "raed"), {"bytes_per_s": 1e9, "latency_s": 0}, "links.zarr.raed"),
         (("processors", "cuda", "matmul_flops_per_s", "float16"), {"few": 1e12}, "'few' is no such size"),
@@ -121,5 +122,7 @@ def test_a_wrong_figure_is_told_with_its_place(
 def test_a_file_that_is_no_profile_at_all(tmp_path: Path) -> None:
     assert "a hardware file is a mapping" in problems_of(tmp_path, "just words")
     assert "line 2" in problems_of(tmp_path, "name: x\nlinks: [")
+    assert "an alias refers to what it is part of" in problems_of(tmp_path, "name: &a [*a]")
+    assert "nested too deeply" in problems_of(tmp_path, f"name: {'[' * 3000}{']' * 3000}")
     with pytest.raises(ProblemsError, match="the hardware file can't be read"):
         read_profile(tmp_path / "nowhere.yaml")
