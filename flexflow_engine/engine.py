@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import HardwareProfile, measured_key
+from flexflow_engine.abc.hardware import HardwareProfile, Processor, measured_key
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import WorkloadShape
 from flexflow_engine.abc.prediction import Prediction
@@ -339,22 +339,27 @@ def _tell(store: WeightStore, tiers: Mapping[str, Tier], progress: Progress) -> 
         progress.notice(text)
 
 
+def _host_processor(machine: HardwareProfile | None) -> Processor | None:
+    """None where nothing was measured of it."""
+    return machine.processors.get(HOST) if machine else None
+
+
 def _float32_from(job: _Job, machine: HardwareProfile | None) -> int | None:
     """As the profile says, or as is usual where it does not; None where the host multiplies nothing."""
     dtype = job.model.dtype
     if job.plan.layout.device.memory != HOST:
         return None
-    processor = machine.processors.get(HOST) if machine else None
+    processor = _host_processor(machine)
     known = processor.float32_from if processor else {}
     return known[dtype] if dtype in known else usual_float32_from(dtype)
 
 
 def _products(job: _Job, machine: HardwareProfile | None) -> type[HostProducts]:
     """Who makes the host's products; what was measured counts where nothing else wants a core."""
-    dtype = job.model.dtype
-    if not job.plan.layout.only_computes:
+    dtype, layout = job.model.dtype, job.plan.layout
+    if layout.device.memory != HOST or not layout.only_computes:
         return HostProducts
-    processor = machine.processors.get(HOST) if machine else None
+    processor = _host_processor(machine)
     known = processor.torch_team if processor else {}
     if dtype not in known:
         return usual_products(dtype)

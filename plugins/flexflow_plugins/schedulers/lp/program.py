@@ -12,7 +12,7 @@ percentages in what is handed out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pulp
@@ -70,6 +70,10 @@ class Program:
         work = [self._slowest(problem, shares, part, index) for index, part in enumerate(parts)]
         problem += pulp.lpSum(work)
         return self._solved(problem, shares)
+
+    def without(self, shares: Iterable[Share]) -> Program:
+        """The same where none of these is taken either."""
+        return replace(self, forbidden=self.forbidden.union(shares))
 
     def smallest(self, tier: str) -> dict[Share, float] | None:
         """The shares in whole percent that need least of a tier, which `budgets` leaves out; None where the others'

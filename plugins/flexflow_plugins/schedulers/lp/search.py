@@ -10,7 +10,7 @@ Nothing depends on the clock or on the order of mappings: shapes are compared by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.policy import TENSOR_CLASSES, Policy, TensorClass
@@ -71,8 +71,7 @@ class Search:
 
     def policies(self) -> list[Policy]:
         """Policies that fit, of the shapes that promise most, the most promising first; empty where none was found."""
-        found = (self._fastest(self.program(shape), shape) for shape in self._best_shapes())
-        return [one.policy for one in found if one is not None]
+        return [found.policy for found in self._found((self.program(shape), shape) for shape in self._best_shapes())]
 
     def with_fewer_links(self, policy: Policy) -> list[Found]:
         """Of the same shape, for each tier but the first that it uses, the best policy that leaves that one out. A
@@ -95,20 +94,18 @@ class Search:
         """The best policies whose cache has larger pages, which fill less often, with classes on the same tiers."""
         kept, shape = frozenset(shares_of(policy)), _shape_of(policy)
         larger = (replace(shape, kv_page_tokens=n) for n in KV_PAGE_TOKENS if n > shape.kv_page_tokens)
-        found = (self._fastest(self._only(kept, each), each) for each in larger)
-        return [one for one in found if one is not None]
-
-    def _only(self, shares: frozenset[Share], shape: BatchShape) -> Program:
-        program = self.program(shape)
-        others = {(c, tier) for c in TENSOR_CLASSES for tier in program.tiers} - shares
-        return replace(program, forbidden=program.forbidden | others)
+        others = {(c, tier) for c in TENSOR_CLASSES for tier in placeable(self._request)} - kept
+        return self._found((self.program(each).without(others), each) for each in larger)
 
     def _without(self, policy: Policy, left_out: Sequence[frozenset[Share]]) -> list[Found]:
         """For each of these shares the best policy of the same shape that does without them, where one is left."""
         shape = _shape_of(policy)
         program = self.program(shape)
-        fewer = (replace(program, forbidden=program.forbidden | shares) for shares in left_out)
-        found = (self._fastest(one, shape) for one in fewer)
+        return self._found((program.without(shares), shape) for shares in left_out)
+
+    def _found(self, programs: Iterable[tuple[Program, BatchShape]]) -> list[Found]:
+        """The best policies of these, where there is one, in their order."""
+        found = (self._fastest(program, shape) for program, shape in programs)
         return [one for one in found if one is not None]
 
     def small_policies(self) -> list[SmallPolicy]:
@@ -125,8 +122,7 @@ class Search:
             return found
         near = program.tiers[0]
         elsewhere = (
-            self._fitting(replace(program, forbidden=program.forbidden | {(moved, near) for moved in classes}), shape)
-            for classes in MOVED_WHOLE
+            self._fitting(program.without((moved, near) for moved in classes), shape) for classes in MOVED_WHOLE
         )
         return min((one for one in elsewhere if one is not None), key=lambda one: one.seconds, default=None)
 
