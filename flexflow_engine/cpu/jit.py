@@ -17,21 +17,23 @@ P = ParamSpec("P")
 R = TypeVar("R")
 _SUMS = {"reassoc", "nsz", "contract", "arcp"}
 """LLVM's names of the liberties that are taken."""
+_njit = partial(numba.njit, nogil=True, error_model="numpy")
+"""Python's model would raise where a float is divided by zero, and a loop with such a branch is not vectorised."""
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compiled, and run without Python's lock. IEEE arithmetic in the order as written, the same on every processor."""
-    return cast("Callable[P, R]", _kept(partial(numba.njit, nogil=True, fastmath=False), function))
+    return cast("Callable[P, R]", _kept(partial(_njit, fastmath=False), function))
 
 
 def finite_kernel(function: Callable[P, R]) -> Callable[P, R]:
     """The same for finite numbers only: sums and extremes are reordered, which vectorises them."""
-    return cast("Callable[P, R]", _kept(partial(numba.njit, nogil=True, fastmath=True), function))
+    return cast("Callable[P, R]", _kept(partial(_njit, fastmath=True), function))
 
 
 def summing_kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Sums are reordered, which vectorises them; what is infinite or not a number stays so."""
-    return cast("Callable[P, R]", _kept(partial(numba.njit, nogil=True, fastmath=_SUMS), function))
+    return cast("Callable[P, R]", _kept(partial(_njit, fastmath=_SUMS), function))
 
 
 def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -51,9 +51,9 @@ MODES = (
 """Best first; the last works everywhere."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenFile:
-    """A file, borrowed with what one call needs to move its bytes."""
+    """A file, borrowed with what one call needs to move its bytes. Nobody changes it; freezing costs time a request."""
 
     descriptor: int
     mode: Mode
@@ -97,20 +97,22 @@ class Access:
     @contextmanager
     def lend(self, path: Path, open_file: Callable[[], int]) -> Iterator[OpenFile]:
         """The file at `path`, which `open_file` opens with `mode`'s flags when it is not open yet."""
-        with self._descriptors.lend(path, open_file) as descriptor, self.using(descriptor) as file:
+        borrowed = self._descriptors.borrow(path, open_file)
+        file = self._with_buffer(borrowed.descriptor)
+        try:
             yield file
+        finally:
+            self._idle.append(file.buffer)
+            self._descriptors.give_back(borrowed)
 
     @contextmanager
     def using(self, descriptor: int) -> Iterator[OpenFile]:
         """A descriptor that the caller opened with `mode`'s flags, and a buffer."""
+        file = self._with_buffer(descriptor)
         try:
-            buffer = self._idle.pop()
-        except IndexError:  # as many as there are threads at work at once
-            buffer = populated_bytes(self._buffer_nbytes)
-        try:
-            yield OpenFile(descriptor, self.mode, buffer, self._reading)
+            yield file
         finally:
-            self._idle.append(buffer)
+            self._idle.append(file.buffer)
 
     def drop(self, path: Path) -> None:
         """Close `path` if it is open; nobody may be borrowing it."""
@@ -120,6 +122,13 @@ class Access:
         """Close every file and give the buffers back. Idempotent; lending again opens and makes them anew."""
         self._descriptors.close()
         self._idle.clear()
+
+    def _with_buffer(self, descriptor: int) -> OpenFile:
+        try:
+            buffer = self._idle.pop()
+        except IndexError:  # as many as there are threads at work at once
+            buffer = populated_bytes(self._buffer_nbytes)
+        return OpenFile(descriptor, self.mode, buffer, self._reading)
 
 
 def _reads(path: Path, mode: Mode) -> bool:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -18,7 +17,9 @@ DEFAULT_LIMIT = 128
 
 
 @dataclass(slots=True)
-class _Entry:
+class Borrowed:
+    """An open file; its borrowers share it."""
+
     descriptor: int
     borrowers: int = 0
 
@@ -29,18 +30,17 @@ class Descriptors:
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         """limit: files kept open; exceeded only while more than that are borrowed at once."""
         self._limit = limit
-        self._entries: OrderedDict[Path, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Path, Borrowed] = OrderedDict()
         self._lock = Lock()
 
-    @contextmanager
-    def lend(self, path: Path, open_file: Callable[[], int]) -> Iterator[int]:
-        """The descriptor of `path`, which `open_file` opens (and checks) when it is not open yet."""
-        entry = self._borrow_open(path) or self._borrow_new(path, open_file)
-        try:
-            yield entry.descriptor
-        finally:
-            with self._lock:
-                entry.borrowers -= 1
+    def borrow(self, path: Path, open_file: Callable[[], int]) -> Borrowed:
+        """The file at `path`, which `open_file` opens (and checks) when it is not open yet; until `give_back`."""
+        return self._borrow_open(path) or self._borrow_new(path, open_file)
+
+    def give_back(self, file: Borrowed) -> None:
+        with self._lock:
+            file.borrowers -= 1
+            if len(self._entries) > self._limit:
                 self._close_surplus()
 
     def drop(self, path: Path) -> None:
@@ -59,7 +59,7 @@ class Descriptors:
         for entry in entries:
             os.close(entry.descriptor)
 
-    def _borrow_open(self, path: Path) -> _Entry | None:
+    def _borrow_open(self, path: Path) -> Borrowed | None:
         with self._lock:
             entry = self._entries.get(path)
             if entry is not None:
@@ -67,10 +67,10 @@ class Descriptors:
                 self._entries.move_to_end(path)
             return entry
 
-    def _borrow_new(self, path: Path, open_file: Callable[[], int]) -> _Entry:
+    def _borrow_new(self, path: Path, open_file: Callable[[], int]) -> Borrowed:
         descriptor = open_file()  # outside the lock: it reads the index, and others must not wait for that
         with self._lock:
-            entry = self._entries.setdefault(path, _Entry(descriptor))
+            entry = self._entries.setdefault(path, Borrowed(descriptor))
             entry.borrowers += 1
             self._close_surplus()
         if entry.descriptor != descriptor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from flexflow_engine.errors import StorageError
 
@@ -30,10 +29,19 @@ def storage_error(error: OSError, path: Path) -> StorageError:
     return StorageError(reason[:1].lower() + reason[1:], where=str(path), fix=_FIXES.get(error.errno or 0, ""))
 
 
-@contextmanager
-def reporting(path: Path) -> Iterator[None]:
+class reporting:  # noqa: N801  # used as a function; a generator would cost a small request twice as much
     """Turn an OSError of the body into a StorageError about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(error, path) from error
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise storage_error(error, self._path) from error

@@ -47,9 +47,12 @@ def write_span(shard: ShardFile, file: OpenFile, offset: int, data: HostBytes, *
     """
     head, tail = _edges(offset, len(data))
     stop = len(data) - tail
-    _patch(shard, file, offset, data[:head], edges)
-    _write_blocks(shard, file, offset + head, data[head:stop])
-    _patch(shard, file, offset + stop, data[stop:], edges)
+    if head:
+        _patch(shard, file, offset, data[:head], edges)
+    if head < stop:
+        _write_blocks(shard, file, offset + head, data[head:stop])
+    if tail:
+        _patch(shard, file, offset + stop, data[stop:], edges)
 
 
 def _edges(offset: int, nbytes: int) -> tuple[int, int]:
@@ -70,9 +73,7 @@ def _write_blocks(shard: ShardFile, file: OpenFile, offset: int, data: HostBytes
 
 
 def _patch(shard: ShardFile, file: OpenFile, offset: int, data: HostBytes, alone: Lock) -> None:
-    """Less than a block, in one block; nothing where there is no data."""
-    if not len(data):
-        return
+    """Less than a block, in one block."""
     block: Any = file.buffer[:BLOCK_NBYTES]  # numpy's types call no array a buffer before 3.12
     start = offset % BLOCK_NBYTES
     with alone:

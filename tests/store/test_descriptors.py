@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from threading import Barrier, Thread
 
@@ -28,8 +27,9 @@ def is_open(descriptor: int) -> bool:
 def test_a_file_is_opened_once_and_the_least_recently_used_is_closed(tmp_path: Path) -> None:
     descriptors, opened = Descriptors(limit=2), list[int]()
     for name in "aabac":
-        with descriptors.lend(tmp_path / name, opener(tmp_path / name, opened)) as descriptor:
-            assert is_open(descriptor)
+        file = descriptors.borrow(tmp_path / name, opener(tmp_path / name, opened))
+        assert is_open(file.descriptor)
+        descriptors.give_back(file)
     assert [is_open(descriptor) for descriptor in opened] == [True, False, True]
     descriptors.close()
     descriptors.close()
@@ -38,10 +38,10 @@ def test_a_file_is_opened_once_and_the_least_recently_used_is_closed(tmp_path: P
 
 def test_borrowed_files_stay_open_beyond_the_limit(tmp_path: Path) -> None:
     descriptors, opened = Descriptors(limit=1), list[int]()
-    with ExitStack() as borrowed:
-        for name in "abc":
-            borrowed.enter_context(descriptors.lend(tmp_path / name, opener(tmp_path / name, opened)))
-        assert all(is_open(descriptor) for descriptor in opened)
+    files = [descriptors.borrow(tmp_path / name, opener(tmp_path / name, opened)) for name in "abc"]
+    assert all(is_open(descriptor) for descriptor in opened)
+    for file in files:
+        descriptors.give_back(file)
     assert sum(is_open(descriptor) for descriptor in opened) == 1
     descriptors.close()
 
@@ -55,8 +55,9 @@ def test_two_threads_that_open_the_same_file_share_one_descriptor(tmp_path: Path
         return opened[-1]
 
     def borrow() -> None:
-        with descriptors.lend(tmp_path / "a", open_together) as descriptor:
-            lent.append(descriptor)
+        file = descriptors.borrow(tmp_path / "a", open_together)
+        lent.append(file.descriptor)
+        descriptors.give_back(file)
 
     threads = [Thread(target=borrow) for _ in range(2)]
     for thread in threads:
@@ -74,9 +75,9 @@ def test_a_file_that_cannot_be_opened_is_not_remembered(tmp_path: Path) -> None:
     def fail() -> int:
         raise FileNotFoundError
 
-    with pytest.raises(FileNotFoundError), descriptors.lend(tmp_path / "a", fail):
-        pass
+    with pytest.raises(FileNotFoundError):
+        descriptors.borrow(tmp_path / "a", fail)
     opened = list[int]()
-    with descriptors.lend(tmp_path / "a", opener(tmp_path / "a", opened)):
-        assert len(opened) == 1
+    descriptors.give_back(descriptors.borrow(tmp_path / "a", opener(tmp_path / "a", opened)))
+    assert len(opened) == 1
     descriptors.close()

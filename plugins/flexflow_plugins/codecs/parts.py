@@ -27,9 +27,9 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
 from flexflow_engine.cpu.numbers import narrow
 from flexflow_engine.cpu.pointers import offset
-from flexflow_plugins.codecs.kernels import decode_nibbles, load, store_codes
+from flexflow_plugins.codecs.kernels import decode_nibbles, load
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, NUM_PARTS, constant_of, grid_of, part_size, step_of
-from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, code_of, find_grids, rooms
+from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, find_grids, make_room, quantise
 from flexflow_plugins.codecs.part_vectors import GROUP_SIZE, decode_group
 
 
@@ -82,24 +82,27 @@ def encode(values: Any, encoded: Any, shape: Any, span: Any, reach: Any) -> None
     (data, data_stride), (source, stride), (size, group_size, _), (first, stop) = encoded, values, shape, span
     num_groups = (size + group_size - 1) // group_size
     words, part = (size + 1) // 2, part_size(group_size)
-    numbers, codes = np.empty(group_size, np.float32), np.empty(NUM_PARTS * part, np.uint8)
+    numbers = np.empty(NUM_PARTS * part, np.float32)
     lanes, grids = np.zeros((part, NUM_PARTS * GROUPS_AT_ONCE), np.float32), np.empty(GROUPS_AT_ONCE, np.uint32)
-    room, finite = rooms(), np.empty(GROUPS_AT_ONCE, np.bool_)
+    room, finite = make_room(), np.empty(GROUPS_AT_ONCE, np.bool_)
+    pairs = np.empty((part // 2, NUM_PARTS * GROUPS_AT_ONCE), np.uint8)
     for start in range(first, stop, GROUPS_AT_ONCE):
         count = min(GROUPS_AT_ONCE, stop - start)
         for k in range(count):
             begin, end = _numbers_of(start + k, num_groups, size, group_size)
             place = (start + k) // num_groups * stride
             finite[k] = load(source[place + begin : place + end], numbers)
-            _spread(numbers, end - begin if finite[k] else 0, lanes, k)
+            _complete(numbers, end - begin if finite[k] else 0)
+            _spread(numbers, lanes, k)
         find_grids(lanes, grids, room, reach)
+        for k in range(count):
+            grids[k] = grids[k] if finite[k] else NO_NUMBER
+        quantise(lanes, grids, room, pairs)
         for k in range(count):
             begin, end = _numbers_of(start + k, num_groups, size, group_size)
             base = (start + k) // num_groups * data_stride
-            word = grids[k] if finite[k] else NO_NUMBER
-            _quantise(lanes, k, word, codes)
-            store_codes(codes, 4, data[base + begin // 2 : base + (end + 1) // 2])
-            _store_word(data, base + words + 4 * (begin // group_size), word)
+            _gather(pairs, k, data[base + begin // 2 : base + (end + 1) // 2])
+            _store_word(data, base + words + 4 * (begin // group_size), grids[k])
 
 
 @kernel
@@ -110,26 +113,30 @@ def _numbers_of(index: Any, num_groups: Any, size: Any, group_size: Any) -> Any:
 
 
 @kernel
-def _spread(numbers: Any, count: Any, lanes: Any, k: Any) -> None:
-    """The first `count` numbers of group k into its four columns of `lanes`, the last repeated to the end; or zeros."""
-    part = len(lanes)
-    for q in range(NUM_PARTS):
-        for i in range(part):
-            number = numbers[min(q * part + i, count - 1)] if count else np.float32(0)
-            lanes[i, NUM_PARTS * k + q] = min(max(number, -HUGE), HUGE)
+def _complete(numbers: Any, count: Any) -> None:
+    """Clip the first `count` numbers and repeat the last one to the end; or have zeros."""
+    last = numbers[count - 1] if count else np.float32(0)
+    numbers[count:] = last
+    for i in range(len(numbers)):
+        numbers[i] = min(max(numbers[i], -HUGE), HUGE)
 
 
 @kernel
-def _quantise(lanes: Any, k: Any, word: Any, codes: Any) -> None:
-    """The codes of the places next to the numbers of group k."""
-    step, bits = step_of(word), np.uint32(word >> np.uint32(8))
+def _spread(numbers: Any, lanes: Any, k: Any) -> None:
+    """A group's numbers into the four columns of `lanes` of group k."""
     part = len(lanes)
+    for i in range(part):
+        for q in range(NUM_PARTS):
+            lanes[i, NUM_PARTS * k + q] = numbers[q * part + i]
+
+
+@kernel
+def _gather(pairs: Any, k: Any, out: Any) -> None:
+    """The pairs of codes in the four columns of group k, as many as there is room for."""
+    half = len(pairs)
     for q in range(NUM_PARTS):
-        scale, low = grid_of(step, bits)
-        inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
-        for i in range(part):
-            codes[q * part + i] = np.uint8(code_of((lanes[i, NUM_PARTS * k + q] - low) * inverse))
-        bits = np.uint32(bits >> np.uint32(6))
+        for i in range(min(half, len(out) - q * half)):
+            out[q * half + i] = pairs[i, NUM_PARTS * k + q]
 
 
 @kernel
