@@ -41,10 +41,10 @@ from flexflow_engine.abc.codec import Codec, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError, RecipeError
 from flexflow_plugins.codecs import on_device, on_device_parts, threads
+from flexflow_plugins.codecs.part_format import MAX_HALF
 
 DEFAULT_GROUP_SIZE = 64
 MAX_GROUP_SIZE = 4096
-MAX_HALF = 65504.0
 _SLACK = 1 + 2**-10
 """Encoders compute in float32: near the middle of two places either may be taken."""
 

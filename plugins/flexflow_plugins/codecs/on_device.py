@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_plugins.codecs import on_device_parts
+from flexflow_plugins.codecs.part_format import MAX_HALF
 from flexflow_plugins.codecs.threads import Format
 from flexflow_plugins.codecs.threads import encode as encode_on_host
 
@@ -25,7 +26,6 @@ _ENCODED_AT_ONCE = 2**22
 decoded and 28 for each that is encoded, by Triton none, but for settings that are not aligned; with small
 groups up to 13 and 72.
 """
-_MAX_HALF = 65504.0
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -43,7 +43,7 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
         for first, stop in _spans(form, len(out), size, _DECODED_AT_ONCE):
             _decode_groups(form, codes[:, first * form.bits // 8 :], settings, target[:, first:stop], first)
         if out.dtype == torch.float16:
-            target.clamp_(-_MAX_HALF, _MAX_HALF)
+            target.clamp_(-MAX_HALF, MAX_HALF)
     if not out.is_contiguous():
         out.copy_(target.view(out.shape))
 
@@ -127,7 +127,7 @@ def _encode_groups(form: Format, values: torch.Tensor, out: torch.Tensor, place:
 def _cover(numbers: torch.Tensor, levels: float) -> tuple[torch.Tensor, torch.Tensor]:
     """low and scale, float16 [n, groups], of the grids from the smallest to the largest number of each group."""
     low = _half_at_most(numbers.amin(2))
-    high = torch.minimum(numbers.amax(2), low.float() + levels * _MAX_HALF)
+    high = torch.minimum(numbers.amax(2), low.float() + levels * MAX_HALF)
     return low, _half_at_least((high - low.float()).clamp(min=0) / levels)
 
 
@@ -195,15 +195,15 @@ def _spans(form: Format, count: int, size: int, at_once: int) -> list[tuple[int,
 
 def _half_at_most(numbers: torch.Tensor) -> torch.Tensor:
     """The largest finite float16 that is not above each number, or the smallest one there is."""
-    halves = numbers.clamp(-_MAX_HALF, _MAX_HALF).half()
+    halves = numbers.clamp(-MAX_HALF, MAX_HALF).half()
     bits = halves.view(torch.int16)
     below = torch.where(bits == 0, -(2**15) + 1, torch.where(bits > 0, bits - 1, bits + 1)).to(torch.int16)
-    above = (halves.float() > numbers) & (numbers >= -_MAX_HALF)
+    above = (halves.float() > numbers) & (numbers >= -MAX_HALF)
     return torch.where(above, below, bits).view(torch.float16)
 
 
 def _half_at_least(numbers: torch.Tensor) -> torch.Tensor:
     """The smallest float16 that is not below each number, none of which is negative; at most the largest."""
-    halves = numbers.clamp(max=_MAX_HALF).half()
-    short = (halves.float() < numbers) & (numbers < _MAX_HALF)
+    halves = numbers.clamp(max=MAX_HALF).half()
+    short = (halves.float() < numbers) & (numbers < MAX_HALF)
     return (halves.view(torch.int16) + short.to(torch.int16)).view(torch.float16)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-NUM_PARTS = 4
-_LEVELS, _LOW_UNIT, _DEEPEST = 15.0, 1.25, 7
-_MAX_EXPONENT, _NO_NUMBER = 254, 255
-_FIRST = (127 - 18) * 8
-_INSIDE = 0.95
-_HUGE = 1e18
-
-
-def part_size(group_size: int) -> int:
-    """Numbers a part."""
-    return -(-group_size // (2 * NUM_PARTS)) * 2
+from flexflow_plugins.codecs.part_format import (
+    DEEPEST,
+    FIRST_EXPONENT,
+    HUGE,
+    INSIDE,
+    LEVELS,
+    LOW_UNIT,
+    MAX_EXPONENT,
+    NO_NUMBER,
+    NUM_PARTS,
+    part_size,
+)
 
 
 def grids(words: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,7 +32,7 @@ def grids(words: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Ten
     constant = (words & ~0xFF).view(torch.float32)[:, :, None]
     bits = words[:, :, None] >> torch.arange(8, 32, 6, device=words.device, dtype=torch.int32) & 63
     scale = ((bits & 7) + 1).float() * (step * 0.125)
-    low = torch.where(exponent[:, :, None] == 0, constant, (bits >> 3).float() * (step * -_LOW_UNIT))
+    low = torch.where(exponent[:, :, None] == 0, constant, (bits >> 3).float() * (step * -LOW_UNIT))
     if part_size(group_size) * NUM_PARTS != group_size:
         scale, low = _for_each(scale, group_size), _for_each(low, group_size)
     return scale[..., None], low[..., None]
@@ -39,7 +40,7 @@ def grids(words: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Ten
 
 def find(numbers: torch.Tensor) -> torch.Tensor:
     """Words int32 [n, groups] for numbers [n, groups, group_size], finite."""
-    numbers = numbers.clamp(-_HUGE, _HUGE)
+    numbers = numbers.clamp(-HUGE, HUGE)
     columns = _parts(numbers)  # [numbers a part, n, groups, 4]
     smallest, largest = columns.amin(0), columns.amax(0)
     covering = _exponent_at_least(_needed_step(smallest, largest))  # [n, groups]
@@ -63,15 +64,15 @@ def _best_parts(
     """
     (smallest, largest), step, farthest = extremes, step[:, :, None], farthest[:, :, None]
     best, least = torch.zeros_like(smallest), torch.full_like(smallest, torch.inf)
-    nearest = ((largest - smallest) / step * (8 * _INSIDE / _LEVELS) + 0.5).floor()
+    nearest = ((largest - smallest) / step * (8 * INSIDE / LEVELS) + 0.5).floor()
     for change in (-1, 0, 1):
         c = (nearest + change).clamp(1, 8)
         scale = c * (step * 0.125)
-        deep = ((scale * (_LEVELS / 2) - 0.5 * (smallest + largest)) / (step * _LOW_UNIT) + 0.5).floor()
-        depth = deep.clamp(0, _DEEPEST)
-        low = -depth * (step * _LOW_UNIT)
+        deep = ((scale * (LEVELS / 2) - 0.5 * (smallest + largest)) / (step * LOW_UNIT) + 0.5).floor()
+        depth = deep.clamp(0, DEEPEST)
+        low = -depth * (step * LOW_UNIT)
         error = _squared_error(columns, scale, low)
-        outside = torch.maximum(low - smallest, largest - (low + _LEVELS * scale))
+        outside = torch.maximum(low - smallest, largest - (low + LEVELS * scale))
         better = (outside <= farthest) & (error < least)
         best = torch.where(better, c - 1 + 8 * depth, best)
         least = torch.where(better, error, least)
@@ -86,7 +87,7 @@ def _packed(bits: torch.Tensor) -> torch.Tensor:
 
 def damaged(words: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
     """`words`, but for groups that are not all `finite` that of no number."""
-    return torch.where(finite, words, _NO_NUMBER)
+    return torch.where(finite, words, NO_NUMBER)
 
 
 def bound(numbers: torch.Tensor) -> torch.Tensor:
@@ -95,10 +96,10 @@ def bound(numbers: torch.Tensor) -> torch.Tensor:
     smallest, largest = columns.amin(0), columns.amax(0)
     needed = _needed_step(smallest, largest)
     step = _step(_exponent_at_least(needed))[:, :, None]
-    constant = numbers.abs() * 2**-15 + (numbers.abs() - _HUGE).clamp(min=0)
-    lowest = torch.maximum(smallest - step * _LOW_UNIT, -step * _DEEPEST * _LOW_UNIT).clamp(max=0)
+    constant = numbers.abs() * 2**-15 + (numbers.abs() - HUGE).clamp(min=0)
+    lowest = torch.maximum(smallest - step * LOW_UNIT, -step * DEEPEST * LOW_UNIT).clamp(max=0)
     low = _for_each(lowest, numbers.shape[2])
-    outside = (low - numbers).clamp(min=0) + (numbers - low - _LEVELS * step).clamp(min=0)
+    outside = (low - numbers).clamp(min=0) + (numbers - low - LEVELS * step).clamp(min=0)
     return torch.where(needed[:, :, None] == 0, constant, step + outside + 2**-7 * step)
 
 
@@ -119,35 +120,35 @@ def _for_each(values: torch.Tensor, group_size: int) -> torch.Tensor:
 
 def _step(exponent: torch.Tensor) -> torch.Tensor:
     """float32; zero for exponent 0, NaN for 255."""
-    step = ((exponent + _FIRST) << 20).view(torch.float32)
+    step = ((exponent + FIRST_EXPONENT) << 20).view(torch.float32)
     step = torch.where(exponent == 0, 0.0, step)
-    return torch.where(exponent == _NO_NUMBER, torch.nan, step)
+    return torch.where(exponent == NO_NUMBER, torch.nan, step)
 
 
 def _exponent_at_least(step: torch.Tensor) -> torch.Tensor:
     """int32, of the smallest step that is not below `step`; the largest for what is above all."""
-    largest = torch.full((), (_MAX_EXPONENT + _FIRST) << 20, dtype=torch.int32).view(torch.float32).item()
+    largest = torch.full((), (MAX_EXPONENT + FIRST_EXPONENT) << 20, dtype=torch.int32).view(torch.float32).item()
     bits = step.nan_to_num(largest).clamp(max=largest).contiguous().view(torch.int32)
-    return torch.where(step > 0, (((bits + 0xFFFFF) >> 20) - _FIRST).clamp(1, _MAX_EXPONENT), 0).to(torch.int32)
+    return torch.where(step > 0, (((bits + 0xFFFFF) >> 20) - FIRST_EXPONENT).clamp(1, MAX_EXPONENT), 0).to(torch.int32)
 
 
 def _needed_step(smallest: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     """[n, groups]: the least with which grids cover all parts; zero for a constant group. Arguments [n, groups, 4]."""
     below = smallest.clamp(max=0)
-    levels = torch.where(below < 0, _LEVELS - _LOW_UNIT, _LEVELS)
-    needed = torch.maximum((largest.clamp(min=0) - below) / levels, -below / (_DEEPEST * _LOW_UNIT)).amax(2)
+    levels = torch.where(below < 0, LEVELS - LOW_UNIT, LEVELS)
+    needed = torch.maximum((largest.clamp(min=0) - below) / levels, -below / (DEEPEST * LOW_UNIT)).amax(2)
     return torch.where(smallest.amin(2) == largest.amax(2), 0, needed)
 
 
 def _covering_bits(smallest: torch.Tensor, largest: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """Six bits a part, as float32 [n, groups, 4], of grids that cover the parts, if the step is enough."""
-    unit = step * _LOW_UNIT
-    depth = (-smallest / unit).ceil().clamp(0, _DEEPEST)
-    c = ((largest + depth * unit) / (_LEVELS * step * 0.125)).ceil().clamp(1, 8)
+    unit = step * LOW_UNIT
+    depth = (-smallest / unit).ceil().clamp(0, DEEPEST)
+    c = ((largest + depth * unit) / (LEVELS * step * 0.125)).ceil().clamp(1, 8)
     return c - 1 + 8 * depth
 
 
 def _squared_error(columns: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
     """[n, groups, 4]"""
-    codes = ((columns - low) / scale).clamp_(0, _LEVELS).add_(0.5).floor_()
+    codes = ((columns - low) / scale).clamp_(0, LEVELS).add_(0.5).floor_()
     return (low + codes * scale - columns).square().sum(0)

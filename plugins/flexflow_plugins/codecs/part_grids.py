@@ -7,26 +7,17 @@ from typing import Any
 import numpy as np
 
 from flexflow_engine.cpu.jit import kernel
+from flexflow_plugins.codecs import part_format
+from flexflow_plugins.codecs.part_format import DEEPEST
 
-NUM_PARTS = 4
-LEVELS = np.float32(15)
-LOW_UNIT = np.float32(1.25)
-"""Of a step: how far the places lie apart that a low may take."""
-DEEPEST = 7
-"""Of those places, counted down from zero."""
-LOWEST = np.float32(DEEPEST * 1.25)
-HUGE = np.float32(1e18)
-"""Larger numbers are taken for it, so that squares are finite; only a constant group gets even near."""
-MAX_EXPONENT = np.uint32(254)
-NO_NUMBER = np.uint32(255)
-_FIRST = np.uint32((127 - 18) * 8)
-"""What is to be added to a step's eight bits to have the upper bits of its float32."""
+LEVELS, LOW_UNIT = np.float32(part_format.LEVELS), np.float32(part_format.LOW_UNIT)
+LOWEST = np.float32(DEEPEST * part_format.LOW_UNIT)
+INSIDE, HUGE = np.float32(part_format.INSIDE), np.float32(part_format.HUGE)
+MAX_EXPONENT, NO_NUMBER = np.uint32(part_format.MAX_EXPONENT), np.uint32(part_format.NO_NUMBER)
+_FIRST = np.uint32(part_format.FIRST_EXPONENT)
 _CONSTANT = np.uint32(0xFFFFFF00)
 
-
-@kernel
-def part_size(group_size: Any) -> Any:
-    return (group_size + 2 * NUM_PARTS - 1) // (2 * NUM_PARTS) * 2
+part_size = kernel(part_format.part_size)
 
 
 @kernel

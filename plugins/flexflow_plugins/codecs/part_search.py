@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from flexflow_engine.cpu.jit import finite_kernel, kernel
+from flexflow_plugins.codecs.part_format import DEEPEST, NUM_PARTS
 from flexflow_plugins.codecs.part_grids import (
-    DEEPEST,
+    INSIDE,
     LEVELS,
     LOW_UNIT,
     LOWEST,
     MAX_EXPONENT,
-    NUM_PARTS,
     constant_word,
     exponent_at_least,
     grid_of,
@@ -33,8 +33,6 @@ from flexflow_plugins.codecs.part_grids import (
 
 GROUPS_AT_ONCE = 32
 _LANES = NUM_PARTS * GROUPS_AT_ONCE
-_INSIDE = np.float32(0.95)
-"""Share of a part's range that the scale in the middle of those tried covers."""
 _FAR = np.float32(3e38)
 
 
@@ -129,7 +127,7 @@ def _try(room: Any, wider: Any, deeper: Any) -> None:
         step, inverse_step = max(room[_STEP + lane], np.float32(1e-30)), room[_INVERSE_STEP + lane]
         smallest, largest = room[_SMALLEST + lane], room[_LARGEST + lane]
         span, middle = largest - smallest, np.float32(0.5) * (largest + smallest)
-        c = np.floor(span * inverse_step * (np.float32(8) * _INSIDE / LEVELS) + np.float32(0.5)) + wider
+        c = np.floor(span * inverse_step * (np.float32(8) * INSIDE / LEVELS) + np.float32(0.5)) + wider
         c = min(max(c, np.float32(1)), np.float32(8))
         scale = c * (step * np.float32(0.125))
         down = (scale * (LEVELS / np.float32(2)) - middle) * (inverse_step / LOW_UNIT)

@@ -18,7 +18,7 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
 from flexflow_engine.cpu.jit import intrinsic
-from flexflow_plugins.codecs.part_grids import LOW_UNIT, NUM_PARTS
+from flexflow_plugins.codecs.part_format import LOW_UNIT, MAX_HALF, NUM_PARTS
 
 GROUP_SIZE = 64
 _PART = GROUP_SIZE // NUM_PARTS
@@ -27,7 +27,6 @@ _SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.In
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
 _HALVES, _BOTH_HALVES = ir.VectorType(ir.HalfType(), GROUP_SIZE), ir.VectorType(ir.IntType(16), 2 * GROUP_SIZE)
 _LOW_EIGHTHS = int(8 * LOW_UNIT)
-_MAX_HALF = 65504.0
 
 
 @intrinsic
@@ -95,7 +94,7 @@ def _bfloat_bits(builder: Any, numbers: Any) -> Any:
 
 def _half_bits(builder: Any, numbers: Any) -> Any:
     """Of the finite float16 next to each number; NaN stays NaN."""
-    most, least = _all(_FLOATS, _MAX_HALF), _all(_FLOATS, -_MAX_HALF)
+    most, least = _all(_FLOATS, MAX_HALF), _all(_FLOATS, -MAX_HALF)
     numbers = builder.select(builder.fcmp_ordered(">", numbers, most), most, numbers)
     numbers = builder.select(builder.fcmp_ordered("<", numbers, least), least, numbers)
     return builder.bitcast(builder.fptrunc(numbers, _HALVES), _SHORTS)

@@ -10,20 +10,20 @@ import torch
 import triton
 import triton.language as tl
 
-from flexflow_plugins.codecs.on_device_parts import part_size
+from flexflow_plugins.codecs import part_format
+from flexflow_plugins.codecs.part_format import part_size
 
 BYTES = 512
 """Of codes that one program decodes."""
 GROUP_SIZE, GROUPS = 64, 16
 """Numbers of a group, and groups that one program encodes."""
 
-MAX_HALF = tl.constexpr(65504.0)
-FIRST_EXPONENT = tl.constexpr((127 - 18) * 8)
-LAST_EXPONENT = tl.constexpr(254)
-NO_NUMBER = tl.constexpr(255)
-LEVELS, LOW_UNIT, DEEPEST = tl.constexpr(15.0), tl.constexpr(1.25), tl.constexpr(7.0)
-INSIDE, HUGE = tl.constexpr(0.95), tl.constexpr(1e18)
-"""As in `parts.py`."""
+MAX_HALF = tl.constexpr(part_format.MAX_HALF)
+FIRST_EXPONENT, LAST_EXPONENT = tl.constexpr(part_format.FIRST_EXPONENT), tl.constexpr(part_format.MAX_EXPONENT)
+NO_NUMBER = tl.constexpr(part_format.NO_NUMBER)
+LEVELS, LOW_UNIT = tl.constexpr(part_format.LEVELS), tl.constexpr(part_format.LOW_UNIT)
+DEEPEST = tl.constexpr(float(part_format.DEEPEST))
+INSIDE, HUGE = tl.constexpr(part_format.INSIDE), tl.constexpr(part_format.HUGE)
 
 
 def decode(codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, *, group_size: int, bits: int) -> None:
