@@ -7,6 +7,7 @@ wait for their completions: on the host that blocks the lane's worker, on CUDA i
     changing state, guarded by one lock
         _waiting     task -> predecessors not yet issued
         _followers   task -> tasks that wait for it
+        _gates       taken task -> where its worker sleeps until the last of its predecessors has been issued
         _completions issued tasks of the steps in flight; a task missing here ended with a step that is over
         _left        step -> its tasks not yet issued
         _failure     the first exception; ends every lane
@@ -20,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
 from typing import NoReturn
 
 import torch
@@ -97,6 +99,7 @@ class DataflowExecutor(Executor):
         self._lanes = {lane: _Lane(threading.Condition(self._lock)) for lane in widths}
         self._waiting: dict[str, int] = {}
         self._followers: dict[str, list[Task]] = defaultdict(list)
+        self._gates: dict[str, SimpleQueue[None]] = {}
         self._predecessors: dict[str, tuple[str, ...]] = {}
         self._completions: dict[str, Completion] = {}
         self._left: dict[int, int] = {}
@@ -158,13 +161,14 @@ class DataflowExecutor(Executor):
 
     def _work(self, lane_name: str, worker: int, context_for: ContextFor) -> None:
         take_over_torch_threads()
+        gate = SimpleQueue[None]()
         try:
             with ExitStack() as stack:
                 context = context_for(lane_name)
                 stack.callback(context.close)
                 stack.enter_context(self._reporting())  # first, should closing the context fail as well
                 stack.enter_context(torch.inference_mode())
-                while task := self._next(self._lanes[lane_name]):
+                while task := self._next(self._lanes[lane_name], gate):
                     self._execute(task, worker, context)
         except BaseException as error:  # a thread's exception is the run's: wait() raises it
             self._fail(error)
@@ -183,7 +187,7 @@ class DataflowExecutor(Executor):
             self._failure = self._failure or error
             self._wake_all()
 
-    def _next(self, lane: _Lane) -> Task | None:
+    def _next(self, lane: _Lane, gate: SimpleQueue[None]) -> Task | None:
         """The lane's next task once it may start; None when the run is over."""
         with self._lock:
             while not lane.queue and not self._over:
@@ -192,10 +196,12 @@ class DataflowExecutor(Executor):
                 return None
             task = lane.queue.popleft()
             lane.taken.append(task)
-            while self._waiting[task.key] and not self._over:
-                lane.changed.wait()
-            self._progress_at = time.monotonic()
-            return None if self._over else task
+            if waits := self._waiting[task.key] > 0:
+                self._gates[task.key] = gate
+        if waits:
+            gate.get()
+        self._progress_at = time.monotonic()
+        return None if self._over else task
 
     def _execute(self, task: Task, worker: int, context: LaneContext) -> None:
         with self._lock:
@@ -208,20 +214,23 @@ class DataflowExecutor(Executor):
                     context.after(completion)
             event = _run_in(context, self._run, task, worker)
         with self._lock:
-            self._finish(task, event)
+            opened = self._finish(task, event)
+        for gate in opened:  # whoever wakes may take this core, and must not find the lock held
+            gate.put(None)
 
-    def _finish(self, task: Task, event: TaskEvent) -> None:
+    def _finish(self, task: Task, event: TaskEvent) -> list[SimpleQueue[None]]:
+        """The gates of tasks that may start now."""
         self._trace.events.append(event)
         self._progress_at = time.monotonic()
         self._completions[task.key] = event.completion
         self._lanes[task.lane].taken.remove(task)
         for follower in self._followers[task.key]:
             self._waiting[follower.key] -= 1
-            if not self._waiting[follower.key]:
-                self._lanes[follower.lane].changed.notify_all()
         self._left[task.tile.step] -= 1
         if not self._left[task.tile.step]:
             self._idle.notify_all()
+        ready = [follower.key for follower in self._followers[task.key] if not self._waiting[follower.key]]
+        return [self._gates.pop(key) for key in ready if key in self._gates]
 
     @property
     def _over(self) -> bool:
@@ -231,6 +240,8 @@ class DataflowExecutor(Executor):
         self._idle.notify_all()
         for lane in self._lanes.values():
             lane.changed.notify_all()
+        while self._gates:
+            self._gates.popitem()[1].put(None)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
