@@ -82,6 +82,17 @@ class TokenPlaces:
         return indices([row.row for row in self._steps], self._device)
 
     @cached_property
+    def paged_counts(self) -> torch.Tensor:
+        """Tokens that each row sees in pages, int64 [rows]."""
+        counts = [row.context + 1 - tail for row, tail in zip(self._steps, self._tails, strict=True)]
+        return indices(counts, self._device)
+
+    @cached_property
+    def tail_counts(self) -> torch.Tensor:
+        """Tokens that each row sees in its tail page, int64 [rows]."""
+        return indices(self._tails, self._device)
+
+    @cached_property
     def in_parts(self) -> tuple[Scatter | None, ...]:
         """What is written to the pages of each part; None where nothing is."""
         tokens, found = self._cut.page_tokens, list[Scatter | None]()

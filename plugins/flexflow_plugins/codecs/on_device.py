@@ -6,15 +6,14 @@ one sum is rounded. Searching is done on the host.
 
 from __future__ import annotations
 
-import logging
 from functools import cache
-from importlib.util import find_spec
 from math import prod
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
+from flexflow_engine.gpu.trying import working
 from flexflow_plugins.codecs import on_device_parts
 from flexflow_plugins.codecs.part_format import MAX_HALF
 from flexflow_plugins.codecs.threads import Format
@@ -26,7 +25,6 @@ _ENCODED_AT_ONCE = 2**22
 decoded and 28 for each that is encoded, by Triton none, but for settings that are not aligned; with small
 groups up to 13 and 72.
 """
-_LOGGER = logging.getLogger(__name__)
 
 
 def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
@@ -66,9 +64,8 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
 @cache
 def _kernels(device_type: str) -> ModuleType | None:
     """Compiled kernels; None where there is no Triton, or it can't compile. Asked once: it may take seconds."""
-    if device_type != "cuda" or find_spec("triton") is None:
-        return None
-    try:
+
+    def compiled() -> ModuleType:
         from flexflow_plugins.codecs import triton_kernels  # noqa: PLC0415  # Triton takes long to import
 
         numbers, encoded = (
@@ -77,12 +74,9 @@ def _kernels(device_type: str) -> ModuleType | None:
         )
         triton_kernels.fit(numbers, encoded)
         triton_kernels.decode(encoded[:, :32], encoded[:, 32:].view(torch.int32), numbers, group_size=64, bits=4)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever its compilers fail with
-        _LOGGER.warning("codecs run slower on the GPU: Triton does not work: %s", error)
-        return None
-    return triton_kernels
+        return triton_kernels
+
+    return working(device_type, compiled, without="codecs run slower on the GPU")
 
 
 def _decode_groups(form: Format, codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, first: int) -> None:

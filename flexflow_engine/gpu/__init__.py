@@ -1,0 +1,1 @@
+"""What kernels for a GPU are made of: `trying` finds out whether Triton works."""
