@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HOST, HostBytes
+from flexflow_engine.runtime.indices import indices
 
 
-def put_rows(rows: torch.Tensor, which: torch.Tensor, target: torch.Tensor, places: torch.Tensor) -> None:
-    """Rows `which` [n] of `rows` [m, width] to `places` [n] of `target` [N, width], of the same dtype.
+class RowMoves:
+    """Which rows of one matrix go to which rows of another; made once, and carried out for as many as need it."""
 
-    All four on one device; `which` and `places` int64.
-    """
-    assert (rows.dtype, rows.shape[1]) == (target.dtype, target.shape[1]), (rows.dtype, rows.shape, target.dtype)
-    if target.device.type == HOST:
+    def __init__(self, which: NDArray[np.int64], places: NDArray[np.int64], device: torch.device) -> None:
+        """Rows `which` [n] go to `places` [n], on `device`, where all matrices are."""
         assert len(which) == len(places)
-        assert _are_rows(which, rows), (which, len(rows))
-        assert _are_rows(places, target), (places, len(target))
-        from flexflow_engine.cpu.pieces import copy_rows  # noqa: PLC0415  # Numba takes half a second to import
+        self._needed_rows, self._needed_places = _rows_needed(which), _rows_needed(places)
+        self._on_host = device.type == HOST
+        self._numbers = np.ascontiguousarray(which, np.int64), np.ascontiguousarray(places, np.int64)
+        self._indices = () if self._on_host else tuple(indices(numbers, device) for numbers in self._numbers)
 
-        copy_rows(_bytes(rows), which.numpy(), _bytes(target), places.numpy())
-    else:
-        target[places] = rows[which]
+    def put(self, rows: torch.Tensor, target: torch.Tensor) -> None:
+        """From rows [m, width] to target [N, width], of the same dtype."""
+        assert (rows.dtype, rows.shape[1]) == (target.dtype, target.shape[1]), (rows.dtype, rows.shape, target.dtype)
+        assert len(rows) >= self._needed_rows, (len(rows), self._needed_rows)
+        assert len(target) >= self._needed_places, (len(target), self._needed_places)
+        if self._on_host:
+            from flexflow_engine.cpu.pieces import copy_rows  # noqa: PLC0415  # Numba takes half a second to import
+
+            which, places = self._numbers
+            copy_rows(_bytes(rows), which, _bytes(target), places)
+        else:
+            chosen, into = self._indices
+            target[into] = rows[chosen]
 
 
-def _are_rows(numbers: torch.Tensor, matrix: torch.Tensor) -> bool:
-    return not len(numbers) or bool(numbers.numpy().min() >= 0 and numbers.numpy().max() < matrix.shape[0])
+def _rows_needed(numbers: NDArray[np.int64]) -> int:
+    """That a matrix must have, to have rows of these numbers."""
+    assert not len(numbers) or numbers.min() >= 0, numbers
+    return int(numbers.max()) + 1 if len(numbers) else 0
 
 
 def _bytes(matrix: torch.Tensor) -> HostBytes:

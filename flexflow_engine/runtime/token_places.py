@@ -16,7 +16,7 @@ import torch
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.runtime.indices import indices
-from flexflow_engine.runtime.rows import put_rows
+from flexflow_engine.runtime.rows import RowMoves
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,13 @@ class TileCut:
 class Scatter:
     """Some rows' tokens, and their places in pages: a token is as many rows of head_dim numbers as there are heads."""
 
-    which: torch.Tensor
-    """int64 [n * num_kv_heads], rows of what is written, [rows, num_kv_heads, head_dim]."""
-    places: torch.Tensor
-    """int64 [n * num_kv_heads], rows of pages [..., num_kv_heads, page_tokens, head_dim]."""
+    moves: RowMoves
+    """From [rows, num_kv_heads, head_dim] to pages [..., num_kv_heads, page_tokens, head_dim]."""
 
     def write(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """source [rows, num_kv_heads, head_dim] into the pages of `target`, whole, as they lie in memory."""
         head_dim = target.shape[-1]
-        put_rows(source.contiguous().view(-1, head_dim), self.which, target.view(-1, head_dim), self.places)
+        self.moves.put(source.contiguous().view(-1, head_dim), target.view(-1, head_dim))
 
 
 class TokenPlaces:
@@ -155,7 +153,7 @@ class TokenPlaces:
         offsets = np.array([self._steps[n].context % tokens for n in chosen])
         which = np.array(chosen)[:, None] * len(heads) + heads
         places = (np.array(pages)[:, None] * len(heads) + heads) * tokens + offsets[:, None]
-        return Scatter(*(indices(x.reshape(-1), self._device) for x in (which, places)))
+        return Scatter(RowMoves(which.reshape(-1), places.reshape(-1), self._device))
 
 
 class LatestPlaces:

@@ -4,6 +4,7 @@ second and more, and is no part of any step.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from flexflow_engine.abc.codec import Codec
@@ -15,7 +16,7 @@ from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
-from flexflow_engine.runtime.rows import put_rows
+from flexflow_engine.runtime.rows import RowMoves
 from flexflow_engine.store.units import load_kernels as load_reading
 
 _PAGE_TOKENS, _UNIT = 16, (16, 64)
@@ -27,7 +28,7 @@ def load_kernels(
     """Those that the layout's tasks call. Their results are dropped. device: torch's, of the compute tier."""
     dtype: torch.dtype = getattr(torch, model.dtype)
     row = torch.zeros(_UNIT, dtype=dtype)
-    put_rows(row, torch.tensor([0]), row.clone(), torch.tensor([0]))
+    RowMoves(np.zeros(1, np.int64), np.zeros(1, np.int64), row.device).put(row, row.clone())
     load_reading()
     for codec in layout.weights.codecs if layout.decodes_weights else ():
         _decode_once(codec, torch.zeros((1, *_UNIT), dtype=dtype, device=device), model)

@@ -23,7 +23,7 @@ from flexflow_engine.placement.workspace import FAR_LOOK_UP_ROWS, LOOK_UP_ROWS
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.rows import put_rows
+from flexflow_engine.runtime.rows import RowMoves
 
 
 class PagedMatrix:
@@ -129,12 +129,12 @@ class Weights:
         table, device = run.tensor, target.device
         if table.codec.keeps_bytes and self._is_in_memory(run):
             rows = self._resident(run).view(self._dtype).view(-1, table.columns)
-            put_rows(rows, indices(ids[places] - run.first_row, device), target, indices(places, device))
+            RowMoves(ids[places] - run.first_row, places, device).put(rows, target)
             return
         units, which = np.unique(ids[places] // table.unit_rows, return_inverse=True)
         rows = self._unit_rows(table, self._units(run, units, device))
         chosen = which * table.unit_rows + ids[places] % table.unit_rows
-        put_rows(rows, indices(chosen, device), target, indices(places, device))
+        RowMoves(chosen, places, device).put(rows, target)
 
     def _unit_rows(self, table: PagedTensor, encoded: torch.Tensor) -> torch.Tensor:
         """The rows of units, uint8 [n, unit_nbytes]: [n * unit_rows, columns]."""

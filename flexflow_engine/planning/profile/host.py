@@ -28,8 +28,7 @@ from flexflow_engine.planning.profile.attention import one_more_token
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.runtime.executor import DataflowExecutor
-from flexflow_engine.runtime.indices import indices
-from flexflow_engine.runtime.rows import put_rows
+from flexflow_engine.runtime.rows import RowMoves
 from flexflow_engine.runtime.trace import FoldedTrace
 
 STEPS = 8
@@ -138,10 +137,10 @@ def _step(index: int) -> Step:
 def _gather_row_s(bench: Bench, sizes: Sizes) -> float:
     """As the runtime puts rows that it has read from a far tier to their places."""
     rows, target = (torch.zeros((FAR_LOOK_UP_ROWS, sizes.features), dtype=bench.torch_dtype) for _ in range(2))
-    places, host = np.arange(FAR_LOOK_UP_ROWS), rows.device
+    places = np.arange(FAR_LOOK_UP_ROWS)
 
     def look_up() -> None:
-        put_rows(rows, indices(places, host), target, indices(places, host))
+        RowMoves(places, places, rows.device).put(rows, target)
 
     look_up()
     begin = time.perf_counter()
