@@ -67,4 +67,4 @@ class TaskError(Exception):
 
 
 class StalledError(Exception):
-    """No task of a run made progress for the watchdog's time: a bug of ours or a hung device."""
+    """No task of a run ran for the watchdog's time, although some were left: a bug of ours."""

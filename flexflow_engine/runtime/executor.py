@@ -47,7 +47,7 @@ class Executor(ABC):
     @abstractmethod
     def wait(self, step: int) -> None:
         """Block until every task of a submitted step has run. Raises TaskError with the cause if one failed,
-        StalledError if nothing happens for too long.
+        StalledError if no task runs and none starts for too long.
         """
 
     @abstractmethod
@@ -90,7 +90,7 @@ class DataflowExecutor(Executor):
         trace: Trace,
         stall_seconds: float = 900.0,
     ) -> None:
-        """stall_seconds: after this long without a task starting or ending, `wait` gives up."""
+        """stall_seconds: after this long without a task that runs, starts or ends, `wait` gives up."""
         self._run, self._trace, self._stall_seconds = run, trace, stall_seconds
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -224,6 +224,11 @@ class DataflowExecutor(Executor):
             self._idle.notify_all()
 
     @property
+    def _runs_any(self) -> bool:
+        """Whether a worker carries a task out: it is taken and waits for nothing."""
+        return any(not self._waiting[task.key] for lane in self._lanes.values() for task in lane.taken)
+
+    @property
     def _over(self) -> bool:
         return self._closed or self._failure is not None
 
@@ -237,7 +242,7 @@ class DataflowExecutor(Executor):
             raise self._failure
 
     def _raise_stall(self) -> None:
-        if time.monotonic() - self._progress_at > self._stall_seconds:
+        if time.monotonic() - self._progress_at > self._stall_seconds and not self._runs_any:
             heads = [task.key for lane in self._lanes.values() for task in lane.heads]
             _stall(self._stall_seconds, heads)
 
@@ -277,4 +282,4 @@ def _run_in(context: LaneContext, run: RunTask, task: Task, worker: int) -> Task
 
 def _stall(seconds: float, heads: list[str]) -> NoReturn:
     waiting = ", ".join(heads) or "none"
-    raise StalledError(f"no task started or ended for {seconds:g} s; at the heads of their lanes: {waiting}")
+    raise StalledError(f"no task ran for {seconds:g} s; at the heads of their lanes: {waiting}")

@@ -115,19 +115,19 @@ def test_a_predecessors_late_failure_is_a_failure_of_the_task_that_waits_for_it(
         run_step(executor, graph([first, second], [(first, second)]))
 
 
-def test_a_task_that_never_returns_is_named_by_the_watchdog() -> None:
-    released = threading.Event()
-    hung, after = task("hung", "one"), task("after", "two")
-    with closing(dataflow(lambda task: _block(released), stall_seconds=0.2)) as executor:
-        executor.submit(graph([hung, after], [(hung, after)]))
-        with pytest.raises(StalledError, match=f"{hung.key}, {after.key}"):
-            executor.wait(0)
-        assert not released.is_set()
-        released.set()
+def test_a_task_that_runs_is_no_stall_however_long_it_takes() -> None:
+    """A prompt of a large model takes a processor longer than any watchdog should wait."""
+    long, after = task("long", "one"), task("after", "two")
+    ran = Names()
 
+    def run(task: Task) -> None:
+        if task is long:
+            time.sleep(1.0)  # ten times what the watchdog waits
+        ran.append(task.key)
 
-def _block(released: threading.Event) -> None:
-    released.wait(LONG)
+    with closing(dataflow(run, stall_seconds=0.1)) as executor:
+        run_step(executor, graph([long, after], [(long, after)]))
+    assert ran == [long.key, after.key]
 
 
 def test_lanes_that_wait_for_each_other_are_named_by_the_watchdog() -> None:
@@ -139,12 +139,6 @@ def test_lanes_that_wait_for_each_other_are_named_by_the_watchdog() -> None:
         with pytest.raises(StalledError, match=f"{a.key}, {c.key}"):
             executor.wait(0)
     assert ran == []
-
-
-def test_progress_in_any_lane_keeps_the_watchdog_quiet() -> None:
-    tasks = [task(f"{n}", "one") for n in range(6)]
-    with closing(dataflow(lambda task: time.sleep(0.25), stall_seconds=1.0)) as executor:
-        run_step(executor, graph(tasks))
 
 
 @pytest.mark.parametrize("make", [dataflow, sequential])
