@@ -52,7 +52,9 @@ class Executor(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End every thread and release every context, finished or not. Idempotent."""
+        """End every thread and release every context, finished or not: tasks that run are waited for, as they use what
+        the caller releases next; a second Ctrl-C ends the waiting. Idempotent.
+        """
 
 
 class SequentialExecutor(Executor):
@@ -146,7 +148,7 @@ class DataflowExecutor(Executor):
             self._closed = True
             self._wake_all()
         for thread in self._threads:
-            thread.join(timeout=10.0)
+            thread.join()
 
     def _enlist(self, task: Task, predecessors: tuple[str, ...]) -> None:
         unissued = [key for key in predecessors if key in self._waiting and key not in self._completions]

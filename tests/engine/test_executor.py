@@ -239,6 +239,25 @@ def test_a_third_step_in_flight_is_refused() -> None:
             executor.submit(graph([task("c", "one", step=2)]))
 
 
+def test_close_waits_for_the_tasks_that_run_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller releases the memory that they use: threads that are waited for by the clock may go on in it."""
+    join = threading.Thread.join
+    monkeypatch.setattr(threading.Thread, "join", lambda thread, timeout=None: join(thread, timeout and 0.0))
+    started, released, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def run(task: Task) -> None:
+        started.set()
+        released.wait(LONG)
+        ended.set()
+
+    executor = dataflow(run)
+    executor.submit(graph([task("long", "one")]))
+    started.wait(LONG)
+    threading.Timer(0.2, released.set).start()
+    executor.close()
+    assert ended.is_set()
+
+
 class CountedContext(HostContext):
     """Counts the contexts that are open."""
 
