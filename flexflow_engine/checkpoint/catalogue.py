@@ -8,8 +8,8 @@ from pathlib import Path
 
 from flexflow_engine.checkpoint.importing import WEIGHTS, locked
 from flexflow_engine.errors import StorageError
+from flexflow_engine.files import reporting
 from flexflow_engine.store.array import METADATA
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.header import header_or_none
 
 

@@ -12,7 +12,7 @@ import typer
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import Curve, HardwareProfile, Link, Processor
 from flexflow_engine.cli.columns import columns
-from flexflow_engine.cli.outputs import LateFile, check_distinct
+from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.session import Json, Overrides, inputs_of, load, load_registry
 
@@ -42,10 +42,12 @@ def profile(
     needs = _needs(recipe, overrides, dtype, output)
     if again:
         forget(needs)
-    with LateFile(output) as file:
-        with progress_on_stderr() as progress:
-            measured = this_machine(needs, sizes=Sizes(), notice=progress.notice)
-        file.finish(render_profile(measured))
+    if output is not None:
+        check_writable(output)
+    with progress_on_stderr() as progress:
+        measured = this_machine(needs, sizes=Sizes(), notice=progress.notice)
+    if output is not None:
+        write_whole(output, render_profile(measured))
     print(json.dumps(profile_as_document(measured), indent=2) if as_json else "\n\n".join(_render(measured)))
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, StoredTensor, Tier
 from flexflow_engine.errors import StorageError
+from flexflow_engine.files import reporting
 from flexflow_engine.store.access import READS_AT_ONCE, Access
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.scratch import RunFolder, ScratchArray, scratch_nbytes
 from flexflow_engine.store.weights import StoredUnits
 
