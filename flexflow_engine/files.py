@@ -27,13 +27,18 @@ _FIXES = {
 }
 
 
+def partial_of(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return Path(f"{path}{PARTIAL}")
+
+
 @contextmanager
 def replacing(path: Path, ending: str = PARTIAL) -> Iterator[Path]:
     """The name under which the body writes a file, which then takes the name `path`; where either fails, it is removed.
 
     ending: of that name, one of the process's own where several may write at once. Raises StorageError for an OSError.
     """
-    partial = path.with_name(path.name + ending)
+    partial = Path(f"{path}{ending}")
     try:
         with reporting(path):
             yield partial

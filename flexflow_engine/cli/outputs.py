@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flexflow_engine.errors import StorageError
-from flexflow_engine.files import PARTIAL, replacing
+from flexflow_engine.files import partial_of, replacing
 
 
 def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
-    """Raise StorageError when a file that is written, by what it is for, is another one, or is one that is read."""
+    """Raise StorageError when a file that is written, by what it is for, is another one, or is one that is read: under
+    its own name, or under the one that it has until it is whole.
+    """
     seen = {path.resolve(): use for use, path in inputs.items() if path is not None}
     for use, path in outputs.items():
-        if path is not None and (other := seen.setdefault(path.resolve(), use)) != use:
-            raise StorageError(f"{other} and {use} are the same file", where=str(path), fix=f"name another for {use}")
+        for written in () if path is None else (path, partial_of(path)):
+            if (other := seen.setdefault(written.resolve(), use)) != use:
+                what = f"{other} and {use} are the same file"
+                raise StorageError(what, where=str(written), fix=f"name another for {use}")
 
 
 def check_writable(path: Path) -> None:
@@ -22,9 +26,8 @@ def check_writable(path: Path) -> None:
     try:
         replaceable = path.is_file() or not path.exists()
         if replaceable:
-            partial = path.with_name(path.name + PARTIAL)
-            partial.touch()
-            partial.unlink()
+            partial_of(path).touch()
+            partial_of(path).unlink()
     except OSError as error:
         raise StorageError(f"it can't be written ({error.strerror})", where=str(path)) from error
     if not replaceable:
