@@ -119,7 +119,8 @@ def run_recipe(
     progress: Progress,
     hardware: HardwareFor,
 ) -> RunReport:
-    """Run a job. Completions are written to `output` in input order, whole or not at all.
+    """Run a job. Completions are written to `output` in input order, whole or not at all; they are there whatever then
+    happens to the trace.
 
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
@@ -131,7 +132,6 @@ def run_recipe(
         with store, _open_tiers(recipe, job) as tiers:
             _tell(store, tiers, progress)
             metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, machine, predicted))
-        writer.finish()
     return RunReport({**metrics, **_answers(writer)}, output)
 
 
@@ -367,7 +367,7 @@ def _products(job: _Job, machine: HardwareProfile | None) -> type[HostProducts]:
 
 
 def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
-    """Carry the plan out on open tiers; completions go to the writer as sequences end."""
+    """Carry the plan out on open tiers; the writer takes completions as sequences end, and ends with the last."""
     float32_from, products = _float32_from(job, run.machine), _products(job, run.machine)
     session = Session(
         layout=job.plan.layout,
@@ -384,6 +384,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
     with closing(session):
         batcher = _batcher(recipe, job)
         times = session.run(batcher, _on_step(batcher, job, run))
+        run.writer.finish()
         if run.trace is not None:
             session.trace.write(run.trace, {lane: _process(lane, job.plan) for lane in session.lanes})
         return collect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -13,10 +14,16 @@ from pathlib import Path
 import pytest
 
 from commands import CommandLine, completions, ended, install, start, token_ids, write_recipe
-from flexflow_engine.errors import TaskError
+from flexflow_engine.cli.progress import PlainProgress
+from flexflow_engine.engine import run_recipe
+from flexflow_engine.errors import StorageError, TaskError
+from flexflow_engine.jobs.load import load_recipe
+from flexflow_engine.planning.hardware import read_profile
+from flexflow_engine.plugins import Registry
 from harness import random_prompts, reference_tokens, save_opt
 
 RUN = "flexflow_engine.run"
+T4 = Path(__file__).parents[2] / "recipes" / "hardware" / "t4_gcp.yaml"
 PROMPTS = random_prompts(5, seed=1, longest=12)
 FC1 = "model.decoder.layers.1.fc1.weight"
 TABLE = "model.decoder.embed_tokens.weight"
@@ -214,6 +221,20 @@ def test_a_full_disk_under_the_output_is_told_before_the_run(
     outcome.assert_user_error()
     assert "the completions can't be written (No space left on device)" in outcome.stderr
     assert [path.name for path in small_disk.iterdir()] == ["others"]
+
+
+def test_a_trace_that_can_t_be_written_costs_no_completion(recipe: Path, tmp_path: Path) -> None:
+    registry = Registry.load()
+    with pytest.raises(StorageError, match=r"gone/t\.json"):
+        run_recipe(
+            load_recipe(recipe, [], registry),
+            registry,
+            output=tmp_path / "out.jsonl",
+            trace=tmp_path / "gone" / "t.json",
+            progress=PlainProgress(io.StringIO(), time.monotonic),
+            hardware=lambda needs: read_profile(T4),
+        )
+    assert token_ids(tmp_path / "out.jsonl") == reference_tokens(tmp_path / "checkpoint", PROMPTS, max_new_tokens=6)
 
 
 def test_a_file_system_mounted_read_only(recipe: Path, command: CommandLine, small_disk: Path) -> None:
