@@ -74,6 +74,22 @@ def test_a_run_on_a_machine_of_which_too_little_is_known_goes_on_without_a_predi
     assert "no prediction: " in outcome.stderr
 
 
+@pytest.mark.parametrize("content", [None, "name: [", "{}"])
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_hardware_file_that_can_t_be_used_is_told_before_anything_is_done(
+    command: CommandLine, recipe: Path, content: str | None, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe.parent / "machine.yaml"
+    if content is not None:
+        file.write_text(content)
+    for given in ("--hardware", HARDWARE_VARIABLE):
+        monkeypatch.setenv(HARDWARE_VARIABLE, "" if given == "--hardware" else str(file))
+        outcome = command(verb, recipe, *([given, file] if given == "--hardware" else []))
+        outcome.assert_user_error()
+        assert str(file) in outcome.stderr
+        assert not list(Path.cwd().iterdir())
+
+
 def test_products_are_computed_as_the_machine_was_measured(
     command: CommandLine, recipe: Path, measured: dict[str, Any], tmp_path: Path
 ) -> None:
