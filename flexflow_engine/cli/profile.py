@@ -15,6 +15,7 @@ from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.session import Json, Overrides, inputs_of, load, load_registry
+from flexflow_engine.errors import RecipeError
 
 if TYPE_CHECKING:
     from flexflow_engine.planning.profile.needs import Needs
@@ -40,10 +41,10 @@ def profile(
     from flexflow_engine.planning.profile.sizes import Sizes  # noqa: PLC0415
 
     needs = _needs(recipe, overrides, dtype, output)
-    if again:
-        forget(needs)
     if output is not None:
         check_writable(output)
+    if again:
+        forget(needs)
     with progress_on_stderr() as progress:
         measured = this_machine(needs, sizes=Sizes(), notice=progress.notice)
     if output is not None:
@@ -52,12 +53,16 @@ def profile(
 
 
 def _needs(recipe: Path | None, overrides: list[str] | None, dtype: DType, output: Path | None) -> Needs:
-    """Raises StorageError where the output is a file that the recipe's job reads."""
+    """Raises StorageError where the output is a file that the recipe's job reads, RecipeError where `overrides` have no
+    recipe to change.
+    """
     from flexflow_engine.checkpoint.digest import user_cache  # noqa: PLC0415  # torch; --help must not import it
     from flexflow_engine.engine import recipe_needs  # noqa: PLC0415
     from flexflow_engine.planning.profile.installed import installed_needs  # noqa: PLC0415
 
     if recipe is None:
+        if overrides:
+            raise RecipeError("there is no recipe to change", where=f"--set {overrides[0]}", fix="name a RECIPE")
         return installed_needs(load_registry(), dtype, user_cache())
     asked, registry = load(recipe, overrides)
     check_distinct({"--output": output}, {"RECIPE": recipe, **inputs_of(asked)})
