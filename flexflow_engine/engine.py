@@ -294,7 +294,7 @@ def _unavailable_tiers(recipe: Recipe, registry: Registry) -> Iterator[FlexFlowE
         try:
             registry.tier(tier.plugin).check_available(tier.options)
         except FlexFlowError as error:
-            yield type(error)(error.what, where=error.where or f"tiers.{tier.name}", fix=error.fix)
+            yield error.at(error.where or f"tiers.{tier.name}")
 
 
 def _open_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:

@@ -289,6 +289,26 @@ def flexflow_register_models():
 def flexflow_register_tiers():
     return [Torn]
 """
+ABSENT = """
+from flexflow_engine import hookimpl
+from flexflow_engine.errors import FlexFlowError
+from flexflow_tiers.pinned import PinnedTier
+
+class Moons(FlexFlowError):
+    def __init__(self, count):
+        super().__init__(f"{count} moons are missing", fix="wait")
+
+class Absent(PinnedTier):
+    name = "absent"
+
+    @classmethod
+    def check_available(cls, options):
+        raise Moons(3)
+
+@hookimpl
+def flexflow_register_tiers():
+    return [Absent]
+"""
 SLOW_START = """
 import time
 from pathlib import Path
@@ -324,6 +344,15 @@ def test_a_plugin_s_own_error_is_told_to_the_user(
     assert "error: the sky: the moon is wrong; wait\n" in outcome.stderr
     assert set(threading.enumerate()) == before, "no lane outlives its run"
     assert_nothing_left(recipe)
+
+
+def test_a_plugin_s_own_error_is_told_where_it_is_found_whatever_it_takes(
+    recipe: Path, command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(install(tmp_path, "absent", ABSENT))
+    outcome = command("run", recipe, "--set=tiers.host.plugin=absent")
+    outcome.assert_user_error()
+    assert "error: tiers.host: 3 moons are missing; wait\n" in outcome.stderr
 
 
 @pytest.mark.parametrize("place", PLACES)
