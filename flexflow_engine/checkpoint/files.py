@@ -129,7 +129,7 @@ def _read_index(folder: Path, index: str) -> dict[str, list[str]]:
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
         pairs = [(str(tensor), str(name)) for tensor, name in weight_map.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError("the index can't be read", where=str(path), fix="fetch the checkpoint again") from error
     tensors: dict[str, list[str]] = {}
     for tensor, name in pairs:

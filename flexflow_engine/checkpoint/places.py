@@ -115,7 +115,7 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         header = json.loads(content)
     except OSError as error:
         raise _unreadable(path, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, "it has no safetensors header, or only a part of it") from error
     if len(content) != length or not isinstance(header, dict):
         raise _damaged(path, "it has no safetensors header, or only a part of it")

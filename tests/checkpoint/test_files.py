@@ -29,6 +29,8 @@ from checkpoint.checkpoints import (
 )
 from flexflow_engine.errors import CheckpointError, FlexFlowError, ProblemsError
 
+NESTED = "[" * 100_000
+
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -150,7 +152,7 @@ def test_a_tensor_that_the_index_promises_and_the_file_lacks_is_named(tmp_path: 
     assert caught.value.where == str(folder / content["weight_map"][FC1])
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', NESTED])
 def test_an_index_that_makes_no_sense_is_named(tmp_path: Path, content: str) -> None:
     folder = write_sharded_safetensors(tmp_path, tensors())
     (folder / "model.safetensors.index.json").write_text(content)
@@ -176,7 +178,7 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> No
         opened(folder).tensor_names()
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", "{"])
+@pytest.mark.parametrize("content", [None, "", "[1]", "{", NESTED])
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, content: str | None) -> None:
     folder = write_safetensors(tmp_path, tensors())
     (folder / "config.json").unlink()
