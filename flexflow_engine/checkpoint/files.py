@@ -16,7 +16,7 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
 from flexflow_engine.checkpoint.digest import DigestCache, user_cache
 from flexflow_engine.checkpoint.folders import SAFETENSORS, TORCH_FILES, CheckpointFolder, file_inside
-from flexflow_engine.checkpoint.places import TensorPlace, safetensors_places, torch_places
+from flexflow_engine.checkpoint.places import NOT_QUANTIZED, TensorPlace, safetensors_places, torch_places
 from flexflow_engine.errors import CheckpointError, FlexFlowError, ProblemsError
 
 _READERS: Mapping[tuple[str, str], Callable[[Path], dict[str, TensorPlace]]] = {
@@ -65,7 +65,7 @@ class FilesCheckpoint(Checkpoint):
         return CheckpointError(
             f"{name} is stored as {str(dtype).removeprefix('torch.')}",
             where=self.place(name),
-            fix="use a checkpoint that is not quantized",
+            fix=NOT_QUANTIZED,
         )
 
     def place(self, name: str) -> str:
