@@ -142,7 +142,7 @@ def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> Pl
 
 def recipe_needs(recipe: Recipe, registry: Registry) -> Needs:
     """What a profile must have to predict the recipe's job."""
-    model, codecs = _open_checkpoint(recipe, registry).model, _codecs(recipe, registry)
+    model, codecs = recipe_checkpoint(recipe, registry).model, recipe_codecs(recipe, registry)
     return _needs(recipe, model, codecs, _tier_classes(recipe, registry))
 
 
@@ -183,8 +183,26 @@ def predict_recipe(
 
 def import_recipe(recipe: Recipe, registry: Registry, progress: Progress) -> WeightStore:
     """Import the recipe's weights, if the store doesn't have them yet."""
-    checkpoint = _open_checkpoint(recipe, registry)
-    return _import(checkpoint, _codecs(recipe, registry), store_root(recipe, registry), progress)
+    checkpoint = recipe_checkpoint(recipe, registry)
+    return _import(checkpoint, recipe_codecs(recipe, registry), store_root(recipe, registry), progress)
+
+
+def recipe_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
+    """The recipe's checkpoint; its config has been read. Raises CheckpointError."""
+    models = {name: registry.model(name) for name in registry.names("model")}
+    model = recipe.model
+    return open_checkpoint(model.checkpoint, models, model_name=model.plugin, dtype=model.dtype)
+
+
+def recipe_codecs(recipe: Recipe, registry: Registry) -> Codecs:
+    """The recipe's codecs."""
+    weights, kv_cache = recipe.codecs.weights, recipe.codecs.kv_cache
+    none = registry.codec("none")
+    return Codecs(
+        weights=registry.codec(weights.plugin)(weights.options),
+        kv_cache=registry.codec(kv_cache.plugin)(kv_cache.options).for_cache(),
+        small=none(none.Options()),
+    )
 
 
 def store_root(recipe: Recipe, registry: Registry) -> Path:
@@ -208,8 +226,8 @@ def _prepare(
     hardware: HardwareFor,
     choose: Callable[[Planner, Scheduler], Plan] = Planner.plan,
 ) -> _Job:
-    checkpoint = _open_checkpoint(recipe, registry)
-    model, codecs = checkpoint.model, _codecs(recipe, registry)
+    checkpoint = recipe_checkpoint(recipe, registry)
+    model, codecs = checkpoint.model, recipe_codecs(recipe, registry)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
     prompts = load_prompts(recipe.workload, tokenizer, model.config)
     classes = _tier_classes(recipe, registry)
@@ -295,22 +313,6 @@ def _unavailable_tiers(recipe: Recipe, registry: Registry) -> Iterator[FlexFlowE
             registry.tier(tier.plugin).check_available(tier.options)
         except FlexFlowError as error:
             yield error.at(error.where or f"tiers.{tier.name}")
-
-
-def _open_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
-    models = {name: registry.model(name) for name in registry.names("model")}
-    model = recipe.model
-    return open_checkpoint(model.checkpoint, models, model_name=model.plugin, dtype=model.dtype)
-
-
-def _codecs(recipe: Recipe, registry: Registry) -> Codecs:
-    weights, kv_cache = recipe.codecs.weights, recipe.codecs.kv_cache
-    none = registry.codec("none")
-    return Codecs(
-        weights=registry.codec(weights.plugin)(weights.options),
-        kv_cache=registry.codec(kv_cache.plugin)(kv_cache.options).for_cache(),
-        small=none(none.Options()),
-    )
 
 
 def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progress) -> WeightStore:

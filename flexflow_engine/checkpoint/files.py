@@ -44,6 +44,10 @@ class FilesCheckpoint(Checkpoint):
     def tokenizer_folder(self) -> Path | None:
         return self._folder.tokenizer()
 
+    @property
+    def is_fetched(self) -> bool:
+        return self._folder.is_local
+
     def content_key(self, progress: Progress = silent) -> str:
         folder = self._folder.weights()
         files = {name: file_inside(folder, name) for name in ("config.json", *self._shards.names)}

@@ -14,8 +14,7 @@ from flexflow_engine.abc.hardware import Curve, HardwareProfile, Link, Processor
 from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
-from flexflow_engine.cli.session import Json, Overrides, inputs_of, load, load_registry
-from flexflow_engine.errors import RecipeError
+from flexflow_engine.cli.session import Json, Overrides, inputs_of, load_if_given
 
 if TYPE_CHECKING:
     from flexflow_engine.planning.profile.needs import Needs
@@ -53,18 +52,14 @@ def profile(
 
 
 def _needs(recipe: Path | None, overrides: list[str] | None, dtype: DType, output: Path | None) -> Needs:
-    """Raises StorageError where the output is a file that the recipe's job reads, RecipeError where `overrides` have no
-    recipe to change.
-    """
+    """Raises StorageError where the output is a file that the recipe's job reads."""
     from flexflow_engine.checkpoint.digest import user_cache  # noqa: PLC0415  # torch; --help must not import it
     from flexflow_engine.engine import recipe_needs  # noqa: PLC0415
     from flexflow_engine.planning.profile.installed import installed_needs  # noqa: PLC0415
 
-    if recipe is None:
-        if overrides:
-            raise RecipeError("there is no recipe to change", where=f"--set {overrides[0]}", fix="name a RECIPE")
-        return installed_needs(load_registry(), dtype, user_cache())
-    asked, registry = load(recipe, overrides)
+    asked, registry = load_if_given(recipe, overrides)
+    if asked is None:
+        return installed_needs(registry, dtype, user_cache())
     check_distinct({"--output": output}, {"RECIPE": recipe, **inputs_of(asked)})
     return recipe_needs(asked, registry)
 
