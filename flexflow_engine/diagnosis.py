@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -116,7 +116,8 @@ def _tier(choice: TierChoice, refused: State) -> Iterator[Finding]:
     about = f"tier {choice.name}"
     try:
         choice.tier_class.check_available(choice.options)
-        with _nothing_made(choice.tier_class.store_root(choice.options)):
+        folder = choice.tier_class.store_root(choice.options)
+        with _nothing_made(folder) if folder else nullcontext():
             tier = choice.tier_class(label=choice.name, budget_bytes=0, options=choice.options)
             with closing(tier):
                 notices = tier.notices
@@ -129,13 +130,15 @@ def _tier(choice: TierChoice, refused: State) -> Iterator[Finding]:
 
 
 @contextmanager
-def _nothing_made(folder: Path | None) -> Iterator[None]:
+def _nothing_made(folder: Path) -> Iterator[None]:
     """Folders around `folder` and in it that the body makes are removed, unless somebody has put a file there."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()] if folder else []
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    known = frozenset() if missing else frozenset(folder.iterdir())
     try:
         yield
     finally:
-        for path in missing and sorted((missing[-1], *missing[-1].rglob("*")), reverse=True):
+        made = missing[-1:] or [path for path in folder.iterdir() if path not in known]
+        for path in sorted((path for top in made for path in (top, *top.rglob("*"))), reverse=True):
             with suppress(OSError):  # it is not empty
                 path.rmdir()
 

@@ -66,7 +66,10 @@ def test_a_recipe_that_nothing_hinders(command: CommandLine, recipe: Path, tmp_p
     assert {"tier device", "tier host", "tier disk", "scheduler fixed", "codec none", "checkpoint"} <= subjects
     assert torch.__version__ in about(found, "versions")[0]["found"]
     assert not list(Path.cwd().iterdir()), "no folder is left that was not there"
+    disk = tmp_path / "job" / "disk"
+    disk.mkdir()
     table = command("doctor", recipe).stdout.splitlines()
+    assert not list(disk.iterdir())
     assert table[0].split() == ["about", "found", "what", "would", "help"]
     assert any(line.split()[:3] == ["tier", "disk", "fine"] for line in table)
 
