@@ -119,7 +119,8 @@ def run_recipe(
     progress: Progress,
     hardware: HardwareFor,
 ) -> RunReport:
-    """Run a job. Completions are written to `output` in input order, whole or not at all.
+    """Run a job. Completions are written to `output` in input order, whole or not at all; they are there whatever then
+    happens to the trace.
 
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
@@ -131,7 +132,6 @@ def run_recipe(
         with store, _open_tiers(recipe, job) as tiers:
             _tell(store, tiers, progress)
             metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, machine, predicted))
-        writer.finish()
     return RunReport({**metrics, **_answers(writer)}, output)
 
 
@@ -142,7 +142,7 @@ def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> Pl
 
 def recipe_needs(recipe: Recipe, registry: Registry) -> Needs:
     """What a profile must have to predict the recipe's job."""
-    model, codecs = _open_checkpoint(recipe, registry).model, _codecs(recipe, registry)
+    model, codecs = recipe_checkpoint(recipe, registry).model, recipe_codecs(recipe, registry)
     return _needs(recipe, model, codecs, _tier_classes(recipe, registry))
 
 
@@ -183,8 +183,26 @@ def predict_recipe(
 
 def import_recipe(recipe: Recipe, registry: Registry, progress: Progress) -> WeightStore:
     """Import the recipe's weights, if the store doesn't have them yet."""
-    checkpoint = _open_checkpoint(recipe, registry)
-    return _import(checkpoint, _codecs(recipe, registry), store_root(recipe, registry), progress)
+    checkpoint = recipe_checkpoint(recipe, registry)
+    return _import(checkpoint, recipe_codecs(recipe, registry), store_root(recipe, registry), progress)
+
+
+def recipe_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
+    """The recipe's checkpoint; its config has been read. Raises CheckpointError."""
+    models = {name: registry.model(name) for name in registry.names("model")}
+    model = recipe.model
+    return open_checkpoint(model.checkpoint, models, model_name=model.plugin, dtype=model.dtype)
+
+
+def recipe_codecs(recipe: Recipe, registry: Registry) -> Codecs:
+    """The recipe's codecs."""
+    weights, kv_cache = recipe.codecs.weights, recipe.codecs.kv_cache
+    none = registry.codec("none")
+    return Codecs(
+        weights=registry.codec(weights.plugin)(weights.options),
+        kv_cache=registry.codec(kv_cache.plugin)(kv_cache.options).for_cache(),
+        small=none(none.Options()),
+    )
 
 
 def store_root(recipe: Recipe, registry: Registry) -> Path:
@@ -208,8 +226,8 @@ def _prepare(
     hardware: HardwareFor,
     choose: Callable[[Planner, Scheduler], Plan] = Planner.plan,
 ) -> _Job:
-    checkpoint = _open_checkpoint(recipe, registry)
-    model, codecs = checkpoint.model, _codecs(recipe, registry)
+    checkpoint = recipe_checkpoint(recipe, registry)
+    model, codecs = checkpoint.model, recipe_codecs(recipe, registry)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
     prompts = load_prompts(recipe.workload, tokenizer, model.config)
     classes = _tier_classes(recipe, registry)
@@ -294,23 +312,7 @@ def _unavailable_tiers(recipe: Recipe, registry: Registry) -> Iterator[FlexFlowE
         try:
             registry.tier(tier.plugin).check_available(tier.options)
         except FlexFlowError as error:
-            yield type(error)(error.what, where=error.where or f"tiers.{tier.name}", fix=error.fix)
-
-
-def _open_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
-    models = {name: registry.model(name) for name in registry.names("model")}
-    model = recipe.model
-    return open_checkpoint(model.checkpoint, models, model_name=model.plugin, dtype=model.dtype)
-
-
-def _codecs(recipe: Recipe, registry: Registry) -> Codecs:
-    weights, kv_cache = recipe.codecs.weights, recipe.codecs.kv_cache
-    none = registry.codec("none")
-    return Codecs(
-        weights=registry.codec(weights.plugin)(weights.options),
-        kv_cache=registry.codec(kv_cache.plugin)(kv_cache.options).for_cache(),
-        small=none(none.Options()),
-    )
+            yield error.at(error.where or f"tiers.{tier.name}")
 
 
 def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progress) -> WeightStore:
@@ -367,7 +369,7 @@ def _products(job: _Job, machine: HardwareProfile | None) -> type[HostProducts]:
 
 
 def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
-    """Carry the plan out on open tiers; completions go to the writer as sequences end."""
+    """Carry the plan out on open tiers; the writer takes completions as sequences end, and ends with the last."""
     float32_from, products = _float32_from(job, run.machine), _products(job, run.machine)
     session = Session(
         layout=job.plan.layout,
@@ -384,6 +386,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
     with closing(session):
         batcher = _batcher(recipe, job)
         times = session.run(batcher, _on_step(batcher, job, run))
+        run.writer.finish()
         if run.trace is not None:
             session.trace.write(run.trace, {lane: _process(lane, job.plan) for lane in session.lanes})
         return collect(

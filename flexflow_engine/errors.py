@@ -1,5 +1,7 @@
 """What a user or a plugin can cause. Every message says what, where, and what would work."""
 
+from typing import Self
+
 
 class FlexFlowError(Exception):
     """Base of every error that the user can mend; the command line turns it into exit status 2.
@@ -12,6 +14,13 @@ class FlexFlowError(Exception):
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
         super().__init__(self._message())
+
+    def at(self, where: str) -> Self:
+        """The same error, found at `where`; children may take other arguments than these."""
+        found = type(self).__new__(type(self))
+        found.__dict__.update(self.__dict__, where=where)
+        found.args = (found._message(),)
+        return found
 
     def _message(self) -> str:
         located = f"{self.where}: {self.what}" if self.where else self.what
@@ -67,4 +76,4 @@ class TaskError(Exception):
 
 
 class StalledError(Exception):
-    """No task of a run made progress for the watchdog's time: a bug of ours or a hung device."""
+    """No task of a run ran for the watchdog's time, although some were left: a bug of ours."""

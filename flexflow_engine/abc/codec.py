@@ -74,6 +74,12 @@ class Codec(ABC):
     def __hash__(self) -> int:
         return hash(self.key)
 
+    def notices(self, memory: str) -> tuple[str, ...]:
+        """What makes the codec slow on this machine for tensors in `memory`, a tier's label, a line each; may take
+        seconds. Called by `doctor`.
+        """
+        return ()
+
     @property
     def key(self) -> str:
         """Name and settings in a word that may be part of a file name; different where the bytes made may differ."""

@@ -60,6 +60,10 @@ class Scheduler(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
 
+    @classmethod  # noqa: B027  # most schedulers need nothing
+    def check_available(cls) -> None:
+        """Raise PluginError when this machine lacks what the scheduler works with. Called by `doctor`."""
+
     def problems(self, tiers: tuple[str, ...]) -> list[str]:
         """What is wrong with the options, given the recipe's tier names; told with the recipe's other problems."""
         return []

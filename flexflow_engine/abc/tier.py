@@ -178,6 +178,13 @@ class Tier(ABC):
         """The folder under which weight stores are to lie; None for tiers without `reads_store`."""
         return None
 
+    @classmethod
+    def free_bytes(cls, options: Any) -> int | None:
+        """Bytes that the machine has for the tier at this moment; None where that is not known. Called after
+        `check_available`, by `doctor`.
+        """
+        return None
+
     @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know of this tier on this machine, a line each. Asked once, when it is open."""

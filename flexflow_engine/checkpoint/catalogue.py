@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 from flexflow_engine.checkpoint.importing import WEIGHTS, locked
 from flexflow_engine.errors import StorageError
+from flexflow_engine.files import reporting
 from flexflow_engine.store.array import METADATA
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.header import header_or_none
 
 
@@ -61,6 +63,17 @@ def _entry(path: Path) -> StoreEntry:
         dtype=header.dtype if header else "",
         codec=header.codec if header else "",
         table_codec=header.table_codec if header else "",
-        nbytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        nbytes=_nbytes(path),
         complete=header is not None and header.complete,
     )
+
+
+def _nbytes(folder: Path) -> int:
+    """Of the files in it; an import may rename or remove some meanwhile."""
+    nbytes = 0
+    with reporting(folder):
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                nbytes += found.st_size if S_ISREG(found.st_mode) else 0
+    return nbytes

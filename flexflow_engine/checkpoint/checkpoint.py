@@ -48,6 +48,11 @@ class Checkpoint(ABC):
     def tokenizer_folder(self) -> Path | None:
         """The folder of the tokenizer's files; None when there are none, or the hub that has them can't be reached."""
 
+    @property
+    def is_fetched(self) -> bool:
+        """Whether its tensors can be looked at without asking the hub for them."""
+        return True
+
     @abstractmethod
     def content_key(self, progress: Progress = silent) -> str:
         """A digest of config and tensors, 64 hexadecimal digits: equal content, equal key, wherever it lies."""

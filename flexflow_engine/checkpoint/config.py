@@ -19,7 +19,7 @@ def read_config_file(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             "there is no config.json", where=str(path.parent), fix="name the folder that save_pretrained wrote"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"can't be read as JSON: {error}", where=str(path)) from error
     if not isinstance(config, dict):
         raise CheckpointError("is not a JSON object", where=str(path))

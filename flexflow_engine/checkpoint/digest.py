@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flexflow_engine.errors import CheckpointError
+from flexflow_engine.errors import CheckpointError, StorageError
+from flexflow_engine.files import PARTIAL, replacing
 
 _BUFFER_NBYTES = 4 * 2**20
 
@@ -61,14 +62,9 @@ class DigestCache:
 
     def _store(self, known: dict[str, Any]) -> None:
         """Best effort: a cache that can't be written is a slow start next time, not an error."""
-        try:
+        with suppress(StorageError), replacing(self._path, f".{os.getpid()}{PARTIAL}") as partial:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(known, file)
-            Path(temporary).replace(self._path)
-        except OSError:
-            return
+            partial.write_text(json.dumps(known))
 
 
 def _stamp(path: Path) -> list[int]:

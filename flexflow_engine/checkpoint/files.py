@@ -16,7 +16,7 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
 from flexflow_engine.checkpoint.digest import DigestCache, user_cache
 from flexflow_engine.checkpoint.folders import SAFETENSORS, TORCH_FILES, CheckpointFolder, file_inside
-from flexflow_engine.checkpoint.places import TensorPlace, safetensors_places, torch_places
+from flexflow_engine.checkpoint.places import NOT_QUANTIZED, TensorPlace, safetensors_places, torch_places
 from flexflow_engine.errors import CheckpointError, FlexFlowError, ProblemsError
 
 _READERS: Mapping[tuple[str, str], Callable[[Path], dict[str, TensorPlace]]] = {
@@ -44,6 +44,10 @@ class FilesCheckpoint(Checkpoint):
     def tokenizer_folder(self) -> Path | None:
         return self._folder.tokenizer()
 
+    @property
+    def is_fetched(self) -> bool:
+        return self._folder.is_local
+
     def content_key(self, progress: Progress = silent) -> str:
         folder = self._folder.weights()
         files = {name: file_inside(folder, name) for name in ("config.json", *self._shards.names)}
@@ -65,7 +69,7 @@ class FilesCheckpoint(Checkpoint):
         return CheckpointError(
             f"{name} is stored as {str(dtype).removeprefix('torch.')}",
             where=self.place(name),
-            fix="use a checkpoint that is not quantized",
+            fix=NOT_QUANTIZED,
         )
 
     def place(self, name: str) -> str:
@@ -129,7 +133,7 @@ def _read_index(folder: Path, index: str) -> dict[str, list[str]]:
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
         pairs = [(str(tensor), str(name)) for tensor, name in weight_map.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError("the index can't be read", where=str(path), fix="fetch the checkpoint again") from error
     tensors: dict[str, list[str]] = {}
     for tensor, name in pairs:

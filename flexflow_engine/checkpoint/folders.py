@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 from flexflow_engine.errors import CheckpointError
 
@@ -34,6 +35,9 @@ _TORCH_PATTERNS = (*TORCH_FILES, "pytorch_model-*.bin")
 class CheckpointFolder(ABC):
     """Gives the folder of what is asked for, and fetches it first where it must."""
 
+    is_local: ClassVar[bool]
+    """Whether nothing is ever fetched."""
+
     @abstractmethod
     def weights(self) -> Path:
         """The folder with config.json and the tensors' files. Raises CheckpointError when they can't be had."""
@@ -45,6 +49,8 @@ class CheckpointFolder(ABC):
 
 class LocalFolder(CheckpointFolder):
     """A folder that the user named."""
+
+    is_local = True
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -61,6 +67,8 @@ class LocalFolder(CheckpointFolder):
 
 class HubFolder(CheckpointFolder):
     """A repository of the Hugging Face hub; what its cache holds is used when the hub can't be reached."""
+
+    is_local = False
 
     def __init__(self, hub_id: str) -> None:
         self._hub_id = hub_id

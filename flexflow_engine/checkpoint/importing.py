@@ -26,9 +26,9 @@ from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress
 from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.files import reporting
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.store.array import METADATA, read_layout
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.header import StoreHeader, header_or_none, read_header
 from flexflow_engine.store.weights import WeightStore
 from flexflow_engine.store.writing import StoreWriter, missing_nbytes

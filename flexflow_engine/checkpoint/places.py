@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from flexflow_engine.errors import CheckpointError
 
+NOT_QUANTIZED = "use a checkpoint that is not quantized"
 _MAX_HEADER_NBYTES = 100 * 2**20
 """Longer headers are refused by the safetensors library too."""
 _SAFETENSORS_DTYPES = {
@@ -31,10 +32,14 @@ _SAFETENSORS_DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -77,7 +82,7 @@ def safetensors_places(path: Path) -> dict[str, TensorPlace]:
         if name == "__metadata__":
             continue
         try:
-            place = _safetensors_place(path, entry, data_offset)
+            place = _safetensors_place(path, name, entry, data_offset)
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, f"the header's entry for {name} makes no sense") from error
         _check_inside(name, place)
@@ -115,14 +120,16 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         header = json.loads(content)
     except OSError as error:
         raise _unreadable(path, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, "it has no safetensors header, or only a part of it") from error
     if len(content) != length or not isinstance(header, dict):
         raise _damaged(path, "it has no safetensors header, or only a part of it")
     return header, 8 + length
 
 
-def _safetensors_place(path: Path, entry: Mapping[str, Any], data_offset: int) -> TensorPlace:
+def _safetensors_place(path: Path, name: str, entry: Mapping[str, Any], data_offset: int) -> TensorPlace:
+    if entry["dtype"] not in _SAFETENSORS_DTYPES:
+        raise CheckpointError(f"{name} is stored as {entry['dtype']}", where=str(path), fix=NOT_QUANTIZED)
     dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
     start, stop = entry["data_offsets"]
     if stop - start != prod(shape) * dtype.itemsize or start < 0:

@@ -1,7 +1,7 @@
 """The command line: one file a verb, none of which imports torch before it is called.
 
 app.py        the verbs by name
-run.py plan.py profile.py import_.py plugins.py store.py schema.py    the verbs
+run.py plan.py profile.py import_.py doctor.py plugins.py store.py schema.py    the verbs
 exits.py      exceptions to exit statuses
 progress.py   the engine's progress on a terminal, or as plain lines
 report.py     metrics and memory tables for people

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flexflow_engine.cli import import_, plan, plugins, profile, run, schema, store
+from flexflow_engine.cli import doctor, import_, plan, plugins, profile, run, schema, store
 from flexflow_engine.cli.allocator import return_freed_blocks
 from flexflow_engine.cli.exits import with_exit_status
 
@@ -27,6 +27,7 @@ def _build() -> typer.Typer:
     app.command("plan")(with_exit_status(plan.plan))
     app.command("profile")(with_exit_status(profile.profile))
     app.command("import")(with_exit_status(import_.import_))
+    app.command("doctor")(with_exit_status(doctor.doctor))
     app.command("plugins")(with_exit_status(plugins.plugins))
     app.command("schema")(with_exit_status(schema.schema))
     stores = _group("The weight stores that imports have made.")

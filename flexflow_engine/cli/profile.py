@@ -12,9 +12,9 @@ import typer
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import Curve, HardwareProfile, Link, Processor
 from flexflow_engine.cli.columns import columns
-from flexflow_engine.cli.outputs import LateFile, check_distinct
+from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
-from flexflow_engine.cli.session import Json, Overrides, inputs_of, load, load_registry
+from flexflow_engine.cli.session import Json, Overrides, inputs_of, load_if_given
 
 if TYPE_CHECKING:
     from flexflow_engine.planning.profile.needs import Needs
@@ -40,12 +40,14 @@ def profile(
     from flexflow_engine.planning.profile.sizes import Sizes  # noqa: PLC0415
 
     needs = _needs(recipe, overrides, dtype, output)
+    if output is not None:
+        check_writable(output)
     if again:
         forget(needs)
-    with LateFile(output) as file:
-        with progress_on_stderr() as progress:
-            measured = this_machine(needs, sizes=Sizes(), notice=progress.notice)
-        file.finish(render_profile(measured))
+    with progress_on_stderr() as progress:
+        measured = this_machine(needs, sizes=Sizes(), notice=progress.notice)
+    if output is not None:
+        write_whole(output, render_profile(measured))
     print(json.dumps(profile_as_document(measured), indent=2) if as_json else "\n\n".join(_render(measured)))
 
 
@@ -55,9 +57,9 @@ def _needs(recipe: Path | None, overrides: list[str] | None, dtype: DType, outpu
     from flexflow_engine.engine import recipe_needs  # noqa: PLC0415
     from flexflow_engine.planning.profile.installed import installed_needs  # noqa: PLC0415
 
-    if recipe is None:
-        return installed_needs(load_registry(), dtype, user_cache())
-    asked, registry = load(recipe, overrides)
+    asked, registry = load_if_given(recipe, overrides)
+    if asked is None:
+        return installed_needs(registry, dtype, user_cache())
     check_distinct({"--output": output}, {"RECIPE": recipe, **inputs_of(asked)})
     return recipe_needs(asked, registry)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flexflow_engine.cli.hardware import Hardware, hardware_for
-from flexflow_engine.cli.outputs import LateFile, check_distinct, check_writable
+from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, inputs_of, load
@@ -66,9 +66,10 @@ def _run(
 ) -> dict[str, object]:
     from flexflow_engine.engine import run_recipe  # noqa: PLC0415  # torch; --help must not import it
 
-    if trace is not None:
-        check_writable(trace)
-    with LateFile(metrics) as metrics_file, progress_on_stderr() as progress:
+    for file in (metrics, trace):
+        if file is not None:
+            check_writable(file)
+    with progress_on_stderr() as progress:
         report = run_recipe(
             recipe,
             registry,
@@ -77,6 +78,7 @@ def _run(
             progress=progress,
             hardware=hardware_for(hardware, progress.notice),
         )
-        found = dict(report.metrics)
-        metrics_file.finish(json.dumps(found, indent=2) + "\n")
+    found = dict(report.metrics)
+    if metrics is not None:
+        write_whole(metrics, json.dumps(found, indent=2) + "\n")
     return found

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from flexflow_engine.errors import RecipeError
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.plugins import BLOCK_VARIABLE, Registry
@@ -34,6 +35,15 @@ def inputs_of(recipe: Recipe) -> dict[str, Path]:
     with suppress(OSError):  # no folder of this machine, or one that can't be read, which is told when it is opened
         files = {f"the checkpoint's {file.name}": file for file in Path(recipe.model.checkpoint).iterdir()}
     return files | ({"prompts": prompts} if isinstance(prompts, Path) else {})
+
+
+def load_if_given(path: Path | None, overrides: Sequence[str] | None) -> tuple[Recipe | None, Registry]:
+    """Raises RecipeError where `overrides` have no recipe to change."""
+    if path is not None:
+        return load(path, overrides)
+    if overrides:
+        raise RecipeError("there is no recipe to change", where=f"--set {overrides[0]}", fix="name a RECIPE")
+    return None, load_registry()
 
 
 def load(path: Path, overrides: Sequence[str] | None) -> tuple[Recipe, Registry]:

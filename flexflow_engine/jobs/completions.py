@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from flexflow_engine.errors import StorageError
+from flexflow_engine.files import partial_of
 from flexflow_engine.jobs.batching import FinishedSequence
 from flexflow_engine.jobs.prompts import Prompt
 from flexflow_engine.jobs.tokenizer import Tokenizer
@@ -64,9 +65,8 @@ class CompletionWriter:
 
     def __init__(self, path: Path, prompts: Sequence[Prompt], tokenizer: Tokenizer | None) -> None:
         """Raises StorageError when the file can't be written, so that it is known before the run."""
-        self._path = path
-        self._check_target()  # first: a folder such as `.` has no name to make one of
-        self._partial = path.with_name(f"{path.name}.partial")
+        self._path, self._partial = path, partial_of(path)
+        self._check_target()
         self._prompts = prompts
         self._tokenizer = tokenizer
         self._early: dict[int, FinishedSequence] = {}

@@ -39,11 +39,13 @@ def parse_yaml(text: str, *, where: str) -> Any:
     except yaml.YAMLError as error:
         raise RecipeError(f"not valid YAML: {error}", where=where) from error
     except RecursionError as error:
-        raise RecipeError("it is nested too deeply", where=where) from error
+        raise _too_deep(where) from error
     try:
         json.dumps(document)
     except ValueError as error:
         raise RecipeError("an alias refers to what it is part of", where=where) from error
+    except RecursionError as error:
+        raise _too_deep(where) from error
     return document
 
 
@@ -67,6 +69,10 @@ def _unsupported(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
 
 def _error(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _too_deep(where: str) -> RecipeError:
+    return RecipeError("it is nested too deeply", where=where)
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,15 +31,15 @@ class Override:
 
 
 def apply_overrides(document: Document, texts: Sequence[str]) -> tuple[Document, list[FlexFlowError]]:
-    """The changed document, and what was wrong with which override; a wrong one changes nothing.
+    """The changed document, and what was wrong with which override; a wrong one changes nothing, and `document` stays.
 
     `scheduler.plugin` is set before the rest, so that the keys it drops are the recipe's and never another `--set`'s.
     """
-    changed = deepcopy(document)
+    changed = document
     overrides, problems = _parse_all(texts)
     for override in sorted(overrides, key=lambda override: override.path != PLUGIN_KEY):
         try:
-            _apply(changed, override)
+            changed = _applied(changed, override)
         except RecipeError as problem:
             problems.append(problem)
     return changed, problems
@@ -57,18 +56,20 @@ def _parse_all(texts: Sequence[str]) -> tuple[list[Override], list[FlexFlowError
     return overrides, problems
 
 
-def _apply(document: Document, override: Override) -> None:
-    target = document
+def _applied(document: Document, override: Override) -> Document:
+    """The changed document. What lies on the way is copied: an alias stands elsewhere for the same mapping."""
+    changed = target = dict(document)
     for depth, key in enumerate(override.path[:-1], start=1):
-        if target.get(key) is None:
-            target[key] = {}
-        if not isinstance(target[key], dict):
+        held = {} if target.get(key) is None else target[key]
+        if not isinstance(held, dict):
             dotted = ".".join(override.path[:depth])
             raise RecipeError(f"`{dotted}` holds a value and no keys", where=_where(override.text))
+        target[key] = dict(held)
         target = target[key]
     if override.path == PLUGIN_KEY and target.get("plugin") != override.value:
         target.clear()
     target[override.path[-1]] = override.value
+    return changed
 
 
 def _where(text: str) -> str:

@@ -39,7 +39,7 @@ class Problems:
 
     def take(self, error: FlexFlowError, key: str) -> None:
         """Tell somebody else's error as a problem at this place."""
-        self._found.append(type(error)(error.what, where=self._where(key), fix=error.fix))
+        self._found.append(error.at(self._where(key)))
 
     def raise_any(self) -> None:
         if self._found:

@@ -49,12 +49,14 @@ class Executor(ABC):
     @abstractmethod
     def wait(self, step: int) -> None:
         """Block until every task of a submitted step has run. Raises TaskError with the cause if one failed,
-        StalledError if nothing happens for too long.
+        StalledError if no task runs and none starts for too long.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End every thread and release every context, finished or not. Idempotent."""
+        """End every thread and release every context, finished or not: tasks that run are waited for, as they use what
+        the caller releases next; a second Ctrl-C ends the waiting. Idempotent.
+        """
 
 
 class SequentialExecutor(Executor):
@@ -92,7 +94,7 @@ class DataflowExecutor(Executor):
         trace: Trace,
         stall_seconds: float = 900.0,
     ) -> None:
-        """stall_seconds: after this long without a task starting or ending, `wait` gives up."""
+        """stall_seconds: after this long without a task that runs, starts or ends, `wait` gives up."""
         self._run, self._trace, self._stall_seconds = run, trace, stall_seconds
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -149,7 +151,7 @@ class DataflowExecutor(Executor):
             self._closed = True
             self._wake_all()
         for thread in self._threads:
-            thread.join(timeout=10.0)
+            thread.join()
 
     def _enlist(self, task: Task, predecessors: tuple[str, ...]) -> None:
         unissued = [key for key in predecessors if key in self._waiting and key not in self._completions]
@@ -233,6 +235,11 @@ class DataflowExecutor(Executor):
         return [self._gates.pop(key) for key in ready if key in self._gates]
 
     @property
+    def _runs_any(self) -> bool:
+        """Whether a worker carries a task out: it is taken and waits for nothing."""
+        return any(not self._waiting[task.key] for lane in self._lanes.values() for task in lane.taken)
+
+    @property
     def _over(self) -> bool:
         return self._closed or self._failure is not None
 
@@ -248,7 +255,7 @@ class DataflowExecutor(Executor):
             raise self._failure
 
     def _raise_stall(self) -> None:
-        if time.monotonic() - self._progress_at > self._stall_seconds:
+        if time.monotonic() - self._progress_at > self._stall_seconds and not self._runs_any:
             heads = [task.key for lane in self._lanes.values() for task in lane.heads]
             _stall(self._stall_seconds, heads)
 
@@ -288,4 +295,4 @@ def _run_in(context: LaneContext, run: RunTask, task: Task, worker: int) -> Task
 
 def _stall(seconds: float, heads: list[str]) -> NoReturn:
     waiting = ", ".join(heads) or "none"
-    raise StalledError(f"no task started or ended for {seconds:g} s; at the heads of their lanes: {waiting}")
+    raise StalledError(f"no task ran for {seconds:g} s; at the heads of their lanes: {waiting}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flexflow_engine.abc.tier import Completion
-from flexflow_engine.errors import StorageError
+from flexflow_engine.files import replacing
 from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.task import Task
 
@@ -89,16 +89,14 @@ class Trace:
         return dict(self._totals.step_ends)
 
     def write(self, path: Path, tiers: Mapping[str, str]) -> None:
-        """Write Chrome trace events (Perfetto opens them); pid is what `tiers` maps a lane to, tid the lane."""
+        """Write Chrome trace events (Perfetto opens them); pid is what `tiers` maps a lane to, tid the lane. Raises
+        StorageError.
+        """
         self._fold_rest()
         origin = min((event.start for event in self.events), default=0.0)
         events = [_chrome_event(event, tiers[event.task.lane], origin) for event in self.events]
-        try:
-            partial = path.with_name(path.name + ".partial")
+        with replacing(path) as partial:
             partial.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
-            partial.replace(path)
-        except OSError as error:
-            raise StorageError(f"the trace can't be written: {error.strerror}", where=str(path)) from error
 
     def _fold_rest(self) -> None:
         for step in sorted({event.task.tile.step for event in self.events[self._folded :]}):

@@ -14,7 +14,6 @@
     writing.py      StoreWriter: makes a weight store page by page, and goes on with an unfinished one
     scratch.py      regions that live as long as a run, in a folder that is cleaned up even after a crash
     descriptors.py  open files, a bounded number of them
-    failures.py     operating system errors as StorageError
 
 Stock zarr-python reads every array; this package moves the bytes itself, because it can then read straight into the
 buffer that they are wanted in. A *unit* is an inner chunk of Zarr's `sharding_indexed` codec, a *page* is a shard.

@@ -20,8 +20,8 @@ from typing import Any
 
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.cpu.mapping import populated_bytes
+from flexflow_engine.files import reporting
 from flexflow_engine.store.descriptors import Descriptors
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import BLOCK_NBYTES
 
 BUFFER_NBYTES = 4 * 2**20

@@ -12,8 +12,8 @@ from typing import Any
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError
+from flexflow_engine.files import replacing, reporting
 from flexflow_engine.store.encoding import PREFIX, UNIT_NBYTES, Compression, Encoding
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import ShardFile
 
 METADATA = "zarr.json"
@@ -118,11 +118,8 @@ def create_array(folder: Path, layout: ArrayLayout) -> None:
 
 def write_metadata(folder: Path, content: bytes) -> None:
     """Write zarr.json in one step: readers see the old one or the new one."""
-    path = folder / METADATA
-    unfinished = path.with_name(METADATA + ".partial")
-    with reporting(path):
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+    with replacing(folder / METADATA) as partial:
+        partial.write_bytes(content)
 
 
 def sync_file(path: Path) -> None:

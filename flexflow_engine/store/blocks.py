@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from flexflow_engine.abc.tier import HostBytes
+from flexflow_engine.files import reporting
 from flexflow_engine.store.access import OpenFile
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import BLOCK_NBYTES, ShardFile, round_up
 
 

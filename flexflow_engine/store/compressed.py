@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.errors import CorruptDataError
+from flexflow_engine.files import reporting
 from flexflow_engine.store.access import OpenFile
 from flexflow_engine.store.blocks import fetch, fetch_nbytes, write_from
 from flexflow_engine.store.checksums import checksums_of
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.index import fetch_index
 from flexflow_engine.store.shard import BLOCK_NBYTES, CHECKSUM_NBYTES, ShardFile, index_entries, pack_index, round_up
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HostBytes
+from flexflow_engine.files import reporting
 from flexflow_engine.store.access import Access, OpenFile
 from flexflow_engine.store.blocks import fetch, fetch_nbytes, write_from
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import ShardFile
 
 

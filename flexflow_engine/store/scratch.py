@@ -20,10 +20,10 @@ from threading import Lock
 import numpy as np
 
 from flexflow_engine.abc.tier import HostBytes, RegionSpec
+from flexflow_engine.files import reporting
 from flexflow_engine.store.access import Access
 from flexflow_engine.store.array import ArrayLayout, create_array
 from flexflow_engine.store.checksums import checksums_of, verify
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.index import write_index
 from flexflow_engine.store.settling import settle
 from flexflow_engine.store.shard import BLOCK_NBYTES, round_up

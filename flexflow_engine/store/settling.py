@@ -10,7 +10,7 @@ import os
 from collections import deque
 from pathlib import Path
 
-from flexflow_engine.store.failures import reporting
+from flexflow_engine.files import reporting
 
 UNSETTLED_NBYTES = 32 * 2**20
 """What may be in the cache while further pages are made: two of the largest."""

@@ -13,9 +13,9 @@ from threading import Lock
 from typing import Any
 
 from flexflow_engine.abc.tier import HostBytes
+from flexflow_engine.files import reporting
 from flexflow_engine.store.access import OpenFile
 from flexflow_engine.store.blocks import fetch, fetch_nbytes, read_into, write_from
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.shard import BLOCK_NBYTES, ShardFile
 
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.tier import HostBytes, StoredTensor
 from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.files import reporting
 from flexflow_engine.store.access import Access
 from flexflow_engine.store.array import METADATA, ArrayLayout, read_layout
 from flexflow_engine.store.compressed import Bounds, buffer_nbytes, read_bounds, read_compressed, units_nbytes
 from flexflow_engine.store.encoding import Compression
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.header import StoreHeader, read_header
 from flexflow_engine.store.index import open_complete, open_to_read
 from flexflow_engine.store.shard import ShardFile

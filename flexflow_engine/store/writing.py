@@ -14,10 +14,10 @@ import numpy as np
 from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.files import replacing, reporting
 from flexflow_engine.store.access import BUFFERED, Access
 from flexflow_engine.store.array import METADATA, ArrayLayout, create_array, read_layout, sync_file
 from flexflow_engine.store.compressed import read_bounds, units_nbytes, write_compressed
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.header import StoreHeader, write_header
 from flexflow_engine.store.index import open_complete, open_to_read, write_index
 from flexflow_engine.store.settling import Unsettled, begin_writing, settle
@@ -176,17 +176,10 @@ def _layout_or_none(folder: Path) -> ArrayLayout | None:
 @contextmanager
 def _unfinished(path: Path) -> Iterator[int]:
     """A descriptor of a new file that takes the name `path` when the body succeeds, and is removed when it fails."""
-    temporary = path.with_name(path.name + ".partial")
-    with reporting(path):
+    with replacing(path) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
-        with reporting(path):
-            temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -172,6 +172,10 @@ class TierTests:
                 tier.reserve(401, what="workspace")
             assert tier.used_bytes == 600
 
+    def test_what_the_machine_has_for_the_tier_is_a_number_of_bytes_or_not_known(self, tier: Tier) -> None:
+        free = tier.free_bytes(tier.options)
+        assert free is None or free > 0
+
     def test_closing_frees_everything_and_may_be_repeated(self, tmp_path: Path) -> None:
         with _open(self.make_tier(tmp_path, AMPLE_BYTES)) as tier:
             for i in range(3):

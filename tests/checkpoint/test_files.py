@@ -29,6 +29,8 @@ from checkpoint.checkpoints import (
 )
 from flexflow_engine.errors import CheckpointError, FlexFlowError, ProblemsError
 
+NESTED = "[" * 100_000
+
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -150,7 +152,7 @@ def test_a_tensor_that_the_index_promises_and_the_file_lacks_is_named(tmp_path: 
     assert caught.value.where == str(folder / content["weight_map"][FC1])
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', NESTED])
 def test_an_index_that_makes_no_sense_is_named(tmp_path: Path, content: str) -> None:
     folder = write_sharded_safetensors(tmp_path, tensors())
     (folder / "model.safetensors.index.json").write_text(content)
@@ -169,6 +171,25 @@ def test_a_file_that_was_cut_is_found_from_its_header(tmp_path: Path, name: str,
     assert caught.value.where == str(file)
 
 
+def test_a_header_that_is_nested_too_deeply_is_told(tmp_path: Path) -> None:
+    folder = write_safetensors(tmp_path, tensors())
+    (folder / "model.safetensors").write_bytes(len(NESTED).to_bytes(8, "little") + NESTED.encode())
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: the file is damaged: it has no safetensors header"):
+        opened(folder).tensor_names()
+
+
+@pytest.mark.parametrize("dtype", ["U16", "U32", "U64", "F8_E8M0", "F4"])
+def test_numbers_of_quantized_checkpoints_are_told_as_such(tmp_path: Path, dtype: str) -> None:
+    """Nothing is wrong with such a file: fetching it again would not help."""
+    folder = write_safetensors(tmp_path, tensors())
+    nbytes = {"U16": 4, "U32": 8, "U64": 16, "F8_E8M0": 2, "F4": 1}[dtype]
+    header = json.dumps({FC1: {"dtype": dtype, "shape": [2], "data_offsets": [0, nbytes]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(nbytes))
+    checkpoint = opened(folder)
+    with pytest.raises(CheckpointError, match=rf"{FC1} is stored as .*; use a checkpoint that is not quantized"):
+        raise checkpoint.problem(FC1, (2,)) or AssertionError("no problem")
+
+
 def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
     folder = write_safetensors(tmp_path, tensors())
     (folder / "model.safetensors").unlink()
@@ -176,7 +197,7 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> No
         opened(folder).tensor_names()
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", "{"])
+@pytest.mark.parametrize("content", [None, "", "[1]", "{", NESTED])
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, content: str | None) -> None:
     folder = write_safetensors(tmp_path, tensors())
     (folder / "config.json").unlink()

@@ -456,6 +456,29 @@ def test_what_transformers_saves_is_imported(tmp_path: Path) -> None:
             assert torch.equal(stock(store, name), model.state_dict()[name])
 
 
+@pytest.mark.parametrize("stats_before", [0, 1])
+def test_a_file_that_an_import_renames_meanwhile_keeps_no_store_from_being_listed(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stats_before: int
+) -> None:
+    root = tmp_path / "root"
+    imported(opened(folder), root).close()
+    (entry,) = list_stores(root)
+    page = next(path for path in entry.path.rglob("c/0/0") if FC1 in str(path))
+    partial = page.rename(page.with_name("0.partial"))
+    seen, stat = list[Path](), Path.stat
+
+    def renaming(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        seen.append(path)
+        if path == partial and seen.count(partial) == stats_before + 1:
+            partial.rename(page)
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", renaming)
+    (listed,) = list_stores(root)
+    assert listed.name == entry.name
+    assert 0 < listed.nbytes <= entry.nbytes
+
+
 def test_stores_are_listed_and_removed(tmp_path: Path, folder: Path) -> None:
     root = tmp_path / "root"
     assert list_stores(root) == ()

@@ -307,6 +307,8 @@ def test_a_dry_run_shows_what_does_not_fit_and_exits_with_2(command: CommandLine
         (["--output", "same", "--metrics", "./same"], "same"),
         (["--metrics", "same", "--trace", "same"], "same"),
         (["--metrics", "job.completions.jsonl"], "job.completions.jsonl"),
+        (["--metrics", "job.completions.jsonl.partial"], "job.completions.jsonl.partial"),
+        (["--metrics", "same", "--trace", "same.partial"], "same.partial"),
     ],
 )
 def test_no_file_is_written_over_another_of_the_same_run(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ("run", "import", "plugins", "store", "schema")
+VERBS = ("run", "plan", "profile", "import", "doctor", "plugins", "store", "schema")
 
 
 def command(*arguments: str, module: str = "flexflow_engine") -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -13,10 +14,16 @@ from pathlib import Path
 import pytest
 
 from commands import CommandLine, completions, ended, install, start, token_ids, write_recipe
-from flexflow_engine.errors import TaskError
+from flexflow_engine.cli.progress import PlainProgress
+from flexflow_engine.engine import run_recipe
+from flexflow_engine.errors import StorageError, TaskError
+from flexflow_engine.jobs.load import load_recipe
+from flexflow_engine.planning.hardware import read_profile
+from flexflow_engine.plugins import Registry
 from harness import random_prompts, reference_tokens, save_opt
 
 RUN = "flexflow_engine.run"
+T4 = Path(__file__).parents[2] / "recipes" / "hardware" / "t4_gcp.yaml"
 PROMPTS = random_prompts(5, seed=1, longest=12)
 FC1 = "model.decoder.layers.1.fc1.weight"
 TABLE = "model.decoder.embed_tokens.weight"
@@ -62,10 +69,7 @@ def test_a_killed_run_leaves_a_partial_file_and_the_next_run_clears_its_scratch(
 ) -> None:
     endless.kill()
     assert endless.wait(timeout=20) == -signal.SIGKILL
-    assert sorted(path.name for path in (tmp_path / "first").iterdir() if path.is_file()) == [
-        "job.completions.jsonl.partial",
-        "m.json.partial",
-    ]
+    assert [path.name for path in (tmp_path / "first").iterdir() if path.is_file()] == ["job.completions.jsonl.partial"]
     (dead,) = scratch(recipe)
     assert dead.name.startswith(f"{endless.pid}-")
     assert command("run", recipe).status == 0
@@ -219,6 +223,20 @@ def test_a_full_disk_under_the_output_is_told_before_the_run(
     assert [path.name for path in small_disk.iterdir()] == ["others"]
 
 
+def test_a_trace_that_can_t_be_written_costs_no_completion(recipe: Path, tmp_path: Path) -> None:
+    registry = Registry.load()
+    with pytest.raises(StorageError, match=r"gone/t\.json"):
+        run_recipe(
+            load_recipe(recipe, [], registry),
+            registry,
+            output=tmp_path / "out.jsonl",
+            trace=tmp_path / "gone" / "t.json",
+            progress=PlainProgress(io.StringIO(), time.monotonic),
+            hardware=lambda needs: read_profile(T4),
+        )
+    assert token_ids(tmp_path / "out.jsonl") == reference_tokens(tmp_path / "checkpoint", PROMPTS, max_new_tokens=6)
+
+
 def test_a_file_system_mounted_read_only(recipe: Path, command: CommandLine, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for options in (["--output", f"{small_disk}/out.jsonl"], [f"--set=tiers.disk.path={small_disk}/disk"]):
@@ -271,6 +289,26 @@ def flexflow_register_models():
 def flexflow_register_tiers():
     return [Torn]
 """
+ABSENT = """
+from flexflow_engine import hookimpl
+from flexflow_engine.errors import FlexFlowError
+from flexflow_tiers.pinned import PinnedTier
+
+class Moons(FlexFlowError):
+    def __init__(self, count):
+        super().__init__(f"{count} moons are missing", fix="wait")
+
+class Absent(PinnedTier):
+    name = "absent"
+
+    @classmethod
+    def check_available(cls, options):
+        raise Moons(3)
+
+@hookimpl
+def flexflow_register_tiers():
+    return [Absent]
+"""
 SLOW_START = """
 import time
 from pathlib import Path
@@ -306,6 +344,15 @@ def test_a_plugin_s_own_error_is_told_to_the_user(
     assert "error: the sky: the moon is wrong; wait\n" in outcome.stderr
     assert set(threading.enumerate()) == before, "no lane outlives its run"
     assert_nothing_left(recipe)
+
+
+def test_a_plugin_s_own_error_is_told_where_it_is_found_whatever_it_takes(
+    recipe: Path, command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(install(tmp_path, "absent", ABSENT))
+    outcome = command("run", recipe, "--set=tiers.host.plugin=absent")
+    outcome.assert_user_error()
+    assert "error: tiers.host: 3 moons are missing; wait\n" in outcome.stderr
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -88,6 +88,23 @@ def test_no_file_of_the_job_is_written_over(command_line: CommandLine, recipe: P
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "written", ["plan --trace", "profile --output", "run --output", "run --metrics", "run --trace"]
+)
+def test_no_file_of_the_job_is_taken_for_one_that_is_not_whole_yet(
+    command_line: CommandLine, recipe: Path, written: str
+) -> None:
+    """Prompts may have been called so by a run that did not end."""
+    verb, option = written.split()
+    prompts = (recipe.parent / "prompts.jsonl").rename(recipe.parent / "more.jsonl.partial")
+    before = prompts.read_bytes()
+    asked = ("--set=workload.prompts=more.jsonl.partial", option, recipe.parent / "more.jsonl")
+    outcome = command_line(verb, recipe, *asked)
+    outcome.assert_user_error()
+    assert f"{prompts}: prompts and {option} are the same file" in outcome.stderr
+    assert prompts.read_bytes() == before
+
+
 def test_no_overlap_takes_longer(command_line: CommandLine, recipe: Path, machine: Path) -> None:
     overlapped = found(command_line("plan", recipe, "--hardware", machine, "--json"))
     alone = found(command_line("plan", recipe, "--hardware", machine, "--json", "--no-overlap"))

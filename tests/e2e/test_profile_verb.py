@@ -74,6 +74,22 @@ def test_a_run_on_a_machine_of_which_too_little_is_known_goes_on_without_a_predi
     assert "no prediction: " in outcome.stderr
 
 
+@pytest.mark.parametrize("content", [None, "name: [", "{}"])
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_hardware_file_that_can_t_be_used_is_told_before_anything_is_done(
+    command: CommandLine, recipe: Path, content: str | None, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe.parent / "machine.yaml"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv(HARDWARE_VARIABLE, str(file))
+    for given in ((), ("--hardware", str(file))):
+        outcome = command(verb, recipe, *given)
+        outcome.assert_user_error()
+        assert str(file) in outcome.stderr
+        assert not list(Path.cwd().iterdir())
+
+
 def test_products_are_computed_as_the_machine_was_measured(
     command: CommandLine, recipe: Path, measured: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -146,3 +162,18 @@ def test_a_folder_that_is_no_place_for_the_profile_is_told(
     command: CommandLine, recipe: Path, measured: Mapping[str, Any], tmp_path: Path
 ) -> None:
     command("profile", recipe, "--output", tmp_path / "nowhere" / "machine.yaml").assert_user_error()
+
+
+def test_what_was_measured_is_kept_where_a_new_measurement_has_no_place(
+    command: CommandLine, recipe: Path, measured: Mapping[str, Any], tmp_path: Path
+) -> None:
+    command("profile", recipe, "--again", "--output", tmp_path / "nowhere" / "machine.yaml").assert_user_error()
+    again = command("profile", recipe, "--json")
+    assert "measuring" not in again.stderr
+    assert json.loads(again.stdout) == json.loads(json.dumps(measured))
+
+
+def test_a_setting_without_a_recipe_is_told(command: CommandLine) -> None:
+    outcome = command("profile", "--set", "model.dtype=float16")
+    outcome.assert_user_error()
+    assert "--set model.dtype=float16: there is no recipe to change; name a RECIPE" in outcome.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from flexflow_engine.abc.policy import MemoryLine, MemoryTable, Placement, Policy
 from flexflow_engine.cli.exits import with_exit_status
-from flexflow_engine.cli.outputs import LateFile, check_writable
+from flexflow_engine.cli.outputs import check_writable, write_whole
 from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
 from flexflow_engine.errors import CorruptDataError, FlexFlowError, ProblemsError, RecipeError, StorageError, TaskError
@@ -119,14 +119,14 @@ def test_plain_progress_tells_the_import_in_bytes() -> None:
     assert stream.getvalue() == "importing weights: 1.0 MiB of 4.0 MiB (25 %)\n"
 
 
-def test_a_late_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    with LateFile(path):
-        pass
+    check_writable(path)
     assert not any(tmp_path.iterdir())
-    with LateFile(path) as file:
-        file.finish("{}\n")
+    write_whole(path, "{}\n")
+    check_writable(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+    assert path.read_text() == "{}\n"
 
 
 @pytest.mark.parametrize("place", ["missing/metrics.json", "."])

@@ -117,6 +117,14 @@ def test_set_changes_values_and_makes_missing_maps(path: Path, registry: Registr
     assert recipe.scheduler.options.weights == {"disk": 100.0}
 
 
+def test_set_changes_nothing_that_an_alias_shares_with_what_it_names(path: Path, registry: Registry) -> None:
+    shared = RECIPE.replace("{device: 20, host: 80}", "&shares {device: 20, host: 80}")
+    path.write_text(shared.replace("kv_cache: {host: 100}", "kv_cache: *shares"))
+    options = load(path, registry, "scheduler.weights.device=0", "scheduler.weights.disk=20").scheduler.options
+    assert options.weights == {"device": 0.0, "host": 80.0, "disk": 20.0}
+    assert options.kv_cache == {"device": 20.0, "host": 80.0}
+
+
 def test_set_can_add_a_tier(path: Path, registry: Registry) -> None:
     recipe = load(path, registry, "tiers.spare.plugin=cpu", "tiers.spare.budget=1MiB")
     assert [tier.name for tier in recipe.tiers] == ["device", "host", "disk", "spare"]

@@ -31,6 +31,10 @@ RECIPE: dict[str, Any] = {
 }
 
 
+CHAIN = "a0: &a0 x\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}]\n" for n in range(1500))
+"""Each value is a list of the one before: no line is nested, and the last value is, 1500 times."""
+
+
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     return Registry.load()
@@ -166,6 +170,7 @@ def test_a_plugins_own_problems_are_told_although_the_rest_does_not_validate(pat
         ("a: !!set {b}", "FILE, line 1: not valid YAML: values of the type set have no place here"),
         ("? [a, b]\n: c\n", "FILE, line 1: not valid YAML: a key must be a text"),
         ("a: &a [*a]", "FILE: an alias refers to what it is part of"),
+        (CHAIN, "FILE: it is nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_recipe_says_the_line(path: Path, registry: Registry, text: str, problem: str) -> None:

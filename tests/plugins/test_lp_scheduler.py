@@ -95,6 +95,23 @@ def test_without_a_solver_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pulp, "listSolvers", lambda **_: ["GLPK_CMD"])
     with pytest.raises(PluginError, match="pip install highspy"):
         choose(planner(DEVICE_FAR, {"device": 64 * MIB, "far": 64 * MIB}))
+    with pytest.raises(PluginError, match="pip install highspy"):
+        LPScheduler.check_available()
+
+
+@pytest.mark.parametrize("outcome", [pulp.PulpError("killed"), OSError("no such program"), pulp.LpStatusNotSolved])
+def test_a_solver_that_is_there_and_does_not_run_is_told(
+    monkeypatch: pytest.MonkeyPatch, outcome: Exception | int
+) -> None:
+    def solve(problem: pulp.LpProblem, solver: object) -> int:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    LPScheduler.check_available()
+    monkeypatch.setattr(pulp.LpProblem, "solve", solve)
+    with pytest.raises(PluginError, match=f"the solver {lp_solver.find_solver()} "):
+        LPScheduler.check_available()
 
 
 def test_with_room_for_everything_nothing_moves() -> None:

@@ -76,6 +76,13 @@ class CudaTier(Tier):
             fix = f"device: 0 to {count - 1} would do" if count > 1 else "device: 0 would do"
             raise TierError(f"device {options.device} asked for, {count} GPU(s) visible", fix=fix)
 
+    @classmethod
+    def free_bytes(cls, options: CudaOptions) -> int:
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(options.device)
+        return free
+
     @property
     def torch_device(self) -> str:
         return f"cuda:{self.options.device}"

@@ -10,7 +10,8 @@ not wait for memory, which virtual machines may hand out at one or two gigabytes
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +21,10 @@ from flexflow_engine.errors import TierError
 
 if TYPE_CHECKING:
     import torch
+
+
+_MEMINFO = Path("/proc/meminfo")
+"""Of Linux (proc(5))."""
 
 
 class HostMemory:
@@ -47,6 +52,13 @@ class HostTier(Tier):
     memory = HOST
     more_room: ClassVar[str] = "a smaller budget for this tier, or fewer other programs, would do"
     """What would work when the machine refuses."""
+
+    @classmethod
+    def free_bytes(cls, options: Any) -> int | None:
+        """As the kernel tells it, what its caches would give back included; a limit of a container is not in it."""
+        lines = _MEMINFO.read_text(encoding="utf-8").splitlines() if _MEMINFO.exists() else []
+        found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+        return int(found[0]) * 2**10 if found else None
 
     def read(self, region: Region, first: int, count: int, out: HostBytes) -> None:
         np.copyto(out, _units(region, first, count))

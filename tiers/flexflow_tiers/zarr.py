@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, StoredTensor, Tier
 from flexflow_engine.errors import StorageError
+from flexflow_engine.files import reporting
 from flexflow_engine.store.access import READS_AT_ONCE, Access
-from flexflow_engine.store.failures import reporting
 from flexflow_engine.store.scratch import RunFolder, ScratchArray, scratch_nbytes
 from flexflow_engine.store.weights import StoredUnits
 
@@ -69,15 +69,19 @@ class ZarrTier(Tier):
     @classmethod
     def check_available(cls, options: Any) -> None:
         """Raise StorageError when the folder can be neither used nor made. Makes nothing."""
-        path = Path(options.path)
-        with reporting(path):
-            existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        path, existing = Path(options.path), _existing(options)
         if not existing.is_dir():
             raise StorageError(f"{existing} is not a folder", where=str(path), fix="choose another path for the tier")
         if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
             raise StorageError(
                 f"{existing} can't be written", where=str(path), fix="choose a path for the tier that you may write to"
             )
+
+    @classmethod
+    def free_bytes(cls, options: Any) -> int:
+        existing = _existing(options)
+        with reporting(existing):
+            return shutil.disk_usage(existing).free
 
     def attach(self, tensor: StoredTensor, *, placed_units: int) -> Region:
         units = StoredUnits(tensor, self._access)
@@ -144,3 +148,10 @@ class ZarrTier(Tier):
                 where=str(self._run.path.parent.parent),
                 fix=f"free some space there, or choose a path for tiers.{self.label} on a larger disk",
             )
+
+
+def _existing(options: ZarrOptions) -> Path:
+    """The tier's folder, or the nearest around it that is there. Raises StorageError."""
+    path = Path(options.path)
+    with reporting(path):
+        return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

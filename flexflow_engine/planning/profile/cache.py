@@ -8,6 +8,7 @@ from pathlib import Path
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.checkpoint.digest import user_cache
 from flexflow_engine.errors import ProblemsError, StorageError
+from flexflow_engine.files import reporting
 from flexflow_engine.planning.hardware import read_profile, write_profile
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.measure import complete
@@ -37,10 +38,8 @@ def this_machine(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -
 def forget(needs: Needs) -> None:
     """Have this machine measured anew, for the dtype of these needs. Raises StorageError."""
     path = profile_path(Machine.here(), needs)
-    try:
+    with reporting(path):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"it can't be removed ({error.strerror})", where=str(path)) from error
 
 
 def profile_path(machine: Machine, needs: Needs) -> Path:
@@ -62,5 +61,5 @@ def _read(path: Path, notice: Callable[[str], None]) -> HardwareProfile | None:
 def _keep(profile: HardwareProfile, path: Path, notice: Callable[[str], None]) -> None:
     try:
         write_profile(profile, path)
-    except OSError as error:
-        notice(f"the measurements are not kept: {path} can't be written ({error.strerror})")
+    except StorageError as error:
+        notice(f"the measurements are not kept: {error}")

@@ -19,12 +19,13 @@ from flexflow_engine.plugins import Registry
 
 def installed_needs(registry: Registry, dtype: DType, folder: Path) -> Needs:
     """The model computes on an accelerator if there is one. folder: where tiers that take a `path` get one."""
-    tiers = sorted(_available(registry, folder), key=lambda tier: (*_order(tier.tier_class), tier.name))
-    codecs = [_codec(registry, name) for name in registry.names("codec") if name != PLAIN]
+    works = filter(_works, tiers_by_default(registry, folder))
+    tiers = sorted(works, key=lambda tier: (*_order(tier.tier_class), tier.name))
+    codecs = [default_codec(registry, name) for name in registry.names("codec") if name != PLAIN]
     return Needs(
         model=_smallest_model(registry, dtype),
         tiers=tuple(tiers),
-        plain=_codec(registry, PLAIN),
+        plain=default_codec(registry, PLAIN),
         codecs=tuple(codec for codec in codecs if not codec.keeps_bytes),
     )
 
@@ -34,17 +35,15 @@ def _order(tier: type[Tier]) -> tuple[bool, bool]:
     return not tier.computes, tier.memory == HOST
 
 
-def _available(registry: Registry, folder: Path) -> Iterator[TierChoice]:
-    """Tiers that need nothing but a path, or nothing at all."""
+def tiers_by_default(registry: Registry, folder: Path) -> Iterator[TierChoice]:
+    """Tiers that need nothing but a path, which is `folder` then, or nothing at all; whether they work here or not."""
     for name in registry.names("tier"):
         tier_class = registry.tier(name)
         required = {f.name for f in fields(tier_class.Options) if f.default is f.default_factory is MISSING}
         if not required <= {"path"}:
             continue
         paths = {"path": folder} if required else {}
-        choice = TierChoice(name=name, tier_class=tier_class, options=tier_class.Options(**paths))
-        if _works(choice):
-            yield choice
+        yield TierChoice(name=name, tier_class=tier_class, options=tier_class.Options(**paths))
 
 
 def _works(choice: TierChoice) -> bool:
@@ -55,7 +54,8 @@ def _works(choice: TierChoice) -> bool:
     return True
 
 
-def _codec(registry: Registry, name: str) -> Codec:
+def default_codec(registry: Registry, name: str) -> Codec:
+    """With the options that it has by itself."""
     codec: type[Any] = registry.codec(name)
     return codec(codec.Options())  # type: ignore[no-any-return]  # what it registered as
 

@@ -132,6 +132,9 @@ class GroupQuantCodec(Codec):
         backend = threads if out.device.type == "cpu" else on_device
         backend.decode(self, encoded, out)
 
+    def notices(self, memory: str) -> tuple[str, ...]:
+        return on_device.notices(memory)
+
     def kernel_decoder(self, shape: tuple[int, ...]) -> KernelDecoder:
         return threads.decoder(self, prod(shape))
 

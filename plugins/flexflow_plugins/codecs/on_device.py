@@ -61,6 +61,13 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
         _encode_groups(form, numbers[:, first:stop], out, (first, stop, numbers.shape[1]))
 
 
+def notices(device_type: str) -> tuple[str, ...]:
+    """What makes codecs slow there; a line each."""
+    if device_type != "cuda" or _kernels(device_type):
+        return ()
+    return ("many operators encode and decode on the GPU instead of one kernel: Triton is missing or does not work",)
+
+
 @cache
 def _kernels(device_type: str) -> ModuleType | None:
     """Compiled kernels; None where there is no Triton, or it can't compile. Asked once: it may take seconds."""

@@ -15,7 +15,7 @@ from flexflow_plugins.schedulers.lp.refusal import refusal
 from flexflow_plugins.schedulers.lp.search import Search
 from flexflow_plugins.schedulers.lp.shapes import Choices
 from flexflow_plugins.schedulers.lp.simpler import and_simpler, scored, simplified
-from flexflow_plugins.schedulers.lp.solver import find_solver
+from flexflow_plugins.schedulers.lp.solver import check_solver, find_solver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,10 @@ class LPScheduler(Scheduler):
     def __init__(self, options: LPOptions) -> None:
         super().__init__(options)
         self._options = options
+
+    @classmethod
+    def check_available(cls) -> None:
+        check_solver()
 
     def problems(self, tiers: tuple[str, ...]) -> list[str]:
         return list(self._wrong_sizes())

@@ -40,6 +40,19 @@ def find_solver() -> str:
     return found
 
 
+def check_solver() -> None:
+    """Solve the smallest of problems. Raises PluginError when there is no solver, or it does not run."""
+    solver = find_solver()
+    problem = pulp.LpProblem("smallest", pulp.LpMinimize)
+    problem += problem.add_variable("share", 0, 1)
+    try:
+        solved = solve(problem, solver)
+    except (pulp.PulpError, OSError) as error:
+        raise PluginError(f"the solver {solver} does not run ({error})", fix="`pip install highspy`") from error
+    if not solved:
+        raise PluginError(f"the solver {solver} finds no solution where there is one", fix="`pip install highspy`")
+
+
 def available() -> frozenset[str]:
     """Names of the solvers that PuLP finds on this machine."""
     with warnings.catch_warnings():

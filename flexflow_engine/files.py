@@ -1,13 +1,17 @@
-"""What the operating system refuses, told as StorageError with a path and a way out."""
+"""Files that appear whole or not at all, and what the operating system refuses, told as StorageError with a way out."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from flexflow_engine.errors import StorageError
 
+PARTIAL = ".partial"
+"""How the name of a file ends that is not whole yet."""
 _FIXES = {
     errno.ENOSPC: "free some space there, or choose a path on a larger disk",
     errno.EDQUOT: "free some space there, or choose a path outside the quota",
@@ -21,6 +25,28 @@ _FIXES = {
     errno.ENOTDIR: "choose a path whose parents are folders",
     errno.EEXIST: "choose a path that is a folder, or does not exist yet",
 }
+
+
+def partial_of(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return Path(f"{path}{PARTIAL}")
+
+
+@contextmanager
+def replacing(path: Path, ending: str = PARTIAL) -> Iterator[Path]:
+    """The name under which the body writes a file, which then takes the name `path`; where either fails, it is removed.
+
+    ending: of that name, one of the process's own where several may write at once. Raises StorageError for an OSError.
+    """
+    partial = Path(f"{path}{ending}")
+    try:
+        with reporting(path):
+            yield partial
+            partial.replace(path)
+    except BaseException:
+        with suppress(OSError):  # the error to tell is the one before
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
