@@ -295,7 +295,13 @@ def _unavailable_tiers(recipe: Recipe, registry: Registry) -> Iterator[FlexFlowE
         try:
             registry.tier(tier.plugin).check_available(tier.options)
         except FlexFlowError as error:
-            yield type(error)(error.what, where=error.where or f"tiers.{tier.name}", fix=error.fix)
+            yield type(error)(error.what, where=_of_tier(tier.name, error.where), fix=error.fix)
+
+
+def _of_tier(name: str, where: str) -> str:
+    """A place that a tier told, with the tier's."""
+    place = f"tiers.{name}"
+    return where if where.startswith(place) else f"{place}: {where}" if where else place
 
 
 def _open_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
