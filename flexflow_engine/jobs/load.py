@@ -65,7 +65,7 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Rec
 
 def _read(path: Path, overrides: Sequence[str]) -> tuple[Document, Problems]:
     try:
-        document, found = apply_overrides(read_document(path), overrides)
+        document, found = apply_overrides(_spread_codecs(read_document(path)), overrides)
     except RecipeError as error:
         raise ProblemsError([error]) from error
     return _spread_codecs(_spread_synthetic(document)), Problems(path, found)
