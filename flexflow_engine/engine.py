@@ -31,6 +31,7 @@ from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.matmul import HostProducts, TeamProducts, usual_float32_from, usual_products
+from flexflow_engine.declared.codecs import check_codec
 from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import ATTENTION_LANE
@@ -195,12 +196,15 @@ def recipe_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
 
 
 def recipe_codecs(recipe: Recipe, registry: Registry) -> Codecs:
-    """The recipe's codecs."""
-    weights, kv_cache = recipe.codecs.weights, recipe.codecs.kv_cache
-    none = registry.codec("none")
+    """The recipe's codecs. Raises PluginError in the name of one that can't be used."""
+    chosen, none, dtype = recipe.codecs, registry.codec("none"), recipe.model.dtype
+    weights = registry.codec(chosen.weights.plugin)(chosen.weights.options)
+    kv_cache = registry.codec(chosen.kv_cache.plugin)(chosen.kv_cache.options)
+    for codec in (weights, weights.for_table()):
+        check_codec(codec, dtype, where="codecs.weights")
     return Codecs(
-        weights=registry.codec(weights.plugin)(weights.options),
-        kv_cache=registry.codec(kv_cache.plugin)(kv_cache.options).for_cache(),
+        weights=weights,
+        kv_cache=check_codec(kv_cache.for_cache(), dtype, where="codecs.kv_cache"),
         small=none(none.Options()),
     )
 
@@ -312,7 +316,13 @@ def _unavailable_tiers(recipe: Recipe, registry: Registry) -> Iterator[FlexFlowE
         try:
             registry.tier(tier.plugin).check_available(tier.options)
         except FlexFlowError as error:
-            yield error.at(error.where or f"tiers.{tier.name}")
+            yield error.at(_of_tier(tier.name, error.where))
+
+
+def _of_tier(name: str, where: str) -> str:
+    """A place that a tier told, with the tier's."""
+    place = f"tiers.{name}"
+    return where if where.startswith(place) else f"{place}: {where}" if where else place
 
 
 def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progress) -> WeightStore:

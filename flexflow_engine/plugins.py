@@ -2,14 +2,15 @@
 
 A plugin is an entry point of the group `flexflow_engine`; its module's hooks return classes. The engine's own
 plugins come the same way as anyone's. What fails to load is remembered with its error and takes nothing else down:
-it matters only to somebody who asks for a name that nobody has.
+it matters only to somebody who asks for a name that nobody has, or that two have.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Literal
@@ -19,13 +20,15 @@ import pluggy
 from flexflow_engine import hookspecs
 from flexflow_engine.abc import codec, model, scheduler, tier
 from flexflow_engine.abc.near_miss import near_miss
+from flexflow_engine.declared.classes import Kind, class_problem
 from flexflow_engine.errors import PluginError
 from flexflow_engine.hookspecs import NAME
 
-Kind = Literal["tier", "codec", "model", "scheduler"]
-
 BLOCK_VARIABLE = f"{NAME.upper()}_BLOCK"
 """Environment variable that the command line reads: names of entry points or distributions not to load."""
+
+BROKEN = (Exception, SystemExit)
+"""What a plugin's module may raise: it is told to whoever misses the plugin."""
 
 PUBLISHED_ELSEWHERE: Mapping[tuple[Kind, str], str] = {}
 """(kind, plugin name) -> the distribution to install for it. Only what really can be installed is listed."""
@@ -35,12 +38,6 @@ HOOKS: Mapping[Kind, str] = {
     "codec": "flexflow_register_codecs",
     "model": "flexflow_register_models",
     "scheduler": "flexflow_register_schedulers",
-}
-CONTRACTS: Mapping[Kind, tuple[type[Any], int]] = {
-    "tier": (tier.Tier, tier.API_VERSION),
-    "codec": (codec.Codec, codec.API_VERSION),
-    "model": (model.Model, model.API_VERSION),
-    "scheduler": (scheduler.Scheduler, scheduler.API_VERSION),
 }
 
 
@@ -56,12 +53,16 @@ class PluginRow:
     error: str | None = None
 
 
+Loaded = tuple[PluginRow, type[Any] | None]
+"""A row, with its class unless that can't be used."""
+
+
 class Registry:
     """Built once, then only read."""
 
     def __init__(
         self,
-        classes: Mapping[tuple[Kind, str], type[Any]],
+        classes: Mapping[tuple[str, str], type[Any]],
         rows: tuple[PluginRow, ...],
         elsewhere: Mapping[tuple[Kind, str], str],
     ) -> None:
@@ -73,19 +74,19 @@ class Registry:
     def load(
         cls, blocked: Collection[str] = (), elsewhere: Mapping[tuple[Kind, str], str] = PUBLISHED_ELSEWHERE
     ) -> Registry:
-        """Import every installed plugin. Raises PluginError when two classes of one kind share a name.
+        """Import every installed plugin.
 
         blocked: names of entry points or distributions that are left alone.
         """
         manager = pluggy.PluginManager(NAME)
         manager.add_hookspecs(hookspecs)
-        classes: dict[tuple[Kind, str], type[Any]] = {}
+        found = [loaded for entry in _installed() for loaded in _load_entry(manager, entry, blocked)]
+        classes: dict[tuple[str, str], type[Any]] = {}
         rows: list[PluginRow] = []
-        for entry in _installed():
-            for row, plugin_class in _load_entry(manager, entry, blocked):
-                rows.append(row)
-                if plugin_class is not None:
-                    _add(classes, row, plugin_class)
+        for row, plugin_class in _without_clashes(found):
+            rows.append(row)
+            if plugin_class is not None:
+                classes[row.kind, row.name] = plugin_class
         return cls(classes, tuple(rows), elsewhere)
 
     def tier(self, name: str) -> type[tier.Tier]:
@@ -102,7 +103,7 @@ class Registry:
         return self._find("scheduler", name)
 
     def names(self, kind: Kind) -> tuple[str, ...]:
-        """The names that can be asked for, sorted."""
+        """The names that can be asked for, sorted; not those that two classes have."""
         return tuple(sorted(name for of_kind, name in self._classes if of_kind == kind))
 
     def listing(self) -> tuple[PluginRow, ...]:
@@ -111,9 +112,12 @@ class Registry:
 
     def _find(self, kind: Kind, name: str) -> type[Any]:
         found = self._classes.get((kind, name))
-        if found is None:
-            raise PluginError(f"unknown {kind} plugin {name!r}", fix="; ".join(self._advice(kind, name)))
-        return found
+        if found is not None:
+            return found
+        for row in self._rows:
+            if (row.kind, row.name) == (kind, name):
+                raise PluginError(f"the {kind} plugin {name!r} can't be used: {row.error}")
+        raise PluginError(f"unknown {kind} plugin {name!r}", fix="; ".join(self._advice(kind, name)))
 
     def _advice(self, kind: Kind, name: str) -> Iterator[str]:
         known = self.names(kind)
@@ -131,15 +135,13 @@ def _installed() -> list[EntryPoint]:
     return sorted(entry_points(group=NAME), key=lambda entry: (_distribution(entry), entry.name))
 
 
-def _load_entry(
-    manager: pluggy.PluginManager, entry: EntryPoint, blocked: Collection[str]
-) -> list[tuple[PluginRow, type[Any] | None]]:
+def _load_entry(manager: pluggy.PluginManager, entry: EntryPoint, blocked: Collection[str]) -> list[Loaded]:
     """The rows of one entry point, each with its class unless that can't be used."""
     if {entry.name, _distribution(entry)} & set(blocked):
         return [(_row("entry point", entry.name, entry, f"blocked by {BLOCK_VARIABLE}"), None)]
     try:
         registered = _register(manager, entry)
-    except Exception as error:  # a plugin's import may raise anything; it is told to whoever misses the plugin
+    except BROKEN as error:
         return [(_row("entry point", entry.name, entry, f"{type(error).__name__}: {error}"), None)]
     return [_checked(kind, candidate, entry) for kind, candidate in registered]
 
@@ -152,7 +154,7 @@ def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> list[tuple[Ki
         manager.check_pending()
         _check_unmarked(module)
         return [(kind, candidate) for kind in HOOKS for candidate in _call(manager, kind, module)]
-    except Exception:
+    except BROKEN:
         if manager.has_plugin(name):
             manager.unregister(name=name)
         raise
@@ -161,7 +163,18 @@ def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> list[tuple[Ki
 def _call(manager: pluggy.PluginManager, kind: Kind, module: ModuleType) -> Iterator[Any]:
     for implementation in getattr(manager.hook, HOOKS[kind]).get_hookimpls():
         if implementation.plugin is module:
-            yield from implementation.function()
+            yield from _returned(HOOKS[kind], implementation.function)
+
+
+def _returned(hook: str, function: Callable[[], Any]) -> list[Any]:
+    """The classes that a hook gives. Raises PluginError, which names it, where it fails or gives something else."""
+    try:
+        classes = function()
+        if isinstance(classes, Iterable) and not isinstance(classes, type | str):
+            return list(classes)
+    except BROKEN as error:
+        raise PluginError(f"{hook} raised {type(error).__name__}: {error}") from error
+    raise PluginError(f"{hook} gave {classes!r} and no list of classes")
 
 
 def _check_unmarked(module: ModuleType) -> None:
@@ -169,43 +182,35 @@ def _check_unmarked(module: ModuleType) -> None:
     for name, member in vars(module).items():
         marked = hasattr(member, f"{NAME}_impl")
         if name.startswith("flexflow_register") and inspect.isfunction(member) and not marked:
-            hint = near_miss(name, HOOKS.values())
+            hint = "" if name in HOOKS.values() else near_miss(name, HOOKS.values())
             raise PluginError(f"{name} is not marked with `flexflow_engine.hookimpl`", where=module.__name__, fix=hint)
 
 
-def _checked(kind: Kind, candidate: Any, entry: EntryPoint) -> tuple[PluginRow, type[Any] | None]:
-    problem = _class_problem(kind, candidate)
+def _checked(kind: Kind, candidate: Any, entry: EntryPoint) -> Loaded:
+    problem = class_problem(kind, candidate)
     name = getattr(candidate, "name", None)
     module = getattr(candidate, "__module__", entry.module)
-    row = _row(kind, name if isinstance(name, str) else repr(candidate), entry, problem)
+    row = _row(kind, name if name and isinstance(name, str) else repr(candidate), entry, problem)
     return replace(row, module=module), None if problem else candidate
 
 
-def _class_problem(kind: Kind, candidate: Any) -> str | None:
-    contract, version = CONTRACTS[kind]
-    bases: tuple[type[Any], ...] = getattr(candidate, "__mro__", ())
-    if contract not in bases:
-        return f"it is no subclass of {contract.__module__}.{contract.__name__}"
-    if candidate.api_version != version:
-        return f"it is written for version {candidate.api_version} of the {kind} API, this engine has {version}"
-    if not isinstance(getattr(candidate, "name", None), str):
-        return "it has no `name`"
-    if inspect.isabstract(candidate):
-        return f"it does not implement {', '.join(sorted(candidate.__abstractmethods__))}"
-    if kind != "model" and not is_dataclass(getattr(candidate, "Options", None)):
-        return "its `Options` is no dataclass"
-    return None
-
-
-def _add(classes: dict[tuple[Kind, str], type[Any]], row: PluginRow, plugin_class: type[Any]) -> None:
-    assert row.kind != "entry point"
-    other = classes.setdefault((row.kind, row.name), plugin_class)
-    if other is not plugin_class:
-        modules = f"{other.__module__} and {plugin_class.__module__}"
-        raise PluginError(
-            f"two {row.kind} plugins are called {row.name!r}, in {modules}",
-            fix=f"uninstall one, or block it: {BLOCK_VARIABLE}={row.distribution}",
+def _without_clashes(found: Iterable[Loaded]) -> Iterator[Loaded]:
+    """Classes that share a name can't be used, and are told with each other. A class that two distributions register is
+    the first one's.
+    """
+    classes: dict[tuple[str, str], dict[type[Any], PluginRow]] = defaultdict(dict)
+    for row, plugin_class in found:
+        if plugin_class is None:
+            yield row, None
+        else:
+            classes[row.kind, row.name].setdefault(plugin_class, row)
+    for (kind, name), rows in classes.items():
+        where = ", ".join(f"{one.__module__}.{one.__qualname__} of {row.distribution}" for one, row in rows.items())
+        clash = (
+            f"{len(rows)} {kind} plugins have the name {name!r}: {where}; uninstall one, or block it: {BLOCK_VARIABLE}"
         )
+        for plugin_class, row in rows.items():
+            yield (row, plugin_class) if len(rows) == 1 else (replace(row, error=clash), None)
 
 
 def _row(kind: Kind | Literal["entry point"], name: str, entry: EntryPoint, error: str | None) -> PluginRow:

@@ -82,7 +82,7 @@ class Codec(ABC):
 
     @property
     def key(self) -> str:
-        """Name and settings in a word that may be part of a file name; different where the bytes made may differ."""
+        """Name and settings in a word of a-z, 0-9, `-`, `_` and `.`; different where the bytes made may differ."""
         return self.name
 
     def for_cache(self) -> Codec:

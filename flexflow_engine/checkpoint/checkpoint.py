@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model
 from flexflow_engine.checkpoint.config import detect_model
+from flexflow_engine.declared.models import open_model
 from flexflow_engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ class Checkpoint(ABC):
 
     @cached_property
     def model(self) -> Model:
-        """The network of this checkpoint. Raises CheckpointError when its config can't be used."""
-        return self.model_class(self.model_class.read_config(self.config), self.dtype)
+        """The network of this checkpoint. Raises CheckpointError when its config can't be used, PluginError when the
+        plugin makes no model of it.
+        """
+        return open_model(self.model_class, self.config, self.dtype)
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from flexflow_engine.declared.policies import check_problems
 from flexflow_engine.errors import PluginError, ProblemsError, RecipeError
 from flexflow_engine.jobs.document import Document, read_document
 from flexflow_engine.jobs.overrides import apply_overrides
@@ -64,7 +65,7 @@ def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Rec
 
 def _read(path: Path, overrides: Sequence[str]) -> tuple[Document, Problems]:
     try:
-        document, found = apply_overrides(read_document(path), overrides)
+        document, found = apply_overrides(_spread_codecs(read_document(path)), overrides)
     except RecipeError as error:
         raise ProblemsError([error]) from error
     return _spread_codecs(_spread_synthetic(document)), Problems(path, found)
@@ -155,7 +156,11 @@ def _read_scheduler(document: Document, registry: Registry, problems: Problems) 
     rest = {option: value for option, value in section.items() if option != "plugin"}
     options = problems.options(scheduler.Options, rest, "scheduler", ("plugin",))
     if options is not None:
-        for problem in scheduler(options).problems(tuple(_section(document, "tiers"))):
+        try:
+            found = check_problems(scheduler(options).problems(tuple(_section(document, "tiers"))), plugin)
+        except PluginError as error:
+            return problems.take(error, "scheduler.plugin")
+        for problem in found:
             problems.add(problem, "scheduler")
     return options
 

@@ -13,6 +13,7 @@ from flexflow_engine.abc.policy import MemoryTable, Placement, Policy, TierDescr
 from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
 from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.declared.policies import check_candidates, check_policy
 from flexflow_engine.errors import PolicyError
 from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.placement.attention import attention_places
@@ -88,12 +89,15 @@ class Planner:
     """Of placements already asked about: a scheduler asks for many policies that differ in everything else."""
 
     def plan(self, scheduler: Scheduler) -> Plan:
-        """Ask the scheduler, and lay its policy out. Raises PolicyError when it finds none."""
-        return self.plan_of(scheduler.choose(self._request(self._tensors())))
+        """Ask the scheduler, and lay its policy out. Raises PolicyError when it finds none, or one that
+        makes no sense.
+        """
+        policy = scheduler.choose(self._request(scheduler))
+        return self.plan_of(check_policy(policy, self.tiers, scheduler.name))
 
     def candidates(self, scheduler: Scheduler) -> tuple[Candidate, ...]:
         """The policies that the scheduler weighed, the chosen one first."""
-        return scheduler.candidates(self._request(self._tensors()))
+        return check_candidates(scheduler.candidates(self._request(scheduler)), self.tiers, scheduler.name)
 
     def plan_of(self, policy: Policy) -> Plan:
         """A policy laid out."""
@@ -123,18 +127,23 @@ class Planner:
             executor=executor,
         )
 
-    def _request(self, tensors: tuple[PagedTensor, ...]) -> PlanRequest:
+    def _request(self, scheduler: Scheduler) -> PlanRequest:
+        tensors = self._tensors()
         step_costs = cache(lambda: self._step_costs(tensors))
+
+        def lay_out(policy: Policy) -> Layout:
+            return self._lay_out(check_policy(policy, self.tiers, scheduler.name), tensors)
+
         return PlanRequest(
             config=self.model.config,
             dtype=self.model.dtype,
             workload=self.workload,
             tiers=self.tiers,
             attention_places=attention_places(self.tiers),
-            memory_table=lambda policy: memory_table(self._lay_out(policy, tensors)),
+            memory_table=lambda policy: memory_table(lay_out(policy)),
             hardware=self.hardware,
             step_costs=lambda shape: step_costs().costs(shape),
-            predict=lambda policy: self.predict(self._lay_out(policy, tensors)),
+            predict=lambda policy: self.predict(lay_out(policy)),
         )
 
     def _step_costs(self, tensors: tuple[PagedTensor, ...]) -> StepCostModel:

@@ -9,6 +9,7 @@ import torch
 from flexflow_engine.abc.model import LayerWeights, Model
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.declared.results import check_results
 from flexflow_engine.graph.task import Attend, AttentionInputs, AttentionOutput, Compute
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
@@ -76,7 +77,11 @@ class Decoder:
 
     def _inputs(self, weights: LayerWeights, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q [N, num_heads, head_dim], k and v [N, num_kv_heads, head_dim]"""
-        q, k, v = self._model.attention_inputs(weights, hidden)
+        config, tokens = self._model.config, len(hidden)
+        heads, kv_heads = (tokens, config.num_heads, config.head_dim), (tokens, config.num_kv_heads, config.head_dim)
+        inputs = self._model.attention_inputs(weights, hidden)
+        of = f"attention_inputs of {self._model.name}"
+        q, k, v = check_results(inputs, (heads, kv_heads, kv_heads), self._dtype, of=of)
         for new in (k, v):  # what is masked still meets a weight of 0, and 0 x inf would reach the row's next sequence
             new.nan_to_num_()
         return q, k, v

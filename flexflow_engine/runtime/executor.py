@@ -280,7 +280,7 @@ def _naming(task: Task) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise TaskError(f"task {task.key!r} failed: {error}") from error
+        raise TaskError(f"task {task.key!r} of lane {task.lane} failed: {error}") from error
 
 
 def _run_in(context: LaneContext, run: RunTask, task: Task, worker: int) -> TaskEvent:

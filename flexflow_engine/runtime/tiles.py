@@ -15,6 +15,7 @@ from flexflow_engine.abc.model import LayerWeights, Model
 from flexflow_engine.abc.step import BatchStep, NextTokens
 from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.declared.results import check_result
 from flexflow_engine.graph.task import (
     Attend,
     AttentionInputs,
@@ -114,6 +115,7 @@ class TileRunner:
         self._weights.look_up(ids, rows, self._layout.direct)
         positions = np.concatenate([np.arange(r.context, r.context + r.new_tokens) for r in compute.batch.rows])
         hidden = self._model.embed(weights, rows, indices(positions, self._device))
+        check_result(hidden, (len(ids), self._layout.hidden_size), self._dtype, of=f"embed of {self._model.name}")
         self._hidden.write(compute.batch, compute.hidden_slot, hidden)
 
     def _decode_layer(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
@@ -122,13 +124,16 @@ class TileRunner:
     def _final(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
         hidden = self._hidden.gather(compute.batch, compute.hidden_slot)
         last = np.cumsum([row.new_tokens for row in compute.batch.rows]) - 1
-        features = self._model.final(weights, hidden[indices(last, self._device)])
-        self._features(compute.batch).copy_(features)
+        given = self._model.final(weights, hidden[indices(last, self._device)])
+        features = self._features(compute.batch)
+        features.copy_(check_result(given, features.shape, self._dtype, of=f"final of {self._model.name}"))
 
     def _head(self, layer: PlacedLayer, weights: LayerWeights, compute: Compute) -> None:
         """One part of the vocabulary."""
         batch = compute.batch
         logits = self._model.logits(weights, self._features(batch))
+        shape = len(batch.rows), sum(rows for rows, _ in layer.matrices)
+        check_result(logits, shape, self._dtype, of=f"logits of {self._model.name}")
         self._source.reduce(logits, layer.first_row, batch, partial(self._candidates, batch))
 
     def _gather(self, gather: GatherRows) -> None:

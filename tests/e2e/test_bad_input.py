@@ -241,6 +241,10 @@ def test_a_disk_path_that_can_t_be_written(job: Job, path: str) -> None:
     assert named in job.refused(f"tiers.disk.path={named}")
 
 
+def test_what_a_tier_lacks_is_told_with_its_name(job: Job) -> None:
+    assert "tiers.disk: /dev/null/x" in job.refused("tiers.disk.path=/dev/null/x")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")
 def test_cuda_is_asked_for_and_absent(job: Job) -> None:
     stderr = job.refused("tiers.device.plugin=cuda")

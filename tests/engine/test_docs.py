@@ -18,12 +18,13 @@ import pytest
 import yaml
 
 from flexflow_engine.cli.app import main
+from flexflow_engine.declared.classes import CONTRACTS, Kind
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.jobs.prompt_lines import PromptLine
 from flexflow_engine.jobs.schema import recipe_schema
 from flexflow_engine.jobs.sizes import UNITS
 from flexflow_engine.planning.hardware import ProfileSection
-from flexflow_engine.plugins import BLOCK_VARIABLE, CONTRACTS, HOOKS, Kind, Registry
+from flexflow_engine.plugins import BLOCK_VARIABLE, HOOKS, Registry
 
 ROOT = Path(__file__).parents[2]
 RECIPES, PLUGINS, STORE, PERFORMANCE, PLANNING = (

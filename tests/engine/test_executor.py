@@ -59,7 +59,7 @@ def test_a_failed_task_is_named_and_its_cause_chained(make: Make) -> None:
 
     with (
         closing(make(run)) as executor,
-        pytest.raises(TaskError, match=r"'0/0/0/bad' failed: .*disk is full") as raised,
+        pytest.raises(TaskError, match=r"'0/0/0/bad' of lane one failed: .*disk is full") as raised,
     ):
         run_step(executor, graph([task("bad", "one")]))
     assert raised.value.__cause__ is cause

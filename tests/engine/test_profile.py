@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from checkpoint.checkpoints import imported, opened
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import HardwareProfile, measured_key
-from flexflow_engine.abc.tier import HostBytes, Region, Tier
-from flexflow_engine.errors import HardwareError
+from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, Tier
+from flexflow_engine.errors import CorruptDataError, FlexFlowError, HardwareError, StorageError, TierError
 from flexflow_engine.planning.hardware import read_profile
 from flexflow_engine.planning.profile import arithmetic
 from flexflow_engine.planning.profile.arithmetic import first_of_the_last
@@ -135,6 +135,20 @@ def test_what_was_measured_is_kept_where_a_disk_has_no_room_to_be_measured(
         full.setattr("flexflow_tiers.zarr.shutil.disk_usage", lambda path: NoRoom())
         with pytest.raises(HardwareError, match=r"it can't be measured: .* are free"):
             keeper.measure(needs(tmp_path))
+    keeper.measure(needs(tmp_path))
+    assert keeper.measured == ["the link of disk"]
+
+
+@pytest.mark.parametrize("error", [TierError, StorageError, CorruptDataError])
+def test_whatever_a_tier_raises_while_it_is_measured_says_that_it_can_t_be_measured(
+    keeper: Bookkeeper, tmp_path: Path, error: type[FlexFlowError]
+) -> None:
+    class FullTier(ThrottledTier):
+        def _allocate(self, spec: RegionSpec) -> Any:
+            raise error("no room", where=f"tiers.{self.label}")
+
+    with pytest.raises(HardwareError, match=r"tiers\.full: it can't be measured: no room"):
+        keeper.measure(needs(tmp_path, choice("full", FullTier, SLOW)))
     keeper.measure(needs(tmp_path))
     assert keeper.measured == ["the link of disk"]
 

@@ -125,6 +125,13 @@ def test_set_changes_nothing_that_an_alias_shares_with_what_it_names(path: Path,
     assert options.kv_cache == {"device": 20.0, "host": 80.0}
 
 
+def test_a_codec_that_is_given_by_its_name_takes_keys(tmp_path: Path, registry: Registry) -> None:
+    path = tmp_path / "named.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(RECIPE), "codecs": {"weights": "none"}}, sort_keys=False))
+    weights = load(path, registry, "codecs.weights.plugin=group-int8", "codecs.weights.group_size=32").codecs.weights
+    assert (weights.plugin, weights.options.group_size) == ("group-int8", 32)
+
+
 def test_set_can_add_a_tier(path: Path, registry: Registry) -> None:
     recipe = load(path, registry, "tiers.spare.plugin=cpu", "tiers.spare.budget=1MiB")
     assert [tier.name for tier in recipe.tiers] == ["device", "host", "disk", "spare"]

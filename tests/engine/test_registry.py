@@ -113,12 +113,30 @@ def test_a_misspelt_hook_is_an_error_of_its_plugin_alone(install: Install) -> No
 
 def test_a_hook_without_its_marker_is_an_error(install: Install) -> None:
     install("unmarked_dist", GOOD.replace("@hookimpl", ""))
-    assert "not marked with `flexflow_engine.hookimpl`" in error_of(Registry.load(), "unmarked_dist")
+    error = error_of(Registry.load(), "unmarked_dist")
+    assert "flexflow_register_schedulers is not marked with `flexflow_engine.hookimpl`" in error
+    assert "did you mean" not in error
 
 
-def test_a_hook_that_raises_is_an_error_of_its_plugin(install: Install) -> None:
-    install("raising_dist", GOOD.replace("return [Patient]", "raise RuntimeError('no licence')"))
-    assert "RuntimeError: no licence" in error_of(Registry.load(), "raising_dist")
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("raise KeyError('licence')", "flexflow_register_schedulers raised KeyError: 'licence'"),
+        ("raise SystemExit(3)", "flexflow_register_schedulers raised SystemExit: 3"),
+        ("return None", "flexflow_register_schedulers gave None and no list of classes"),
+        ("return Patient", "flexflow_register_schedulers gave <class 'odd_dist_module.Patient'> and no list"),
+    ],
+)
+def test_a_hook_that_raises_or_gives_no_list_is_an_error_of_its_plugin(install: Install, body: str, error: str) -> None:
+    install("odd_dist", GOOD.replace("return [Patient]", body))
+    assert error in error_of(Registry.load(), "odd_dist")
+
+
+def test_a_module_that_exits_ends_nothing_but_itself(install: Install) -> None:
+    install("leaving_dist", "raise SystemExit(3)")
+    registry = Registry.load()
+    assert "SystemExit: 3" in error_of(registry, "leaving_dist")
+    assert "cpu" in registry.names("tier")
 
 
 @pytest.mark.parametrize(
@@ -138,15 +156,76 @@ def test_a_class_that_breaks_the_contract_is_listed_and_not_served(
     install("odd_dist", GOOD.replace(old, new))
     registry = Registry.load()
     assert error in error_of(registry, "odd_dist")
-    with pytest.raises(PluginError, match="unknown scheduler plugin"):
+    with pytest.raises(PluginError, match="scheduler plugin 'patient'"):
         registry.scheduler("patient")
 
 
-def test_two_plugins_of_one_name_raise_naming_both_modules(install: Install) -> None:
+@pytest.mark.parametrize(
+    ("kind", "member", "error"),
+    [
+        ("tier", "name = ''", "its `name` must be a word, and is ''"),
+        ("tier", "name = 'two words'", "its `name` must be a word, and is 'two words'"),
+        ("tier", "read_concurrency = 0", "its `read_concurrency` must be a whole number above 0, and is 0"),
+        ("tier", "write_concurrency = 2.0", "its `write_concurrency` must be a whole number above 0, and is 2.0"),
+        ("tier", "memory = 'tpu'", "its `memory` must be one of 'cpu', 'cuda' or None"),
+        ("tier", "memory = 'cpu'", "it has `memory = 'cpu'` and no `tensor`"),
+        ("tier", "reads_store = True", "it has `reads_store = True` and no `attach`"),
+        ("tier", "notices = lambda self: ()", "its `notices` is a method and must be a property"),
+        ("tier", "torch_device = lambda self: 'cpu'", "its `torch_device` is a method and must be a property"),
+        ("codec", "key = lambda self: 'odd'", "its `key` is a method and must be a property"),
+        ("codec", "decodes_in_kernels = True", "it has `decodes_in_kernels = True` and no `kernel_decoder`"),
+        ("codec", "compresses = True", "it has `compresses = True` and no `compressor`"),
+        ("model", "pass", "its `model_types` must be a tuple of words, and is None"),
+        ("model", "model_types = 'odd'", "its `model_types` must be a tuple of words, and is 'odd'"),
+    ],
+)
+def test_a_class_whose_attributes_make_no_sense_is_listed_and_not_served(
+    install: Install, kind: str, member: str, error: str
+) -> None:
+    contract = kind.capitalize()
+    source = f"""
+from flexflow_engine import hookimpl
+from flexflow_engine.abc.{kind} import {contract}
+
+class Whole({contract}):
+    name = "odd"
+
+for name in Whole.__abstractmethods__:
+    setattr(Whole, name, lambda *inputs: None)
+Whole.__abstractmethods__ = frozenset()
+
+class Odd(Whole):
+    {member}
+
+@hookimpl
+def flexflow_register_{kind}s():
+    return [Odd]
+"""
+    install("odd_dist", source)
+    registry = Registry.load()
+    assert error in error_of(registry, "odd_dist")
+    assert "odd" not in registry.names(kind)  # type: ignore[arg-type]  # the table above has kinds
+
+
+def test_two_plugins_of_one_name_are_an_error_of_who_asks_for_it_and_name_both(install: Install) -> None:
     install("first_dist", GOOD)
     install("second_dist", GOOD)
-    with pytest.raises(PluginError, match="first_dist_module and second_dist_module"):
-        Registry.load()
+    registry = Registry.load()
+    for distribution in ("first_dist", "second_dist"):
+        error = error_of(registry, distribution)
+        assert "first_dist_module.Patient of first_dist, second_dist_module.Patient of second_dist" in error
+    assert "patient" not in registry.names("scheduler")
+    assert registry.scheduler("fixed").name == "fixed"
+    with pytest.raises(PluginError, match=r"can't be used: 2 scheduler plugins have the name 'patient'"):
+        registry.scheduler("patient")
+
+
+def test_a_class_that_two_distributions_register_is_listed_once(install: Install) -> None:
+    install("first_dist", GOOD)
+    install("second_dist", "from first_dist_module import Patient, flexflow_register_schedulers")
+    registry = Registry.load()
+    assert registry.scheduler("patient").__module__ == "first_dist_module"
+    assert [row.distribution for row in registry.listing() if row.name == "patient"] == ["first_dist"]
 
 
 @pytest.mark.parametrize("blocked", ["second_dist", "other"])

@@ -12,7 +12,7 @@ from typing import Self
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import PLAIN, Direction, HardwareProfile, HostCosts, Link, Processor, measured_key
 from flexflow_engine.abc.tier import HOST, Tier
-from flexflow_engine.errors import FlexFlowError, HardwareError, StorageError
+from flexflow_engine.errors import FlexFlowError, HardwareError
 from flexflow_engine.planning.profile.arithmetic import (
     float32_from,
     matmul_load,
@@ -72,14 +72,20 @@ class _Workbench:
         self._stack.close()
 
     def add(self, profile: HardwareProfile, part: Part) -> HardwareProfile:
+        """The profile with a part more. Raises HardwareError, whatever it is that a tier can't do."""
+        try:
+            return self._measured(profile, part)
+        except HardwareError:
+            raise
+        except FlexFlowError as error:
+            raise HardwareError(f"it can't be measured: {error.what}", where=error.where, fix=error.fix) from error
+
+    def _measured(self, profile: HardwareProfile, part: Part) -> HardwareProfile:
         if isinstance(part, ProcessorPart):
             return self._add_processor(profile, part)
         if isinstance(part, CodecPart):
             return self._add_codec(profile, part)
-        try:
-            return replace(profile, links={**profile.links, part.name: self._links(part, profile)})
-        except StorageError as error:
-            raise HardwareError(f"it can't be measured: {error.what}", where=error.where, fix=error.fix) from error
+        return replace(profile, links={**profile.links, part.name: self._links(part, profile)})
 
     def _add_processor(self, profile: HardwareProfile, part: ProcessorPart) -> HardwareProfile:
         bench, sizes, plain = self._bench(part.memory, profile), self._sizes, self._needs.plain

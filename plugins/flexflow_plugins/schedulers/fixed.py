@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Literal
 
-from flexflow_engine.abc.near_miss import near_miss
 from flexflow_engine.abc.policy import (
     TENSOR_CLASSES,
     AttentionPlace,
@@ -17,6 +15,7 @@ from flexflow_engine.abc.policy import (
     TierDescription,
 )
 from flexflow_engine.abc.scheduler import PlanRequest, Scheduler
+from flexflow_engine.abc.shares import wrong_shares
 from flexflow_engine.abc.tier import HOST
 
 KV_PAGE_TOKENS = (16, 8, 4, 2, 1)
@@ -25,9 +24,6 @@ KV_PAGE_TOKENS = (16, 8, 4, 2, 1)
 A sequence's last page stays where attention runs until it is full, so a policy pays for one page per sequence and layer
 there: long pages are better I/O, short ones need less of the smallest memory.
 """
-
-TOLERANCE = 1e-6
-"""How far from 100 a sum of shares may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +54,7 @@ class FixedScheduler(Scheduler):
     def problems(self, tiers: tuple[str, ...]) -> list[str]:
         found = [*self._wrong_sizes()]
         for tensor_class in TENSOR_CLASSES:
-            found += _wrong_shares(tensor_class, getattr(self._options, tensor_class), tiers)
+            found += wrong_shares(tensor_class, getattr(self._options, tensor_class), tiers)
         if self._options.attention == "host" and self._options.kv_cache.get(tiers[0]):
             found.append(f"with `attention: host`, `kv_cache.{tiers[0]}` must be 0: the host can't read it there")
         return found
@@ -88,17 +84,6 @@ class FixedScheduler(Scheduler):
             return self._options.attention
         device, far = tiers[0], any(tier.memory == HOST and tier.direct for tier in tiers[1:])
         return "host" if device.memory != HOST and far and not self._options.kv_cache.get(device.name) else "device"
-
-
-def _wrong_shares(tensor_class: str, shares: Mapping[str, float], tiers: tuple[str, ...]) -> Iterator[str]:
-    for tier, share in shares.items():
-        if tier not in tiers:
-            yield f"`{tensor_class}` has a share on `{tier}`, which is no tier of the recipe; {near_miss(tier, tiers)}"
-        if not isfinite(share) or share < 0:
-            yield f"`{tensor_class}.{tier}` must be a percentage, not {share:g}"
-    total = sum(shares.values())
-    if not abs(total - 100) <= TOLERANCE:
-        yield f"the shares of `{tensor_class}` add up to {total:g} and not to 100"
 
 
 def _placement(shares: Mapping[str, float], tiers: tuple[str, ...]) -> Placement:
