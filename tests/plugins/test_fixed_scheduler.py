@@ -123,6 +123,12 @@ def test_auto_is_the_host_where_the_cache_lies_beyond_a_link(
     assert FixedScheduler(replace(OPTIONS, kv_cache=kv_cache)).choose(with_memory(**memory)).attention == chosen
 
 
+def test_auto_is_the_device_where_the_only_host_memory_is_a_staging_tier() -> None:
+    asked = with_memory(device="cuda", host="cpu")
+    staged = replace(asked, tiers=tuple(replace(tier, placeable=tier.name != "host") for tier in asked.tiers))
+    assert FixedScheduler(replace(OPTIONS, kv_cache={"disk": 100})).choose(staged).attention == "device"
+
+
 def with_memory(**memory: str) -> PlanRequest:
     """Tiers in these memories, and in none that can be addressed where nothing is said."""
     tiers = tuple(replace(tier, memory=memory.get(tier.name)) for tier in request().tiers)
