@@ -64,18 +64,18 @@ def _changes(planner: Planner, policy: Policy, codecs: Mapping[str, Codec]) -> I
 
 
 def _larger_budgets(planner: Planner, policy: Policy) -> Iterator[tuple[str, Seconds]]:
-    for index, tier in enumerate(planner.tiers[:-1]):
-        if tier.placeable:
-            budget = FACTOR * tier.budget_bytes
-            tiers = tuple(replace(t, budget_bytes=budget) if t is tier else t for t in planner.tiers)
-            larger = replace(planner, tiers=tiers)
-            slower = tuple(t.name for t in tiers[index + 1 :])
+    offered = [tier for tier in planner.tiers if tier.placeable]
+    for index, tier in enumerate(offered[:-1]):
+        budget = FACTOR * tier.budget_bytes
+        tiers = tuple(replace(t, budget_bytes=budget) if t is tier else t for t in planner.tiers)
+        larger = replace(planner, tiers=tiers)
+        slower = tuple(t.name for t in offered[index + 1 :])
 
-            def seconds(larger: Planner = larger, to: str = tier.name, slower: tuple[str, ...] = slower) -> float:
-                policies = [policy, _moved(larger, policy, to, slower), _doubled(larger, policy)]
-                return min(_seconds(larger, each) for each in policies)
+        def seconds(larger: Planner = larger, to: str = tier.name, slower: tuple[str, ...] = slower) -> float:
+            policies = [policy, _moved(larger, policy, to, slower), _doubled(larger, policy)]
+            return min(_seconds(larger, each) for each in policies)
 
-            yield f"{tier.name}: a budget of {format_size(budget)}", seconds
+        yield f"{tier.name}: a budget of {format_size(budget)}", seconds
 
 
 def _faster_links(planner: Planner, policy: Policy) -> Iterator[tuple[str, Seconds]]:
