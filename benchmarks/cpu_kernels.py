@@ -226,7 +226,7 @@ def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> 
             attention="device",
             kv_page_tokens=PAGE_TOKENS,
         ),
-        workload=WorkloadShape((1,) * LAYER_ROWS, LAYER_CONTEXT + 1),
+        workload=WorkloadShape((1,) * LAYER_ROWS, (LAYER_CONTEXT + 1,) * LAYER_ROWS),
         tiers=describe_tiers({"device": CpuTier}, {"device": 2**40}),
     )
     table = memory_table(layout)

@@ -219,7 +219,7 @@ def _prepare(
         model=model,
         codecs=codecs,
         workload=WorkloadShape(
-            tuple(len(p.token_ids) for p in prompts), max(_max_new_tokens(p, recipe.workload.task) for p in prompts)
+            tuple(len(p.token_ids) for p in prompts), tuple(_new_tokens(p, recipe.workload.task) for p in prompts)
         ),
         tiers=tuple(replace(t, placeable=t.name in named) for t in describe_tiers(classes, budgets)),
         hardware=cache(lambda: hardware(_needs(recipe, model, codecs, classes))),
@@ -406,24 +406,24 @@ def _predicted_as_ended(job: _Job, run: _Run, times: Sequence[StepTime], generat
     where there is no prediction, or the job is too long to be simulated step by step.
     """
     workload = job.planner.workload
-    if run.predicted_tokens_per_s is None or generated_tokens == len(job.prompts) * workload.max_new_tokens:
+    if run.predicted_tokens_per_s is None or generated_tokens == sum(workload.new_tokens):
         return run.predicted_tokens_per_s
     seconds = job.planner.predictor().seconds(job.plan.layout, [time.step for time in times])
     return generated_tokens / seconds if seconds else None
 
 
 def _batcher(recipe: Recipe, job: _Job) -> Batcher:
-    task = recipe.workload.task
+    task, workload = recipe.workload.task, job.planner.workload
     return Batcher(
-        [len(prompt.token_ids) for prompt in job.prompts],
-        max_new_tokens=[_max_new_tokens(prompt, task) for prompt in job.prompts],
+        workload.prompt_tokens,
+        max_new_tokens=workload.new_tokens,
         eos_token_ids=() if isinstance(task, Score) or task.ignore_eos else job.model.config.eos_token_ids,
         gpu_batch_size=job.plan.policy.gpu_batch_size,
         num_gpu_batches=job.plan.policy.num_gpu_batches,
     )
 
 
-def _max_new_tokens(prompt: Prompt, task: Generate | Score) -> int:
+def _new_tokens(prompt: Prompt, task: Generate | Score) -> int:
     return task.max_new_tokens if isinstance(task, Generate) else len(prompt.completion)
 
 

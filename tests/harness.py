@@ -154,7 +154,7 @@ def run_job(
         tensors=paged_tensors(opened.model, weight_codec, small_codec),
         kv_codec=kv_codec,
         policy=chosen,
-        workload=WorkloadShape(tuple(len(p) for p in prompts), max(new_tokens)),
+        workload=WorkloadShape(tuple(len(p) for p in prompts), tuple(new_tokens)),
         tiers=describe_tiers(
             {name: setup.tier_class for name, setup in tiers.items()},
             {name: setup.budget_bytes for name, setup in tiers.items()},

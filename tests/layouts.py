@@ -62,7 +62,7 @@ def lay_out(
         tensors=paged_tensors(model, weight_codec or none, none),
         kv_codec=kv_codec or none,
         policy=chosen,
-        workload=WorkloadShape(tuple(prompt_tokens), max_new_tokens),
+        workload=WorkloadShape(tuple(prompt_tokens), (max_new_tokens,) * len(prompt_tokens)),
         tiers=describe_tiers(classes, dict.fromkeys(classes, budget_bytes)),
     )
 

@@ -1,7 +1,7 @@
 """What would make a job faster: one change of the machine, the budgets or the codecs at a time.
 
 Estimated without a simulation, so that `plan` stays quick, by the closed form that schedulers plan with
-(`planning.step_costs`): with n new tokens and R rounds of all rows,
+(`planning.step_costs`): with n new tokens on average and R rounds of all rows,
 
     seconds = R * (slowest lane of the prefill + (n - 1) * slowest lane of a decode step in the middle)
 
@@ -122,7 +122,7 @@ def _seconds(planner: Planner, policy: Policy) -> float:
     workload, costs = planner.workload, planner.step_costs()
     prompts = workload.prompt_tokens
     rounds = -(-len(prompts) // (policy.gpu_batch_size * policy.num_gpu_batches))
-    prompt, steps = max(1, sum(prompts) // len(prompts)), workload.max_new_tokens - 1
+    prompt, steps = max(1, sum(prompts) // len(prompts)), sum(workload.new_tokens) / len(prompts) - 1
 
     def slowest(phase: Phase, context: int) -> float:
         shape = StepShape(
@@ -135,7 +135,7 @@ def _seconds(planner: Planner, policy: Policy) -> float:
         )
         return max(costs.costs(shape).seconds(policy).values())
 
-    return rounds * (slowest("prefill", prompt) + steps * slowest("decode", prompt + steps // 2))
+    return rounds * (slowest("prefill", prompt) + steps * slowest("decode", prompt + int(steps) // 2))
 
 
 def _doubled(planner: Planner, policy: Policy) -> Policy:

@@ -114,14 +114,13 @@ def _prediction(
         end += run.seconds
         ends.append(end)
     prefill_s, decode_s = phase_seconds([StepTime(step, end) for step, end in zip(steps, ends, strict=True)])
-    used, prompts = added(runs), len(workload.prompt_tokens)
-    idle = LanePrediction(0.0, 0, 0.0)
+    used, idle = added(runs), LanePrediction(0.0, 0, 0.0)
     return Prediction(
         prefill_s=prefill_s,
         decode_s=decode_s,
         prompt_tokens=sum(workload.prompt_tokens),
-        generated_tokens=prompts * workload.max_new_tokens,
-        first_tokens=prompts,
+        generated_tokens=sum(workload.new_tokens),
+        first_tokens=len(workload.prompt_tokens),
         lanes={lane: used.get(lane, idle) for lane in lane_widths(layout)},
         relative_error=error_s / end,
     )

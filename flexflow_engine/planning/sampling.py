@@ -1,7 +1,7 @@
 """Which steps of a long job are simulated, and what the others are taken to need.
 
-Steps of one kind (the same rows in the same phases, after a step of the same phases, pages filling in none, some or all
-of them) differ in how much is cached; between simulated steps seconds are taken to be linear in that:
+Steps of one kind (about as many rows in the same phases, after a step of the same phases, pages filling in none, some
+or all of them) differ in how much is computed and cached; between simulated steps seconds are linear in that:
 
     kind: 48 rows decode, no page fills      simulated    first        middle        last
     kind: 48 rows decode, every page fills   simulated    first        middle        last
@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import log2
 
 from flexflow_engine.abc.prediction import LanePrediction
 from flexflow_engine.abc.step import BatchStep, Step
@@ -21,7 +22,7 @@ from flexflow_engine.planning.simulate import StepRun
 
 @dataclass(frozen=True, slots=True)
 class StepKind:
-    """What must be equal for one step's time to tell of another's."""
+    """What must be equal for one step's time to tell of another's; rows as `_about` counts them."""
 
     prompt_rows: int
     token_rows: int
@@ -102,7 +103,12 @@ def _kind(step: Step, after: tuple[bool, bool], page_tokens: int) -> StepKind:
     rows = [row for batch in step.batches if batch.phase == "decode" for row in batch.rows]
     filled = sum((row.context + 1) % page_tokens == 0 for row in rows)
     filling = "none" if not filled else "all" if filled == len(rows) else "some"
-    return StepKind(prompts, len(rows), len(step.batches), after, filling)
+    return StepKind(_about(prompts), _about(len(rows)), len(step.batches), after, filling)
+
+
+def _about(rows: int) -> int:
+    """In half octaves: a job of completions of many lengths has few steps of exactly the same rows."""
+    return round(2 * log2(rows + 1))
 
 
 def _load(step: Step) -> float:

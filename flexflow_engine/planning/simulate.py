@@ -98,7 +98,7 @@ def compose(workload: WorkloadShape, policy: Policy) -> list[Step]:
     """The steps of a job whose sequences all run to their last token."""
     batcher = Batcher(
         workload.prompt_tokens,
-        max_new_tokens=[workload.max_new_tokens] * len(workload.prompt_tokens),
+        max_new_tokens=workload.new_tokens,
         eos_token_ids=(),
         gpu_batch_size=policy.gpu_batch_size,
         num_gpu_batches=policy.num_gpu_batches,

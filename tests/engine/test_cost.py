@@ -173,7 +173,7 @@ def encoded_layout(model: OPTModel, codec: Codec) -> Layout:
         tensors=paged_tensors(model, codec, NoneCodec()),
         kv_codec=NoneCodec(),
         policy=far_policy(weights={"far": 100}),
-        workload=WorkloadShape(PROMPTS, 6),
+        workload=WorkloadShape(PROMPTS, (6,) * len(PROMPTS)),
         tiers=describe_tiers(DEVICE_FAR_DISK, dict.fromkeys(DEVICE_FAR_DISK, 2**30)),
     )
 

@@ -26,7 +26,7 @@ def planner(*, rows: int, budget_bytes: int = 64 * MIB, layers: int = 3) -> Plan
     return Planner(
         model=opt(num_hidden_layers=layers),
         codecs=Codecs(codec, codec, codec),
-        workload=WorkloadShape((PROMPT_TOKENS,) * rows, 2),
+        workload=WorkloadShape((PROMPT_TOKENS,) * rows, (2,) * rows),
         tiers=describe_tiers(DEVICE_FAR, {"device": budget_bytes, "far": 64 * MIB}),
         hardware=lambda: profile(links={"throttled": link(1e3)}),
     )
@@ -79,7 +79,7 @@ def test_rows_double_where_weights_are_what_a_step_waits_for() -> None:
     asked = planner(rows=4, budget_bytes=least // 2 + 1)
     rounds = 2 * seconds(asked, before)
     assert gain_of_the_budget(asked, before) == pytest.approx(rounds / seconds(asked, twice) - 1)
-    assert gain_of_the_budget(replace(asked, workload=WorkloadShape((PROMPT_TOKENS,) * 2, 2)), before) == 0.0
+    assert gain_of_the_budget(replace(asked, workload=WorkloadShape((PROMPT_TOKENS,) * 2, (2, 2))), before) == 0.0
 
 
 def test_no_larger_budget_is_advised_for_the_last_tier_of_the_recipe() -> None:

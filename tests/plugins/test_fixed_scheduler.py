@@ -64,7 +64,7 @@ def request(largest_page: int = 64) -> PlanRequest:
     return PlanRequest(
         config=CONFIG,
         dtype="float32",
-        workload=WorkloadShape((5, 7), 4),
+        workload=WorkloadShape((5, 7), (4, 4)),
         tiers=tiers,
         attention_places=("device",),
         memory_table=memory_table,

@@ -28,7 +28,7 @@ from harness import MIB
 from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, ISLAND_HOST_DISK, opt
 from profiles import constant, link, processor, profile
 
-WORKLOAD = WorkloadShape((8,) * 12, 5)
+WORKLOAD = WorkloadShape((8,) * 12, (5,) * 12)
 SOLVERS = [name for name in lp_solver.SOLVERS if name in lp_solver.available()]
 
 
@@ -187,7 +187,7 @@ def test_options_are_held_fast() -> None:
 
 def test_attention_runs_on_the_host_if_the_link_is_slow_and_on_the_device_if_the_host_is() -> None:
     """No room for the cache on the device."""
-    long, budgets = WorkloadShape((60,) * 4, 3), {"island": 1_200_000, "host": 64 * MIB, "disk": 64 * MIB}
+    long, budgets = WorkloadShape((60,) * 4, (3,) * 4), {"island": 1_200_000, "host": 64 * MIB, "disk": 64 * MIB}
     slow_link = profile(links={"pinned": link(1e4), "zarr": link(1e3)})
     fast_link = profile(links={"pinned": link(1e9), "zarr": link(1e3)})
     slow_host = replace(fast_link, processors={**fast_link.processors, "cpu": processor(task_s=10.0)})
@@ -244,9 +244,8 @@ def test_a_policy_fits_or_the_smallest_budget_that_is_named_would_do(
     classes: Mapping[str, type[Tier]], data: st.DataObject
 ) -> None:
     budgets = {name: data.draw(st.integers(100_000, 3 * MIB), name) for name in classes}
-    lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=6), "prompt_tokens")
-    new_tokens = data.draw(st.integers(1, 6), "max_new_tokens")
-    job = WorkloadShape(tuple(lengths), new_tokens)
+    lengths = data.draw(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6)), min_size=1, max_size=6), "lengths")
+    job = WorkloadShape(*zip(*lengths, strict=True))
     try:
         plan = choose(planner(classes, budgets, workload=job))
     except PolicyError as error:

@@ -119,7 +119,7 @@ def _resident_layout(model: Model, codec: Codec, tier: type[Tier]) -> Layout:
             attention="device",
             kv_page_tokens=16,
         ),
-        workload=WorkloadShape((1,) * (GPU_BATCHES * ROWS), STEPS),
+        workload=WorkloadShape((1,) * (GPU_BATCHES * ROWS), (STEPS,) * (GPU_BATCHES * ROWS)),
         tiers=describe_tiers({tier.name: tier}, {tier.name: 0}),
     )
 
