@@ -33,6 +33,7 @@ DEVICE_HOST_DISK: Mapping[str, type[Tier]] = {"device": CpuTier, "host": PinnedT
 DEVICE_FAR_DISK: Mapping[str, type[Tier]] = {"device": CpuTier, "far": ThrottledTier, "disk": ZarrTier}
 ISLAND_HOST_DISK: Mapping[str, type[Tier]] = {"island": IslandTier, "host": PinnedTier, "disk": ZarrTier}
 """Like a GPU: nothing but the first tier is computed on in place, and the disk's bytes pass through host memory."""
+ISLAND_HOST: Mapping[str, type[Tier]] = {"island": IslandTier, "host": PinnedTier}
 TIERS = (DEVICE_HOST, DEVICE_FAR, DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK)
 
 

@@ -14,9 +14,10 @@ The same layout is compiled into task graphs, allocated by the runtime and summe
     candidates.BATCH.values, .ids,                   kv.decoded               a rectangle, where the cache is
     .logsumexps, .logits                             encoded and no kernel decodes it
 
-    on the staging tier, where the disk can't        with attention on the host
-    reach the compute tier                           attention.host.S         a tile's queries, keys and values, then
-    staging.S, staging.embed                                                  what they attend to
+    on the staging tier, where the host can't        with attention on the host
+    address the compute tier                         attention.host.S         a tile's queries, keys and values, then
+    staging.S       from and to the disk                                      what they attend to
+    staging.embed   rows of the table
                                                      on a compute tier that the host can't address
                                                      attention.device.S       the same
                                                      kv.prompt.S.pages, .tails  what prompts fill of a tile's cache
@@ -86,7 +87,7 @@ class Layout:
     attention_workspace_nbytes: int
     """Of decode attention on the host, and of a page that it encodes; 0 where the compute tier attends."""
     staging_nbytes: int
-    """Size of a staging slot: the largest page; 0 when the host addresses the compute tier."""
+    """Size of a staging slot: the largest page; 0 when the host addresses every other tier, or the compute tier."""
 
     @property
     def device(self) -> TierDescription:
@@ -123,6 +124,16 @@ class Layout:
     def staging(self) -> str | None:
         """The tier of the staging slots: the fastest that the host can address; None without one."""
         return next((tier.name for tier in self.tiers[1:] if tier.memory == HOST), None)
+
+    @property
+    def far_table_tiers(self) -> list[str]:
+        """Tiers whose rows of the embedding table are gathered into a slot of the compute tier, in order of names."""
+        return sorted({run.tier for run in self.weights.table} - self.direct)
+
+    @property
+    def stages_rows(self) -> bool:
+        """Whether these rows pass through host memory."""
+        return self.device.memory != HOST and bool(self.far_table_tiers)
 
     def decoder(self, layer: int) -> int:
         """Which decoder layer a layer of the engine is, counted from 0."""
@@ -261,7 +272,7 @@ def _moves_nothing(weights: WeightLayout, kv: KVLayout, activations: ActivationL
 def _staging_nbytes(
     tiers: tuple[TierDescription, ...], weights: WeightLayout, kv: KVLayout, activations: ActivationLayout
 ) -> int:
-    if tiers[0].memory == HOST or len(tiers) == 1:
+    if all(HOST in {tiers[0].memory, tier.memory} for tier in tiers[1:]):
         return 0
     pages = [run.pages[0].nbytes for layer in weights.layers for run in layer.runs]  # none of a run's is larger
     return max(*pages, kv.tail_page_nbytes, kv.page_nbytes, activations.token_nbytes)

@@ -28,6 +28,7 @@ from layouts import (
     DEVICE_FAR,
     DEVICE_FAR_DISK,
     DEVICE_HOST_DISK,
+    ISLAND_HOST,
     ISLAND_HOST_DISK,
     TIERS,
     disk_setups,
@@ -238,7 +239,7 @@ def _far_nbytes(run: Run, layout: Layout) -> int:
     return 0 if run.tier in layout.direct else run.nbytes
 
 
-@pytest.mark.parametrize("classes", [DEVICE_FAR, DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK])
+@pytest.mark.parametrize("classes", [DEVICE_FAR, DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST, ISLAND_HOST_DISK])
 @pytest.mark.parametrize("percent", [0, 40, 100])
 def test_the_memory_table_is_what_the_tiers_count_at_their_peak(tmp_path: Path, classes: Classes, percent: int) -> None:
     tiers = disk_setups(classes, tmp_path / "disk")
