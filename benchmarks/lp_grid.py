@@ -215,6 +215,9 @@ class Measurement:
 class Quiet:
     """Progress that nobody is told of."""
 
+    def reading(self, done_bytes: int, total_bytes: int) -> None:
+        return
+
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         return
 

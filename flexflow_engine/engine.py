@@ -314,7 +314,15 @@ def _codecs(recipe: Recipe, registry: Registry) -> Codecs:
 
 
 def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progress) -> WeightStore:
-    return import_checkpoint(checkpoint, checkpoint.model, codecs.weights, codecs.small, root, progress.importing)
+    return import_checkpoint(
+        checkpoint,
+        checkpoint.model,
+        codecs.weights,
+        codecs.small,
+        root,
+        progress.importing,
+        reading=progress.reading,
+    )
 
 
 @contextmanager

@@ -45,8 +45,8 @@ class FilesCheckpoint(Checkpoint):
         return self._folder.tokenizer()
 
     def content_key(self, progress: Progress = silent) -> str:
-        folder = self._folder.weights()
-        files = {name: file_inside(folder, name) for name in ("config.json", *self._shards.names)}
+        shards = self._shards
+        files = {name: file_inside(shards.folder, name) for name in ("config.json", *shards.names)}
         return DigestCache(user_cache() / "digests.json").content_key(files, progress)
 
     def tensor_names(self) -> frozenset[str]:
