@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,32 +11,31 @@ from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.config import find_model, published_config, read_config_file
 from flexflow_engine.checkpoint.files import FilesCheckpoint
 from flexflow_engine.checkpoint.folders import HubFolder, LocalFolder
-from flexflow_engine.checkpoint.synthetic import PREFIX, open_synthetic
+from flexflow_engine.checkpoint.synthetic import open_synthetic
 from flexflow_engine.errors import CheckpointError
-
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+from flexflow_engine.jobs.references import SYNTHETIC, is_hub_id
 
 
 def open_checkpoint(
     reference: str, models: Mapping[str, type[Model]], *, model_name: str | None, dtype: DType
 ) -> Checkpoint:
-    """The checkpoint that `reference` names: a local folder, a hub id, or `synthetic:` and a published model.
+    """The checkpoint that `reference` names: a folder's absolute path, a hub id, or `synthetic:` and a published model.
 
     models: by plugin name. model_name: the one to use, or None to go by the config's `model_type`. dtype: what the
     weights will be computed in. Raises CheckpointError when there is no such checkpoint or no model for it.
     """
     if model_name is not None:
         models = {model_name: find_model(models, model_name)}
-    if reference.startswith(PREFIX):
+    if reference.startswith(SYNTHETIC):
         return open_synthetic(reference, models, dtype)
+    if is_hub_id(reference):
+        return _open_hub(reference, models, dtype)
     folder = Path(reference).expanduser()
     if folder.is_dir():
         return _open_local(reference, folder, models, dtype)
-    if _HUB_ID.fullmatch(reference):
-        return _open_hub(reference, models, dtype)
     raise CheckpointError(
         f"there is no checkpoint {reference!r}",
-        fix=f"name an existing folder, a hub id such as facebook/opt-1.3b, or {PREFIX}opt-1.3b",
+        fix=f"name an existing folder, a hub id such as facebook/opt-1.3b, or {SYNTHETIC}opt-1.3b",
     )
 
 

@@ -17,8 +17,8 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model, TensorSpec
 from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
 from flexflow_engine.errors import CheckpointError
+from flexflow_engine.jobs.references import SYNTHETIC
 
-PREFIX = "synthetic:"
 GENERATOR_VERSION = 1
 """Goes into the content key: changes whenever the same seed gives other numbers."""
 STANDARD_DEVIATION = 0.02
@@ -30,7 +30,7 @@ _SCALE = STANDARD_DEVIATION * 3**0.5 / 2**15
 
 def open_synthetic(reference: str, models: Mapping[str, type[Model]], dtype: DType, *, seed: int = 0) -> Checkpoint:
     """The checkpoint behind `synthetic:<name>`. Raises CheckpointError, with the near miss, for an unknown name."""
-    wanted = reference.removeprefix(PREFIX)
+    wanted = reference.removeprefix(SYNTHETIC)
     configs = {
         hub_id.rpartition("/")[2]: config for model in models.values() for hub_id, config in model.published().items()
     }
@@ -39,7 +39,7 @@ def open_synthetic(reference: str, models: Mapping[str, type[Model]], dtype: DTy
         raise CheckpointError(
             f"no published model is called {wanted!r}",
             where=reference,
-            fix=f"did you mean {PREFIX}{near[0]}?" if near else f"one of {', '.join(sorted(configs))} would do",
+            fix=f"did you mean {SYNTHETIC}{near[0]}?" if near else f"one of {', '.join(sorted(configs))} would do",
         )
     return SyntheticCheckpoint(reference, configs[wanted], models, dtype, seed=seed)
 

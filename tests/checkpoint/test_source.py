@@ -63,6 +63,15 @@ def test_weights_that_are_neither_cached_nor_reachable_are_told_quickly() -> Non
 
 
 @pytest.mark.usefixtures("hub_cache")
+def test_a_folder_in_the_working_directory_does_not_stand_for_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "facebook" / "opt-125m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert opened("facebook/opt-125m").model.config.hidden_size == 768
+
+
+@pytest.mark.usefixtures("hub_cache")
 def test_an_unknown_hub_checkpoint_is_told_when_it_is_opened() -> None:
     with pytest.raises(CheckpointError, match="some/model"):
         opened("some/model")

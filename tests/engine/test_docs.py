@@ -175,6 +175,7 @@ def test_every_recipe_in_a_document_loads(
     monkeypatch.syspath_prepend(example)
     request.addfinalizer(lambda: _forget_examples(example))
     (example / "prompts.jsonl").touch()
+    (example / "plain").mkdir()
     for index, block in enumerate(blocks(document, "yaml")):
         path = example / f"{index}.yaml"
         path.write_text(block.text)
