@@ -192,7 +192,7 @@ def make_layout(
         tail_page_nbytes=page[0] * page[1] * page[2] * item,
         placement=policy.kv_cache,
         direct=attention.in_place,
-        in_place=attention.in_place if kv_codec.keeps_bytes else frozenset(),
+        takes_tokens=attention.in_place if kv_codec.keeps_bytes else frozenset(),
         prompt_tokens=workload.max_prompt_tokens if attention.across_link else 0,
     )
     activations = place_activations(

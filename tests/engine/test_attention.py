@@ -169,7 +169,7 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
         tail_page_nbytes=64,
         placement=placement(**data.draw(shares(["device", "far", "disk"]))),
         direct=frozenset({"device"}),
-        in_place=frozenset({"device"} if codec.keeps_bytes else ()),
+        takes_tokens=frozenset({"device"} if codec.keeps_bytes else ()),
     )
     cache = stale_cache(layout.tiles[0][0], (heads[1], page_tokens, head_dim), codec, dtype, workers)
     past = {
