@@ -34,9 +34,10 @@ from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.widening import product_nbytes
 from flexflow_engine.placement.activations import ActivationLayout, place_activations
-from flexflow_engine.placement.attention import AttentionSite, attention_site, direct_tiers
+from flexflow_engine.placement.attention import AttentionSite, attention_site
 from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
 from flexflow_engine.placement.pages import PagedTensor
+from flexflow_engine.placement.reach import direct_tiers, is_staged, staging_tier
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import ALIGNMENT, Page, Run, WeightLayout, place_weights
 from flexflow_engine.placement.workspace import encoding_nbytes, kernel_nbytes, pieces_nbytes, workspace_nbytes
@@ -122,8 +123,9 @@ class Layout:
 
     @property
     def staging(self) -> str | None:
-        """The tier of the staging slots: the fastest that the host can address; None without one."""
-        return next((tier.name for tier in self.tiers[1:] if tier.memory == HOST), None)
+        """The tier of the staging slots; None without one."""
+        tier = staging_tier(self.tiers)
+        return tier.name if tier else None
 
     @property
     def far_table_tiers(self) -> list[str]:
@@ -155,7 +157,7 @@ class Layout:
 
     def is_staged(self, one: str, other: str) -> bool:
         """Whether bytes between two tiers pass through host memory."""
-        return HOST not in {self.tier(one).memory, self.tier(other).memory}
+        return is_staged(self.tier(one).memory, self.tier(other).memory)
 
 
 def store_region(tensor: str) -> str:
@@ -272,7 +274,7 @@ def _moves_nothing(weights: WeightLayout, kv: KVLayout, activations: ActivationL
 def _staging_nbytes(
     tiers: tuple[TierDescription, ...], weights: WeightLayout, kv: KVLayout, activations: ActivationLayout
 ) -> int:
-    if all(HOST in {tiers[0].memory, tier.memory} for tier in tiers[1:]):
+    if not any(is_staged(tiers[0].memory, tier.memory) for tier in tiers[1:]):
         return 0
     pages = [run.pages[0].nbytes for layer in weights.layers for run in layer.runs]  # none of a run's is larger
     return max(*pages, kv.tail_page_nbytes, kv.page_nbytes, activations.token_nbytes)

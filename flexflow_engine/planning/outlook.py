@@ -23,7 +23,7 @@ from flexflow_engine.abc.step import Phase
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.errors import HardwareError
 from flexflow_engine.jobs.sizes import format_size
-from flexflow_engine.placement.attention import direct_tiers
+from flexflow_engine.placement.reach import direct_tiers
 from flexflow_engine.planning.plan import Planner
 
 FACTOR = 2
