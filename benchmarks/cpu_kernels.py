@@ -41,7 +41,7 @@ from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import Compute, Task, Tile
 from flexflow_engine.placement.kv import Rectangle
-from flexflow_engine.placement.layout import make_layout
+from flexflow_engine.placement.laying_out import make_layout
 from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers

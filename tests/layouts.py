@@ -16,7 +16,8 @@ from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.jobs.batching import Batcher
-from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.laying_out import make_layout
+from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
 from flexflow_engine.testing.tiers import IslandTier, ThrottledTier

@@ -28,19 +28,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.dtypes import ITEM_NBYTES
-from flexflow_engine.abc.model import Model
-from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
+from flexflow_engine.abc.policy import Policy, TierDescription
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.widening import product_nbytes
-from flexflow_engine.placement.activations import ActivationLayout, place_activations
-from flexflow_engine.placement.attention import AttentionSite, attention_site
-from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
-from flexflow_engine.placement.pages import PagedTensor
+from flexflow_engine.placement.activations import ActivationLayout
+from flexflow_engine.placement.attention import AttentionSite
+from flexflow_engine.placement.kv import KVLayout, KVTile
 from flexflow_engine.placement.reach import direct_tiers, is_staged, staging_tier
 from flexflow_engine.placement.span import Span
-from flexflow_engine.placement.weights import ALIGNMENT, Page, Run, WeightLayout, place_weights
-from flexflow_engine.placement.workspace import encoding_nbytes, kernel_nbytes, pieces_nbytes, workspace_nbytes
+from flexflow_engine.placement.weights import Page, Run, WeightLayout
+from flexflow_engine.placement.workspace import Workspace
 
 WEIGHT_SLOTS = 2
 """One layer is computed while the next one loads."""
@@ -84,9 +80,7 @@ class Layout:
     """Numbers of one token's query, over all heads."""
     kv_width: int
     """Numbers of one token's key, or value, over all heads."""
-    workspace_nbytes: int
-    attention_workspace_nbytes: int
-    """Of decode attention on the host, and of a page that it encodes; 0 where the compute tier attends."""
+    workspace: Workspace
     staging_nbytes: int
     """Size of a staging slot: the largest page; 0 when the host addresses every other tier, or the compute tier."""
 
@@ -165,121 +159,6 @@ def store_region(tensor: str) -> str:
     return f"store.{tensor}"
 
 
-def make_layout(
-    *,
-    model: Model,
-    tensors: tuple[PagedTensor, ...],
-    kv_codec: Codec,
-    policy: Policy,
-    workload: WorkloadShape,
-    tiers: tuple[TierDescription, ...],
-    weights: WeightLayout | None = None,
-) -> Layout:
-    """Lay out a policy. Raises PolicyError when it asks for attention where it can't run.
-
-    weights: these tensors as the policy places them, where they have been placed before; the most of the work.
-    """
-    config, direct = model.config, direct_tiers(tiers)
-    attention = attention_site(policy, tiers)
-    item = ITEM_NBYTES[model.dtype]
-    page = (config.num_kv_heads, policy.kv_page_tokens, config.head_dim)
-    weights = weights or place_weights(model, tensors, policy.weights)
-    kv = place_kv(
-        num_layers=config.num_layers,
-        gpu_batch_size=policy.gpu_batch_size,
-        num_gpu_batches=policy.num_gpu_batches,
-        cached_tokens=workload.max_cached_tokens,
-        page_tokens=policy.kv_page_tokens,
-        page_nbytes=kv_codec.encoded_nbytes(page, model.dtype),
-        tail_page_nbytes=page[0] * page[1] * page[2] * item,
-        placement=policy.kv_cache,
-        direct=attention.in_place,
-        takes_tokens=attention.in_place if kv_codec.keeps_bytes else frozenset(),
-        prompt_tokens=workload.max_prompt_tokens if attention.across_link else 0,
-    )
-    activations = place_activations(
-        gpu_batch_size=policy.gpu_batch_size,
-        num_gpu_batches=policy.num_gpu_batches,
-        max_new_tokens=workload.max_prompt_tokens,
-        token_nbytes=config.hidden_size * item,
-        placement=policy.activations,
-        direct=direct,
-    )
-    table = weights.table[0].tensor
-    head_rows = max(
-        sum(run.stop_row - run.first_row for run in layer.runs) for layer in weights.layers if layer.spec.kind == "head"
-    )
-    small_offsets, small_nbytes = _pack(weights.small)
-    multiplies_encoded = multiplies_as_encoded(tiers[0].memory, table.codec)
-    attended_in = tiers[0].memory if policy.attention == "device" else HOST
-    in_kernel = attended_in_kernel(attended_in, kv_codec)
-    sizes = policy.gpu_batch_size, workload.max_cached_tokens, policy.kv_page_tokens
-    decode_attention = (
-        kernel_nbytes(model, *sizes)
-        if in_kernel
-        else pieces_nbytes(model, *sizes, num_gpu_batches=policy.num_gpu_batches)
-    )
-
-    def encoding(memory: str | None) -> int:
-        return 0 if kv_codec.keeps_bytes else encoding_nbytes(kv, *sizes, memory)
-
-    tokens = policy.gpu_batch_size * workload.max_prompt_tokens
-    widens = model.dtype != "float32"  # how many tokens it takes is the machine's affair
-    matrices = [matrix for layer in weights.layers for matrix in layer.matrices]
-    products = product_nbytes(tokens, matrices, makes_rows=multiplies_encoded or widens)
-    return Layout(
-        tiers=tiers,
-        policy=policy,
-        attention=attention,
-        weights=weights,
-        kv=kv,
-        activations=activations,
-        small_offsets=small_offsets,
-        small_nbytes=small_nbytes,
-        embed_rows=policy.gpu_batch_size * workload.max_prompt_tokens,
-        embed_row_nbytes=table.columns * item,
-        attention_width=config.num_heads * config.head_dim,
-        kv_width=config.num_kv_heads * config.head_dim,
-        item_nbytes=item,
-        only_computes=not attention.on_host and _moves_nothing(weights, kv, activations, direct),
-        decodes_weights=not table.codec.keeps_bytes and not multiplies_encoded,
-        multiplies_encoded=multiplies_encoded,
-        attends_in_kernel=in_kernel,
-        decodes_kv=not in_kernel and not kv_codec.keeps_bytes,
-        workspace_nbytes=workspace_nbytes(
-            model,
-            table=table,
-            rows=policy.gpu_batch_size,
-            prompt_tokens=workload.max_prompt_tokens,
-            encoding=encoding(tiers[0].memory),
-            head_rows=head_rows,
-            decode_attention=0 if attention.on_host else decode_attention,
-        )
-        + (products if tiers[0].memory == HOST else 0),
-        attention_workspace_nbytes=decode_attention + encoding(attended_in) if attention.on_host else 0,
-        staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),
-    )
-
-
-def _moves_nothing(weights: WeightLayout, kv: KVLayout, activations: ActivationLayout, direct: frozenset[str]) -> bool:
-    """Whether everything is where it is computed on."""
-    runs = [*weights.table, *(run for layer in weights.layers for run in layer.runs)]
-    return (
-        all(run.tier in direct for run in runs)
-        and not any(tile.slotted for tiles in kv.tiles for tile in tiles)
-        and all(part.slot_unit is None for parts in activations.parts for part in parts)
-    )
-
-
-def _staging_nbytes(
-    tiers: tuple[TierDescription, ...], weights: WeightLayout, kv: KVLayout, activations: ActivationLayout
-) -> int:
-    if not any(is_staged(tiers[0].memory, tier.memory) for tier in tiers[1:]):
-        return 0
-    pages = [run.pages[0].nbytes for layer in weights.layers for run in layer.runs]  # none of a run's is larger
-    return max(*pages, kv.tail_page_nbytes, kv.page_nbytes, activations.token_nbytes)
-
-
 def multiplies_as_encoded(memory: str | None, codec: Codec) -> bool:
     """Whether weights of this codec are multiplied without being decoded first, a layer at a time."""
     return memory == HOST and codec.decodes_in_kernels
@@ -288,11 +167,3 @@ def multiplies_as_encoded(memory: str | None, codec: Codec) -> bool:
 def attended_in_kernel(memory: str | None, codec: Codec) -> bool:
     """Whether the host's kernel attends to a cache of this codec; if not, torch does, on pages that were decoded."""
     return memory == HOST and (codec.keeps_bytes or codec.decodes_in_kernels)
-
-
-def _pack(tensors: tuple[PagedTensor, ...]) -> tuple[dict[str, int], int]:
-    offsets, end = {}, 0
-    for tensor in tensors:
-        offsets[tensor.name] = end
-        end += tensor.nbytes + -tensor.nbytes % ALIGNMENT
-    return offsets, end

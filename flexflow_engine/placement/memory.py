@@ -53,10 +53,10 @@ def memory_table(layout: Layout) -> MemoryTable:
 
 def workspaces(layout: Layout) -> dict[str, int]:
     """Bytes of each tier that computations take without a region."""
-    nbytes = {layout.device.name: layout.workspace_nbytes}
+    nbytes = {layout.device.name: layout.workspace.device_nbytes}
     if layout.attention.on_host:
         host = layout.attention.tier
-        nbytes[host] = nbytes.get(host, 0) + layout.attention_workspace_nbytes
+        nbytes[host] = nbytes.get(host, 0) + layout.workspace.attention_nbytes
     return nbytes
 
 

@@ -16,7 +16,8 @@ from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import PolicyError
 from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.placement.attention import attention_places
-from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.laying_out import make_layout
+from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.placement.pages import PagedTensor, paged_tensors
 from flexflow_engine.placement.reach import is_staged

@@ -24,7 +24,8 @@ from flexflow_engine.graph.task import (
     FetchTokens,
     Task,
 )
-from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.laying_out import make_layout
+from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.arithmetic import Arithmetic
 from flexflow_engine.planning.attention_costs import AttentionCosts
