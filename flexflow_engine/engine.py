@@ -63,14 +63,6 @@ prediction or a run asks, at most once a job; raises HardwareError where nothing
 
 
 @dataclass(frozen=True, slots=True)
-class RunReport:
-    """What a run achieved; `metrics` is ready for JSON."""
-
-    metrics: Mapping[str, Any]
-    completions: Path
-
-
-@dataclass(frozen=True, slots=True)
 class Forecast:
     """A plan, and what the job would take with it."""
 
@@ -118,8 +110,8 @@ def run_recipe(
     trace: Path | None,
     progress: Progress,
     hardware: HardwareFor,
-) -> RunReport:
-    """Run a job. Completions are written to `output` in input order, whole or not at all.
+) -> dict[str, Any]:
+    """Run a job; its metrics, ready for JSON. Completions are written to `output` in input order, whole or not at all.
 
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
@@ -132,7 +124,7 @@ def run_recipe(
             _tell(store, tiers, progress)
             metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, machine, predicted))
         writer.finish()
-    return RunReport({**metrics, **_answers(writer)}, output)
+    return {**metrics, **_answers(writer)}
 
 
 def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> Plan:

@@ -27,9 +27,6 @@ Kind = Literal["tier", "codec", "model", "scheduler"]
 BLOCK_VARIABLE = f"{NAME.upper()}_BLOCK"
 """Environment variable that the command line reads: names of entry points or distributions not to load."""
 
-PUBLISHED_ELSEWHERE: Mapping[tuple[Kind, str], str] = {}
-"""(kind, plugin name) -> the distribution to install for it. Only what really can be installed is listed."""
-
 HOOKS: Mapping[Kind, str] = {
     "tier": "flexflow_register_tiers",
     "codec": "flexflow_register_codecs",
@@ -59,20 +56,12 @@ class PluginRow:
 class Registry:
     """Built once, then only read."""
 
-    def __init__(
-        self,
-        classes: Mapping[tuple[Kind, str], type[Any]],
-        rows: tuple[PluginRow, ...],
-        elsewhere: Mapping[tuple[Kind, str], str],
-    ) -> None:
+    def __init__(self, classes: Mapping[tuple[Kind, str], type[Any]], rows: tuple[PluginRow, ...]) -> None:
         self._classes = classes
         self._rows = rows
-        self._elsewhere = elsewhere
 
     @classmethod
-    def load(
-        cls, blocked: Collection[str] = (), elsewhere: Mapping[tuple[Kind, str], str] = PUBLISHED_ELSEWHERE
-    ) -> Registry:
+    def load(cls, blocked: Collection[str] = ()) -> Registry:
         """Import every installed plugin. Raises PluginError when two classes of one kind share a name.
 
         blocked: names of entry points or distributions that are left alone.
@@ -86,7 +75,7 @@ class Registry:
                 rows.append(row)
                 if plugin_class is not None:
                     _add(classes, row, plugin_class)
-        return cls(classes, tuple(rows), elsewhere)
+        return cls(classes, tuple(rows))
 
     def tier(self, name: str) -> type[tier.Tier]:
         """Raises PluginError when there is none of that name; so do the three methods below."""
@@ -117,8 +106,6 @@ class Registry:
 
     def _advice(self, kind: Kind, name: str) -> Iterator[str]:
         known = self.names(kind)
-        if (kind, name) in self._elsewhere:
-            yield f"`pip install {self._elsewhere[kind, name]}` brings it"
         if "did you mean" in (hint := near_miss(name, known)):
             yield hint
         yield f"known: {', '.join(known) or 'none'}"

@@ -69,7 +69,7 @@ def _run(
     if trace is not None:
         check_writable(trace)
     with LateFile(metrics) as metrics_file, progress_on_stderr() as progress:
-        report = run_recipe(
+        found = run_recipe(
             recipe,
             registry,
             output=output,
@@ -77,6 +77,5 @@ def _run(
             progress=progress,
             hardware=hardware_for(hardware, progress.notice),
         )
-        found = dict(report.metrics)
         metrics_file.finish(json.dumps(found, indent=2) + "\n")
     return found

@@ -82,7 +82,6 @@ class KVLayout:
     """The whole cache, placed."""
 
     page_tokens: int
-    pages_per_row: int
     page_nbytes: int
     """Encoded size of a page of keys, or of values."""
     tail_page_nbytes: int
@@ -139,7 +138,6 @@ def place_kv(
     ]
     return KVLayout(
         page_tokens=page_tokens,
-        pages_per_row=pages,
         page_nbytes=page_nbytes,
         tail_page_nbytes=tail_page_nbytes,
         takes_tokens=takes_tokens,
