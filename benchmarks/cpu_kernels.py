@@ -211,7 +211,7 @@ def _layer(workers: Workers) -> dict[str, float]:
 @contextmanager
 def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> Iterator[tuple[TileRunner, Task]]:
     """A runner whose decoder layer has random weights, hidden states and cache, and a step's task of the layer."""
-    opened = open_checkpoint(str(folder / "checkpoint"), {"opt": OPTModel}, model_name="opt", dtype="bfloat16")
+    opened = open_checkpoint(str(folder / "checkpoint"), OPTModel, dtype="bfloat16")
     everything = Placement((("device", 100.0),))
     layout = make_layout(
         model=opened.model,

@@ -290,9 +290,8 @@ def _unavailable_tiers(recipe: Recipe, registry: Registry) -> Iterator[FlexFlowE
 
 
 def _open_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
-    models = {name: registry.model(name) for name in registry.names("model")}
     model = recipe.model
-    return open_checkpoint(model.checkpoint, models, model_name=model.plugin, dtype=model.dtype)
+    return open_checkpoint(model.checkpoint, registry.model(model.plugin), dtype=model.dtype)
 
 
 def _codecs(recipe: Recipe, registry: Registry) -> Codecs:

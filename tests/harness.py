@@ -147,7 +147,7 @@ def run_job(
     """Run a job to its end; everything that was opened is closed again. completions: scored, instead of generating."""
     given = [np.asarray(completion, np.int64) for completion in completions]
     new_tokens = [len(completion) for completion in given] or [max_new_tokens] * len(prompts)
-    opened = open_checkpoint(str(checkpoint), {"opt": model_class}, model_name="opt", dtype=dtype)
+    opened = open_checkpoint(str(checkpoint), model_class, dtype=dtype)
     weight_codec, kv_codec, small_codec = weight_codec or NoneCodec(), kv_codec or NoneCodec(), NoneCodec()
     weights = import_checkpoint(opened, opened.model, weight_codec, small_codec, store, lambda done, total: None)
     layout = make_layout(

@@ -33,11 +33,11 @@ class FilesCheckpoint(Checkpoint):
         self,
         reference: str,
         config: Mapping[str, Any],
-        models: Mapping[str, type[Model]],
+        model_class: type[Model],
         dtype: DType,
         folder: CheckpointFolder,
     ) -> None:
-        super().__init__(reference, config, models, dtype)
+        super().__init__(reference, config, model_class, dtype)
         self._folder = folder
 
     @property

@@ -17,7 +17,6 @@ from flexflow_engine.store.weights import WeightStore
 from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.models.opt import OPTModel
 
-MODELS = {"opt": OPTModel}
 CONFIG = {
     "model_type": "opt",
     "vocab_size": 201,
@@ -92,7 +91,7 @@ FORMATS = {
 
 
 def opened(reference: Path | str, dtype: DType = "float32") -> Checkpoint:
-    return open_checkpoint(str(reference), MODELS, model_name=None, dtype=dtype)
+    return open_checkpoint(str(reference), OPTModel, dtype=dtype)
 
 
 def imported(checkpoint: Checkpoint, root: Path, progress: Progress = silent) -> WeightStore:
