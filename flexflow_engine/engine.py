@@ -45,7 +45,7 @@ from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers,
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.plugins import Registry
 from flexflow_engine.runtime.metrics import collect
-from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenIds, TokenSource
+from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenArray, TokenSource
 from flexflow_engine.runtime.session import OnStep, Session, StepTime
 from flexflow_engine.runtime.trace import FoldedTrace, Trace
 from flexflow_engine.store.weights import WeightStore
@@ -432,7 +432,7 @@ def _source(task: Generate | Score, prompts: Sequence[Prompt]) -> TokenSource:
     return Forced([len(prompt.token_ids) for prompt in prompts], [_array(prompt.completion) for prompt in prompts])
 
 
-def _array(token_ids: Sequence[int]) -> TokenIds:
+def _array(token_ids: Sequence[int]) -> TokenArray:
     return np.asarray(token_ids, np.int64)
 
 

@@ -16,7 +16,7 @@ from flexflow_engine.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[int, int], None]
+ByteProgress = Callable[[int, int], None]
 """Called with the bytes done so far and the bytes in all."""
 
 
@@ -48,7 +48,7 @@ class Checkpoint(ABC):
         """The folder of the tokenizer's files; None when there are none, or the hub that has them can't be reached."""
 
     @abstractmethod
-    def content_key(self, progress: Progress = silent) -> str:
+    def content_key(self, progress: ByteProgress = silent) -> str:
         """A digest of config and tensors, 64 hexadecimal digits: equal content, equal key, wherever it lies."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ import torch
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model
-from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
+from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
 from flexflow_engine.checkpoint.digest import DigestCache, user_cache
 from flexflow_engine.checkpoint.folders import SAFETENSORS, TORCH_FILES, CheckpointFolder, file_inside
 from flexflow_engine.checkpoint.places import TensorPlace, safetensors_places, torch_places
@@ -44,7 +44,7 @@ class FilesCheckpoint(Checkpoint):
     def tokenizer_folder(self) -> Path | None:
         return self._folder.tokenizer()
 
-    def content_key(self, progress: Progress = silent) -> str:
+    def content_key(self, progress: ByteProgress = silent) -> str:
         shards = self._shards
         files = {name: file_inside(shards.folder, name) for name in ("config.json", *shards.names)}
         return DigestCache(user_cache() / "digests.json").content_key(files, progress)

@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
-from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
+from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
 from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StorageError
@@ -43,9 +43,9 @@ def import_checkpoint(  # noqa: PLR0917  # in the order the data pass; every one
     codec: Codec,
     small_codec: Codec,
     root: Path,
-    progress: Progress,
+    progress: ByteProgress,
     *,
-    reading: Progress = silent,
+    reading: ByteProgress = silent,
 ) -> WeightStore:
     """The weight store of `checkpoint` under `root`, which is made unless it is there; the caller closes it.
 
@@ -105,7 +105,9 @@ def _is_stored(folder: Path, header: StoreHeader, entry: TensorPlan) -> bool:
     return array is not None and (folder / array).exists() and read_layout(folder / array) == entry.layout
 
 
-def _import(folder: Path, checkpoint: Checkpoint, plan: ImportPlan, header: StoreHeader, progress: Progress) -> None:
+def _import(
+    folder: Path, checkpoint: Checkpoint, plan: ImportPlan, header: StoreHeader, progress: ByteProgress
+) -> None:
     names = header.arrays
     layouts = {names[entry.name]: entry.layout for entry in plan.tensors}
     _check_space(folder, missing_nbytes(folder, layouts))

@@ -13,7 +13,7 @@ import torch
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model, TensorSpec
-from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
+from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
 from flexflow_engine.errors import CheckpointError
 from flexflow_engine.jobs.references import SYNTHETIC
 
@@ -48,7 +48,7 @@ class SyntheticCheckpoint(Checkpoint):
     def tokenizer_folder(self) -> Path | None:
         return None
 
-    def content_key(self, progress: Progress = silent) -> str:
+    def content_key(self, progress: ByteProgress = silent) -> str:
         content = {"config": dict(self.config), "seed": SEED, "synthetic": GENERATOR_VERSION}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log2
 
-from flexflow_engine.abc.prediction import LanePrediction
+from flexflow_engine.abc.prediction import LaneUse
 from flexflow_engine.abc.step import BatchStep, Step
 from flexflow_engine.planning.simulate import StepRun
 
@@ -81,21 +81,21 @@ def on_line(a: StepRun, b: StepRun, along: float) -> StepRun:
     lanes = {}
     for lane in a.lanes.keys() | b.lanes.keys():
         x, y = a.lanes.get(lane, _IDLE), b.lanes.get(lane, _IDLE)
-        lanes[lane] = LanePrediction(at(x.busy_s, y.busy_s), round(at(x.nbytes, y.nbytes)), at(x.flops, y.flops))
+        lanes[lane] = LaneUse(at(x.busy_s, y.busy_s), round(at(x.nbytes, y.nbytes)), at(x.flops, y.flops))
     return StepRun(at(a.seconds, b.seconds), lanes)
 
 
-def added(runs: Iterable[StepRun]) -> dict[str, LanePrediction]:
+def added(runs: Iterable[StepRun]) -> dict[str, LaneUse]:
     """Each lane's use over some steps."""
-    totals: dict[str, LanePrediction] = {}
+    totals: dict[str, LaneUse] = {}
     for run in runs:
         for lane, use in run.lanes.items():
             total = totals.get(lane, _IDLE)
-            totals[lane] = LanePrediction(total.busy_s + use.busy_s, total.nbytes + use.nbytes, total.flops + use.flops)
+            totals[lane] = LaneUse(total.busy_s + use.busy_s, total.nbytes + use.nbytes, total.flops + use.flops)
     return totals
 
 
-_IDLE = LanePrediction(0.0, 0, 0.0)
+_IDLE = LaneUse(0.0, 0, 0.0)
 
 
 def _kind(step: Step, after: tuple[bool, bool], page_tokens: int) -> StepKind:

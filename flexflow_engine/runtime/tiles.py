@@ -34,7 +34,7 @@ from flexflow_engine.runtime.hidden import HiddenStates
 from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.kv_cache import KVCache
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.next_tokens import ROW_DTYPES, Fetched, TokenIds, TokenSource
+from flexflow_engine.runtime.next_tokens import ROW_DTYPES, Fetched, TokenArray, TokenSource
 from flexflow_engine.runtime.weights import Weights
 
 
@@ -54,7 +54,7 @@ class TileRunner:
         model: Model,
         kv_codec: Codec,
         device: str,
-        prompts: Sequence[TokenIds],
+        prompts: Sequence[TokenArray],
         workers: Workers,
         products: HostProducts,
         source: TokenSource,
@@ -71,7 +71,7 @@ class TileRunner:
         )
         self._source = source
         self._fetched: dict[tuple[int, int], Fetched] = {}
-        self._newest: dict[int, tuple[dict[int, int], TokenIds]] = {}
+        self._newest: dict[int, tuple[dict[int, int], TokenArray]] = {}
 
     def __call__(self, task: Task) -> None:
         operation = task.operation
@@ -143,7 +143,7 @@ class TileRunner:
         self._fetched[step, batch.gpu_batch] = fetched
         self._newest[batch.gpu_batch] = {row.row: place for place, row in enumerate(batch.rows)}, fetched.token_ids
 
-    def _token_ids(self, batch: BatchStep) -> TokenIds:
+    def _token_ids(self, batch: BatchStep) -> TokenArray:
         """The new tokens of all rows, one row after another."""
         if batch.phase == "prefill":
             return np.concatenate([self._prompts[row.sequence] for row in batch.rows])
