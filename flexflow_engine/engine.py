@@ -26,12 +26,10 @@ from flexflow_engine.abc.scheduler import Candidate, Scheduler
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
-from flexflow_engine.checkpoint.digest import user_cache
-from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.matmul import HostProducts, TeamProducts, usual_float32_from, usual_products
-from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError
+from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError, raise_problems
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
@@ -49,6 +47,7 @@ from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenArray, Toke
 from flexflow_engine.runtime.session import OnStep, Session, StepTime
 from flexflow_engine.runtime.trace import FoldedTrace, Trace
 from flexflow_engine.store.weights import WeightStore
+from flexflow_engine.user_cache import user_cache
 
 STAGING_TIER = "staging"
 """Host memory between a disk and a compute tier that the host can't address, where the recipe names none; as large as

@@ -68,3 +68,11 @@ class TaskError(Exception):
 
 class StalledError(Exception):
     """No task of a run made progress for the watchdog's time: a bug of ours or a hung device."""
+
+
+def raise_problems(problems: list[FlexFlowError]) -> None:
+    """Raise the one problem, or all of them together, or nothing."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ProblemsError(problems)

@@ -14,10 +14,11 @@ import torch
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model
 from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
-from flexflow_engine.checkpoint.digest import DigestCache, user_cache
+from flexflow_engine.checkpoint.digest import DigestCache
 from flexflow_engine.checkpoint.folders import SAFETENSORS, TORCH_FILES, CheckpointFolder, file_inside
 from flexflow_engine.checkpoint.places import TensorPlace, safetensors_places, torch_places
-from flexflow_engine.errors import CheckpointError, FlexFlowError, ProblemsError
+from flexflow_engine.errors import CheckpointError, FlexFlowError, raise_problems
+from flexflow_engine.user_cache import user_cache
 
 _READERS: Mapping[tuple[str, str], Callable[[Path], dict[str, TensorPlace]]] = {
     SAFETENSORS: safetensors_places,  # preferred where both formats exist
@@ -103,14 +104,6 @@ class _Shards:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self.expected))
-
-
-def raise_problems(problems: list[FlexFlowError]) -> None:
-    """Raise the one problem, or all of them together, or nothing."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise ProblemsError(problems)
 
 
 def _find_shards(folder: Path) -> _Shards:
