@@ -103,7 +103,7 @@ class WorkloadShape:
     @property
     def max_cached_tokens(self) -> int:
         """Longest KV cache of a sequence: the last new token is never fed back."""
-        return max(map(sum, zip(self.prompt_tokens, self.new_tokens, strict=True))) - 1
+        return max(prompt + new for prompt, new in zip(self.prompt_tokens, self.new_tokens, strict=True)) - 1
 
 
 @dataclass(frozen=True, slots=True)

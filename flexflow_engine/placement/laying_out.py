@@ -41,7 +41,15 @@ def make_layout(
     weights: these tensors as the policy places them, where they have been placed before; the most of the work.
     """
     config, item = model.config, ITEM_NBYTES[model.dtype]
-    job = _Job(model, kv_codec, policy, workload, tiers, attention_site(policy, tiers))
+    job = _Job(
+        model=model,
+        kv_codec=kv_codec,
+        policy=policy,
+        max_prompt_tokens=workload.max_prompt_tokens,
+        max_cached_tokens=workload.max_cached_tokens,
+        tiers=tiers,
+        attention=attention_site(policy, tiers),
+    )
     weights = weights or place_weights(model, tensors, policy.weights)
     kv, activations = _place_cache(job), _place_hidden(job)
     table, (small_offsets, small_nbytes) = weights.table[0].tensor, _pack(weights.small)
@@ -70,26 +78,27 @@ def make_layout(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
     """What is laid out, and where its decode attention runs."""
 
     model: Model
     kv_codec: Codec
     policy: Policy
-    workload: WorkloadShape
+    max_prompt_tokens: int
+    max_cached_tokens: int
     tiers: tuple[TierDescription, ...]
     attention: AttentionSite
 
     @property
     def prompt_tokens(self) -> int:
         """Of one GPU batch, at most."""
-        return self.policy.gpu_batch_size * self.workload.max_prompt_tokens
+        return self.policy.gpu_batch_size * self.max_prompt_tokens
 
     @property
     def cache_sizes(self) -> tuple[int, int, int]:
         """Rows of a GPU batch, tokens that a row has cached at most, tokens of a page."""
-        return self.policy.gpu_batch_size, self.workload.max_cached_tokens, self.policy.kv_page_tokens
+        return self.policy.gpu_batch_size, self.max_cached_tokens, self.policy.kv_page_tokens
 
     @property
     def attends_in_kernel(self) -> bool:
@@ -112,7 +121,7 @@ def _place_cache(job: _Job) -> KVLayout:
         placement=job.policy.kv_cache,
         direct=site.in_place,
         takes_tokens=site.in_place if codec.keeps_bytes else frozenset(),
-        prompt_tokens=job.workload.max_prompt_tokens if site.across_link else 0,
+        prompt_tokens=job.max_prompt_tokens if site.across_link else 0,
     )
 
 
@@ -120,7 +129,7 @@ def _place_hidden(job: _Job) -> ActivationLayout:
     return place_activations(
         gpu_batch_size=job.policy.gpu_batch_size,
         num_gpu_batches=job.policy.num_gpu_batches,
-        max_new_tokens=job.workload.max_prompt_tokens,
+        max_new_tokens=job.max_prompt_tokens,
         token_nbytes=job.model.config.hidden_size * ITEM_NBYTES[job.model.dtype],
         placement=job.policy.activations,
         direct=direct_tiers(job.tiers),
@@ -133,7 +142,7 @@ def _workspace(job: _Job, weights: WeightLayout, kv: KVLayout) -> Workspace:
         job.model,
         table=weights.table[0].tensor,
         rows=job.policy.gpu_batch_size,
-        prompt_tokens=job.workload.max_prompt_tokens,
+        prompt_tokens=job.max_prompt_tokens,
         encoding=_encoding_nbytes(job, kv, device),
         head_rows=_head_rows(weights),
         decode_attention=0 if on_host else attention,

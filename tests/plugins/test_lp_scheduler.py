@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -22,8 +23,10 @@ from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.schedulers.lp import LPOptions, LPScheduler
 from flexflow_plugins.schedulers.lp import solver as lp_solver
 from flexflow_plugins.schedulers.lp.bound import least_seconds
+from flexflow_plugins.schedulers.lp.job import as_admitted, job_parts
 from flexflow_plugins.schedulers.lp.memory import MemoryNeeds
 from flexflow_plugins.schedulers.lp.program import PricedPart, Program
+from flexflow_plugins.schedulers.lp.shapes import BatchShape
 from harness import MIB
 from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, ISLAND_HOST_DISK, opt
 from profiles import constant, link, processor, profile
@@ -177,6 +180,16 @@ def test_of_policies_that_are_alike_the_host_runs_the_one_on_fewer_links(alone: 
 def test_of_policies_that_are_alike_the_host_runs_the_one_with_larger_pages(larger: float, taken: bool) -> None:
     told = Told(lambda policy: 1.0 if policy.kv_page_tokens == 1 else larger)
     assert (two_links(4e6).plan(told).policy.kv_page_tokens > 1) == taken
+
+
+def test_a_gpu_batch_decodes_until_its_longest_sequence_ends() -> None:
+    """One sequence of 100 new tokens and 99 of one, ten a GPU batch: one of ten rounds decodes."""
+    lengths = as_admitted(WorkloadShape((8,) * 100, (100,) + (1,) * 99))
+    shape = BatchShape(gpu_batch_size=10, num_gpu_batches=1, kv_page_tokens=16, attention="device")
+    steps = defaultdict[str, float](float)
+    for part in job_parts(shape, lengths):
+        steps[part.shape.phase] += part.steps
+    assert steps == pytest.approx({"prefill": 10, "decode": 99})
 
 
 def test_options_are_held_fast() -> None:

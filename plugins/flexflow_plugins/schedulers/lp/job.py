@@ -38,13 +38,21 @@ class _Rounds:
     """The mean over GPU batches."""
 
 
-def job_parts(shape: BatchShape, workload: WorkloadShape) -> tuple[JobPart, ...]:
-    """The whole job, no sequence ending before its last token."""
-    return tuple(part for rounds in _rounds(shape, workload) for part in _parts(rounds, shape))
+Lengths = Sequence[tuple[int, int]]
+"""(prompt tokens, new tokens) of each sequence."""
 
 
-def _rounds(shape: BatchShape, workload: WorkloadShape) -> Iterator[_Rounds]:
-    lengths = sorted(zip(workload.prompt_tokens, workload.new_tokens, strict=True), reverse=True)
+def as_admitted(workload: WorkloadShape) -> Lengths:
+    """In the order in which sequences are computed."""
+    return sorted(zip(workload.prompt_tokens, workload.new_tokens, strict=True), reverse=True)
+
+
+def job_parts(shape: BatchShape, lengths: Lengths) -> tuple[JobPart, ...]:
+    """The whole job, no sequence ending before its last token; `lengths` as they are admitted."""
+    return tuple(part for rounds in _rounds(shape, lengths) for part in _parts(rounds, shape))
+
+
+def _rounds(shape: BatchShape, lengths: Lengths) -> Iterator[_Rounds]:
     full = len(lengths) // shape.rows
     if full:
         yield _of_size(full, shape.gpu_batch_size, shape.num_gpu_batches, lengths[: full * shape.rows])
@@ -53,8 +61,8 @@ def _rounds(shape: BatchShape, workload: WorkloadShape) -> Iterator[_Rounds]:
         yield _of_size(1, -(-len(rest) // batches), batches, rest)
 
 
-def _of_size(count: int, gpu_batch_size: int, num_gpu_batches: int, lengths: Sequence[tuple[int, int]]) -> _Rounds:
-    """Rounds of these sequences, each (prompt tokens, new tokens), in the order in which they are admitted."""
+def _of_size(count: int, gpu_batch_size: int, num_gpu_batches: int, lengths: Lengths) -> _Rounds:
+    """So many rounds of these sequences."""
     starts = range(0, len(lengths), gpu_batch_size)
     longest = [max(new for _, new in lengths[start : start + gpu_batch_size]) for start in starts]
     return _Rounds(
