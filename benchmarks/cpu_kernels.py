@@ -41,7 +41,7 @@ from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import Compute, Task, Tile
 from flexflow_engine.placement.kv import Rectangle
-from flexflow_engine.placement.layout import make_layout
+from flexflow_engine.placement.laying_out import make_layout
 from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
@@ -211,7 +211,7 @@ def _layer(workers: Workers) -> dict[str, float]:
 @contextmanager
 def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> Iterator[tuple[TileRunner, Task]]:
     """A runner whose decoder layer has random weights, hidden states and cache, and a step's task of the layer."""
-    opened = open_checkpoint(str(folder / "checkpoint"), {"opt": OPTModel}, model_name="opt", dtype="bfloat16")
+    opened = open_checkpoint(str(folder / "checkpoint"), OPTModel, dtype="bfloat16")
     everything = Placement((("device", 100.0),))
     layout = make_layout(
         model=opened.model,
@@ -226,7 +226,7 @@ def _one_layer(folder: Path, weights: Codec, cache: Codec, workers: Workers) -> 
             attention="device",
             kv_page_tokens=PAGE_TOKENS,
         ),
-        workload=WorkloadShape((1,) * LAYER_ROWS, LAYER_CONTEXT + 1),
+        workload=WorkloadShape((1,) * LAYER_ROWS, (LAYER_CONTEXT + 1,) * LAYER_ROWS),
         tiers=describe_tiers({"device": CpuTier}, {"device": 2**40}),
     )
     table = memory_table(layout)

@@ -183,7 +183,7 @@ class Measurement:
 
     def _run(self, policy: Policy) -> float:
         fixed = self._choice() if policy == LP else policy
-        report = run_recipe(
+        metrics = run_recipe(
             load_recipe(self._recipe(fixed), [], self._registry),
             self._registry,
             output=self._work / "out.jsonl",
@@ -191,7 +191,7 @@ class Measurement:
             progress=Quiet(),
             hardware=self._hardware,
         )
-        return float(report.metrics["tokens_per_s"])
+        return float(metrics["tokens_per_s"])
 
     def _choice(self) -> Policy:
         """As `fixed` takes it."""
@@ -214,6 +214,9 @@ class Measurement:
 
 class Quiet:
     """Progress that nobody is told of."""
+
+    def reading(self, done_bytes: int, total_bytes: int) -> None:
+        return
 
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         return

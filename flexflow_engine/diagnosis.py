@@ -13,7 +13,6 @@ import torch
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.checkpoint.digest import user_cache
 from flexflow_engine.engine import recipe_checkpoint, recipe_codecs
 from flexflow_engine.errors import FlexFlowError, ProblemsError
 from flexflow_engine.jobs.recipe import Recipe
@@ -22,6 +21,7 @@ from flexflow_engine.planning.profile.installed import default_codec, tiers_by_d
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import TierChoice
 from flexflow_engine.plugins import Registry
+from flexflow_engine.user_cache import user_cache
 
 State = Literal["fine", "note", "fails"]
 

@@ -26,13 +26,11 @@ from flexflow_engine.abc.scheduler import Candidate, Scheduler
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
-from flexflow_engine.checkpoint.digest import user_cache
-from flexflow_engine.checkpoint.files import raise_problems
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.matmul import HostProducts, TeamProducts, usual_float32_from, usual_products
 from flexflow_engine.declared.codecs import check_codec
-from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError
+from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError, raise_problems
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
@@ -46,10 +44,11 @@ from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers,
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.plugins import Registry
 from flexflow_engine.runtime.metrics import collect
-from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenIds, TokenSource
+from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenArray, TokenSource
 from flexflow_engine.runtime.session import OnStep, Session, StepTime
 from flexflow_engine.runtime.trace import FoldedTrace, Trace
 from flexflow_engine.store.weights import WeightStore
+from flexflow_engine.user_cache import user_cache
 
 STAGING_TIER = "staging"
 """Host memory between a disk and a compute tier that the host can't address, where the recipe names none; as large as
@@ -61,14 +60,6 @@ DENSER_CODECS = ("group-int4",)
 HardwareFor = Callable[[Needs], HardwareProfile]
 """The machine to plan for: this one, measured for what a recipe needs, or one from a file. Called when a scheduler, a
 prediction or a run asks, at most once a job; raises HardwareError where nothing is known of the machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """What a run achieved; `metrics` is ready for JSON."""
-
-    metrics: Mapping[str, Any]
-    completions: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +110,9 @@ def run_recipe(
     trace: Path | None,
     progress: Progress,
     hardware: HardwareFor,
-) -> RunReport:
-    """Run a job. Completions are written to `output` in input order, whole or not at all; they are there whatever then
-    happens to the trace.
+) -> dict[str, Any]:
+    """Run a job; its metrics, ready for JSON. Completions are written to `output` in input order, whole or not at all;
+    they are there whatever then happens to the trace.
 
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
@@ -133,7 +124,7 @@ def run_recipe(
         with store, _open_tiers(recipe, job) as tiers:
             _tell(store, tiers, progress)
             metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, machine, predicted))
-    return RunReport({**metrics, **_answers(writer)}, output)
+    return {**metrics, **_answers(writer)}
 
 
 def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> Plan:
@@ -190,9 +181,8 @@ def import_recipe(recipe: Recipe, registry: Registry, progress: Progress) -> Wei
 
 def recipe_checkpoint(recipe: Recipe, registry: Registry) -> Checkpoint:
     """The recipe's checkpoint; its config has been read. Raises CheckpointError."""
-    models = {name: registry.model(name) for name in registry.names("model")}
     model = recipe.model
-    return open_checkpoint(model.checkpoint, models, model_name=model.plugin, dtype=model.dtype)
+    return open_checkpoint(model.checkpoint, registry.model(model.plugin), dtype=model.dtype)
 
 
 def recipe_codecs(recipe: Recipe, registry: Registry) -> Codecs:
@@ -241,7 +231,7 @@ def _prepare(
         model=model,
         codecs=codecs,
         workload=WorkloadShape(
-            tuple(len(p.token_ids) for p in prompts), max(_max_new_tokens(p, recipe.workload.task) for p in prompts)
+            tuple(len(p.token_ids) for p in prompts), tuple(_new_tokens(p, recipe.workload.task) for p in prompts)
         ),
         tiers=tuple(replace(t, placeable=t.name in named) for t in describe_tiers(classes, budgets)),
         hardware=cache(lambda: hardware(_needs(recipe, model, codecs, classes))),
@@ -326,7 +316,15 @@ def _of_tier(name: str, where: str) -> str:
 
 
 def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progress) -> WeightStore:
-    return import_checkpoint(checkpoint, checkpoint.model, codecs.weights, codecs.small, root, progress.importing)
+    return import_checkpoint(
+        checkpoint,
+        checkpoint.model,
+        codecs.weights,
+        codecs.small,
+        root,
+        progress.importing,
+        reading=progress.reading,
+    )
 
 
 @contextmanager
@@ -419,24 +417,24 @@ def _predicted_as_ended(job: _Job, run: _Run, times: Sequence[StepTime], generat
     where there is no prediction, or the job is too long to be simulated step by step.
     """
     workload = job.planner.workload
-    if run.predicted_tokens_per_s is None or generated_tokens == len(job.prompts) * workload.max_new_tokens:
+    if run.predicted_tokens_per_s is None or generated_tokens == sum(workload.new_tokens):
         return run.predicted_tokens_per_s
     seconds = job.planner.predictor().seconds(job.plan.layout, [time.step for time in times])
     return generated_tokens / seconds if seconds else None
 
 
 def _batcher(recipe: Recipe, job: _Job) -> Batcher:
-    task = recipe.workload.task
+    task, workload = recipe.workload.task, job.planner.workload
     return Batcher(
-        [len(prompt.token_ids) for prompt in job.prompts],
-        max_new_tokens=[_max_new_tokens(prompt, task) for prompt in job.prompts],
+        workload.prompt_tokens,
+        max_new_tokens=workload.new_tokens,
         eos_token_ids=() if isinstance(task, Score) or task.ignore_eos else job.model.config.eos_token_ids,
         gpu_batch_size=job.plan.policy.gpu_batch_size,
         num_gpu_batches=job.plan.policy.num_gpu_batches,
     )
 
 
-def _max_new_tokens(prompt: Prompt, task: Generate | Score) -> int:
+def _new_tokens(prompt: Prompt, task: Generate | Score) -> int:
     return task.max_new_tokens if isinstance(task, Generate) else len(prompt.completion)
 
 
@@ -446,7 +444,7 @@ def _source(task: Generate | Score, prompts: Sequence[Prompt]) -> TokenSource:
     return Forced([len(prompt.token_ids) for prompt in prompts], [_array(prompt.completion) for prompt in prompts])
 
 
-def _array(token_ids: Sequence[int]) -> TokenIds:
+def _array(token_ids: Sequence[int]) -> TokenArray:
     return np.asarray(token_ids, np.int64)
 
 

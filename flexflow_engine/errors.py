@@ -77,3 +77,11 @@ class TaskError(Exception):
 
 class StalledError(Exception):
     """No task of a run ran for the watchdog's time, although some were left: a bug of ours."""
+
+
+def raise_problems(problems: list[FlexFlowError]) -> None:
+    """Raise the one problem, or all of them together, or nothing."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ProblemsError(problems)

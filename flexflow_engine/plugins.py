@@ -30,9 +30,6 @@ BLOCK_VARIABLE = f"{NAME.upper()}_BLOCK"
 BROKEN = (Exception, SystemExit)
 """What a plugin's module may raise: it is told to whoever misses the plugin."""
 
-PUBLISHED_ELSEWHERE: Mapping[tuple[Kind, str], str] = {}
-"""(kind, plugin name) -> the distribution to install for it. Only what really can be installed is listed."""
-
 HOOKS: Mapping[Kind, str] = {
     "tier": "flexflow_register_tiers",
     "codec": "flexflow_register_codecs",
@@ -60,20 +57,12 @@ Loaded = tuple[PluginRow, type[Any] | None]
 class Registry:
     """Built once, then only read."""
 
-    def __init__(
-        self,
-        classes: Mapping[tuple[str, str], type[Any]],
-        rows: tuple[PluginRow, ...],
-        elsewhere: Mapping[tuple[Kind, str], str],
-    ) -> None:
+    def __init__(self, classes: Mapping[tuple[str, str], type[Any]], rows: tuple[PluginRow, ...]) -> None:
         self._classes = classes
         self._rows = rows
-        self._elsewhere = elsewhere
 
     @classmethod
-    def load(
-        cls, blocked: Collection[str] = (), elsewhere: Mapping[tuple[Kind, str], str] = PUBLISHED_ELSEWHERE
-    ) -> Registry:
+    def load(cls, blocked: Collection[str] = ()) -> Registry:
         """Import every installed plugin.
 
         blocked: names of entry points or distributions that are left alone.
@@ -87,7 +76,7 @@ class Registry:
             rows.append(row)
             if plugin_class is not None:
                 classes[row.kind, row.name] = plugin_class
-        return cls(classes, tuple(rows), elsewhere)
+        return cls(classes, tuple(rows))
 
     def tier(self, name: str) -> type[tier.Tier]:
         """Raises PluginError when there is none of that name; so do the three methods below."""
@@ -121,8 +110,6 @@ class Registry:
 
     def _advice(self, kind: Kind, name: str) -> Iterator[str]:
         known = self.names(kind)
-        if (kind, name) in self._elsewhere:
-            yield f"`pip install {self._elsewhere[kind, name]}` brings it"
         if "did you mean" in (hint := near_miss(name, known)):
             yield hint
         yield f"known: {', '.join(known) or 'none'}"

@@ -21,7 +21,8 @@ from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.matmul import HostProducts, usual_float32_from, usual_products
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
-from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.laying_out import make_layout
+from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
 from flexflow_engine.runtime.executor import DataflowExecutor, Executor
@@ -146,7 +147,7 @@ def run_job(
     """Run a job to its end; everything that was opened is closed again. completions: scored, instead of generating."""
     given = [np.asarray(completion, np.int64) for completion in completions]
     new_tokens = [len(completion) for completion in given] or [max_new_tokens] * len(prompts)
-    opened = open_checkpoint(str(checkpoint), {"opt": model_class}, model_name="opt", dtype=dtype)
+    opened = open_checkpoint(str(checkpoint), model_class, dtype=dtype)
     weight_codec, kv_codec, small_codec = weight_codec or NoneCodec(), kv_codec or NoneCodec(), NoneCodec()
     weights = import_checkpoint(opened, opened.model, weight_codec, small_codec, store, lambda done, total: None)
     layout = make_layout(
@@ -154,7 +155,7 @@ def run_job(
         tensors=paged_tensors(opened.model, weight_codec, small_codec),
         kv_codec=kv_codec,
         policy=chosen,
-        workload=WorkloadShape(tuple(len(p) for p in prompts), max(new_tokens)),
+        workload=WorkloadShape(tuple(len(p) for p in prompts), tuple(new_tokens)),
         tiers=describe_tiers(
             {name: setup.tier_class for name, setup in tiers.items()},
             {name: setup.budget_bytes for name, setup in tiers.items()},

@@ -16,7 +16,8 @@ from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.compile import StepCompiler
 from flexflow_engine.jobs.batching import Batcher
-from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.laying_out import make_layout
+from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
 from flexflow_engine.testing.tiers import IslandTier, ThrottledTier
@@ -33,6 +34,7 @@ DEVICE_HOST_DISK: Mapping[str, type[Tier]] = {"device": CpuTier, "host": PinnedT
 DEVICE_FAR_DISK: Mapping[str, type[Tier]] = {"device": CpuTier, "far": ThrottledTier, "disk": ZarrTier}
 ISLAND_HOST_DISK: Mapping[str, type[Tier]] = {"island": IslandTier, "host": PinnedTier, "disk": ZarrTier}
 """Like a GPU: nothing but the first tier is computed on in place, and the disk's bytes pass through host memory."""
+ISLAND_HOST: Mapping[str, type[Tier]] = {"island": IslandTier, "host": PinnedTier}
 TIERS = (DEVICE_HOST, DEVICE_FAR, DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK)
 
 
@@ -62,7 +64,7 @@ def lay_out(
         tensors=paged_tensors(model, weight_codec or none, none),
         kv_codec=kv_codec or none,
         policy=chosen,
-        workload=WorkloadShape(tuple(prompt_tokens), max_new_tokens),
+        workload=WorkloadShape(tuple(prompt_tokens), (max_new_tokens,) * len(prompt_tokens)),
         tiers=describe_tiers(classes, dict.fromkeys(classes, budget_bytes)),
     )
 

@@ -33,9 +33,7 @@ def checkpoint_folder(work: Path, model: str) -> Path:
 
 def make_checkpoint(model: str, folder: Path) -> None:
     """Write the folder; its config.json comes last, so that a folder that has one is whole."""
-    registry = Registry.load()
-    models = {name: registry.model(name) for name in registry.names("model")}
-    checkpoint = open_checkpoint(f"synthetic:{model}", models, model_name="opt", dtype="bfloat16")
+    checkpoint = open_checkpoint(f"synthetic:{model}", Registry.load().model("opt"), dtype="bfloat16")
     folder.mkdir(parents=True, exist_ok=True)
     shards: dict[str, str] = {}
     for number, tensors in enumerate(_shards(checkpoint), start=1):

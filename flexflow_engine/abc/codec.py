@@ -8,6 +8,7 @@ from the data, in the store's files.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,11 +69,11 @@ class Codec(ABC):
         self.options = options
 
     def __eq__(self, other: object) -> bool:
-        """Codecs are equal that read and write the same bytes."""
+        """Codecs are equal that read each other's bytes."""
         return isinstance(other, Codec) and self.configuration() == other.configuration()
 
     def __hash__(self) -> int:
-        return hash(self.key)
+        return hash(json.dumps(self.configuration(), sort_keys=True))
 
     def notices(self, memory: str) -> tuple[str, ...]:
         """What makes the codec slow on this machine for tensors in `memory`, a tier's label, a line each; may take

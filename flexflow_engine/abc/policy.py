@@ -89,16 +89,21 @@ class WorkloadShape:
 
     prompt_tokens: tuple[int, ...]
     """Length of each prompt."""
-    max_new_tokens: int
+    new_tokens: tuple[int, ...]
+    """What follows each: as many tokens as it may generate at most, or those that are scored."""
 
     @property
     def max_prompt_tokens(self) -> int:
         return max(self.prompt_tokens)
 
     @property
+    def max_new_tokens(self) -> int:
+        return max(self.new_tokens)
+
+    @property
     def max_cached_tokens(self) -> int:
-        """Longest KV cache of a sequence: the last generated token is never fed back."""
-        return self.max_prompt_tokens + self.max_new_tokens - 1
+        """Longest KV cache of a sequence: the last new token is never fed back."""
+        return max(prompt + new for prompt, new in zip(self.prompt_tokens, self.new_tokens, strict=True)) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,8 @@ class StepCosts:
 
 
 @dataclass(frozen=True, slots=True)
-class LanePrediction:
-    """One lane over a whole job; busy time is the union of its tasks' intervals."""
+class LaneUse:
+    """One lane over a whole job, as predicted or as run; busy time is the union of its tasks' intervals."""
 
     busy_s: float
     nbytes: int
@@ -71,7 +71,7 @@ class Prediction:
     generated_tokens: int
     first_tokens: int
     """Generated tokens that were sampled from prompts."""
-    lanes: Mapping[str, LanePrediction]
+    lanes: Mapping[str, LaneUse]
     relative_error: float
     """How far sampling of steps and layers may have moved the seconds, as a fraction of them; 0 when every task of the
     job was simulated. What the profile itself is wrong by comes on top."""

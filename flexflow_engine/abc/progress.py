@@ -8,6 +8,11 @@ from typing import Protocol
 class Progress(Protocol):
     """Called from the engine's main thread, between steps; must return quickly and raise nothing."""
 
+    def reading(self, done_bytes: int, total_bytes: int) -> None:
+        """A checkpoint's files so far, read to know whether the store has their weights; called every few MiB, and not
+        of files that were read before.
+        """
+
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         """Weights written to the store so far; called after each page or tensor, last with done == total."""
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model
-from flexflow_engine.checkpoint.config import detect_model
+from flexflow_engine.checkpoint.config import check_model_type
 from flexflow_engine.declared.models import open_model
 from flexflow_engine.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[int, int], None]
+ByteProgress = Callable[[int, int], None]
 """Called with the bytes done so far and the bytes in all."""
 
 
@@ -28,16 +28,15 @@ def silent(done_bytes: int, total_bytes: int) -> None:
 class Checkpoint(ABC):
     """A model's configuration and tensors. Holds no file open."""
 
-    def __init__(
-        self, reference: str, config: Mapping[str, Any], models: Mapping[str, type[Model]], dtype: DType
-    ) -> None:
-        """Raises CheckpointError when no model reads the config's `model_type`."""
+    def __init__(self, reference: str, config: Mapping[str, Any], model_class: type[Model], dtype: DType) -> None:
+        """Raises CheckpointError when the model does not read the config's `model_type`."""
+        check_model_type(config, model_class, where=reference)
         self.reference = reference
         """As the user named it."""
         self.config = config
         """The content of config.json."""
         self.dtype = dtype
-        self.model_class = detect_model(config, models, where=reference)
+        self.model_class = model_class
 
     @cached_property
     def model(self) -> Model:
@@ -57,7 +56,7 @@ class Checkpoint(ABC):
         return True
 
     @abstractmethod
-    def content_key(self, progress: Progress = silent) -> str:
+    def content_key(self, progress: ByteProgress = silent) -> str:
         """A digest of config and tensors, 64 hexadecimal digits: equal content, equal key, wherever it lies."""
 
     @abstractmethod

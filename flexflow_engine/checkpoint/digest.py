@@ -20,12 +20,6 @@ from flexflow_engine.files import PARTIAL, replacing
 _BUFFER_NBYTES = 4 * 2**20
 
 
-def user_cache() -> Path:
-    """The folder of this user's cached files of the engine."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "flexflow_engine"
-
-
 class DigestCache:
     """SHA-256 of files, remembered in one JSON file. A lost or broken cache costs time and nothing else."""
 

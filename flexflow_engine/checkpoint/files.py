@@ -13,11 +13,12 @@ import torch
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model
-from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
-from flexflow_engine.checkpoint.digest import DigestCache, user_cache
+from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
+from flexflow_engine.checkpoint.digest import DigestCache
 from flexflow_engine.checkpoint.folders import SAFETENSORS, TORCH_FILES, CheckpointFolder, file_inside
 from flexflow_engine.checkpoint.places import NOT_QUANTIZED, TensorPlace, safetensors_places, torch_places
-from flexflow_engine.errors import CheckpointError, FlexFlowError, ProblemsError
+from flexflow_engine.errors import CheckpointError, FlexFlowError, raise_problems
+from flexflow_engine.user_cache import user_cache
 
 _READERS: Mapping[tuple[str, str], Callable[[Path], dict[str, TensorPlace]]] = {
     SAFETENSORS: safetensors_places,  # preferred where both formats exist
@@ -33,11 +34,11 @@ class FilesCheckpoint(Checkpoint):
         self,
         reference: str,
         config: Mapping[str, Any],
-        models: Mapping[str, type[Model]],
+        model_class: type[Model],
         dtype: DType,
         folder: CheckpointFolder,
     ) -> None:
-        super().__init__(reference, config, models, dtype)
+        super().__init__(reference, config, model_class, dtype)
         self._folder = folder
 
     @property
@@ -48,9 +49,9 @@ class FilesCheckpoint(Checkpoint):
     def is_fetched(self) -> bool:
         return self._folder.is_local
 
-    def content_key(self, progress: Progress = silent) -> str:
-        folder = self._folder.weights()
-        files = {name: file_inside(folder, name) for name in ("config.json", *self._shards.names)}
+    def content_key(self, progress: ByteProgress = silent) -> str:
+        shards = self._shards
+        files = {name: file_inside(shards.folder, name) for name in ("config.json", *shards.names)}
         return DigestCache(user_cache() / "digests.json").content_key(files, progress)
 
     def tensor_names(self) -> frozenset[str]:
@@ -107,14 +108,6 @@ class _Shards:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self.expected))
-
-
-def raise_problems(problems: list[FlexFlowError]) -> None:
-    """Raise the one problem, or all of them together, or nothing."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise ProblemsError(problems)
 
 
 def _find_shards(folder: Path) -> _Shards:

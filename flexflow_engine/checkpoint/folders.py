@@ -11,21 +11,17 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from flexflow_engine.errors import CheckpointError
+from flexflow_engine.jobs.tokenizer import VOCABULARIES
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
+    *VOCABULARIES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
     "generation_config.json",
 )
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-"""Without one of these there is no tokenizer."""
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAFETENSORS_PATTERNS = (*SAFETENSORS, "model-*.safetensors")
@@ -62,7 +58,7 @@ class LocalFolder(CheckpointFolder):
         return self._path
 
     def tokenizer(self) -> Path | None:
-        return self._path if _has_one(self._path, _VOCABULARIES) else None
+        return self._path if _has_one(self._path, VOCABULARIES) else None
 
 
 class HubFolder(CheckpointFolder):
@@ -101,7 +97,7 @@ class HubFolder(CheckpointFolder):
             folder = self._fetch(TOKENIZER_FILES)
         except CheckpointError:
             return None
-        return folder if _has_one(folder, _VOCABULARIES) else None
+        return folder if _has_one(folder, VOCABULARIES) else None
 
     def _fetch(self, patterns: tuple[str, ...]) -> Path:
         """The snapshot's folder with the files of `patterns` in it, as far as the repository has them."""

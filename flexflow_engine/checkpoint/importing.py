@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
-from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress
+from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
 from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StorageError
@@ -38,30 +38,39 @@ WEIGHTS = "weights"
 
 
 def import_checkpoint(  # noqa: PLR0917  # in the order the data pass; every one of another type
-    checkpoint: Checkpoint, model: Model, codec: Codec, small_codec: Codec, root: Path, progress: Progress
+    checkpoint: Checkpoint,
+    model: Model,
+    codec: Codec,
+    small_codec: Codec,
+    root: Path,
+    progress: ByteProgress,
+    *,
+    reading: ByteProgress = silent,
 ) -> WeightStore:
     """The weight store of `checkpoint` under `root`, which is made unless it is there; the caller closes it.
 
     codec: of the large tensors, tables by its `for_table`. progress: called after every page with the bytes done and
-    in all. A second import of the same content waits for the first. Raises CheckpointError or ProblemsError before
-    anything is written, StorageError when the disk is too small or fails.
+    in all; reading: likewise, as the checkpoint's files are read to know their content. A second import of the same
+    content waits for the first. Raises CheckpointError or ProblemsError before anything is written, StorageError when
+    the disk is too small or fails.
     """
     plan = ImportPlan.of(model, codec, small_codec)
-    folder = store_folder(root, checkpoint, plan)
+    content_key = checkpoint.content_key(reading)
+    folder = store_folder(root, content_key, plan)
     store = _finished(folder, plan)
     if store is not None:
         return store
-    names = find_names(checkpoint, model)
+    header = _header(checkpoint, content_key, plan, find_names(checkpoint, model))
     with locked(folder), one_torch_thread():  # casting a page is a copy, and waking other cores takes as long
         store = _finished(folder, plan)
         if store is None:
-            _import(folder, checkpoint, plan, names, progress)
+            _import(folder, checkpoint, plan, header, progress)
     return store or WeightStore.open(folder, plan.compressor)
 
 
-def store_folder(root: Path, checkpoint: Checkpoint, plan: ImportPlan) -> Path:
+def store_folder(root: Path, content_key: str, plan: ImportPlan) -> Path:
     codecs = dict.fromkeys((plan.codec.key, plan.codec.for_table().key))
-    return root / WEIGHTS / "-".join((checkpoint.content_key()[:16], plan.dtype, *codecs))
+    return root / WEIGHTS / "-".join((content_key[:16], plan.dtype, *codecs))
 
 
 @contextmanager
@@ -97,12 +106,13 @@ def _is_stored(folder: Path, header: StoreHeader, entry: TensorPlan) -> bool:
 
 
 def _import(
-    folder: Path, checkpoint: Checkpoint, plan: ImportPlan, names: Mapping[str, str], progress: Progress
+    folder: Path, checkpoint: Checkpoint, plan: ImportPlan, header: StoreHeader, progress: ByteProgress
 ) -> None:
+    names = header.arrays
     layouts = {names[entry.name]: entry.layout for entry in plan.tensors}
     _check_space(folder, missing_nbytes(folder, layouts))
-    writer = StoreWriter(folder, _header(checkpoint, plan, names), layouts, plan.compressor)
-    others = _others(folder, checkpoint)
+    writer = StoreWriter(folder, header, layouts, plan.compressor)
+    others = _others(folder, header.content_key)
     done, total = 0, plan.nbytes
     for entry in plan.tensors:
         for page in range(entry.layout.num_pages):
@@ -113,12 +123,12 @@ def _import(
     writer.finish()
 
 
-def _others(folder: Path, checkpoint: Checkpoint) -> dict[Path, StoreHeader]:
+def _others(folder: Path, content_key: str) -> dict[Path, StoreHeader]:
     """Complete stores of the same checkpoint beside `folder`, by path."""
     found = {}
-    for path in sorted(folder.parent.glob(f"{checkpoint.content_key()[:16]}-*/{METADATA}")):
+    for path in sorted(folder.parent.glob(f"{content_key[:16]}-*/{METADATA}")):
         header = header_or_none(path.parent)  # of a newer version, or damaged: nothing to share
-        if header and header.complete and path.parent != folder and header.content_key == checkpoint.content_key():
+        if header and header.complete and path.parent != folder and header.content_key == content_key:
             found[path.parent] = header
     return found
 
@@ -137,10 +147,10 @@ def _share_page(
     )
 
 
-def _header(checkpoint: Checkpoint, plan: ImportPlan, names: Mapping[str, str]) -> StoreHeader:
+def _header(checkpoint: Checkpoint, content_key: str, plan: ImportPlan, names: Mapping[str, str]) -> StoreHeader:
     return StoreHeader(
         reference=checkpoint.reference,
-        content_key=checkpoint.content_key(),
+        content_key=content_key,
         dtype=plan.dtype,
         codec=plan.codec.key,
         table_codec=plan.codec.for_table().key,

@@ -10,8 +10,7 @@ from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
-from flexflow_engine.checkpoint.files import raise_problems
-from flexflow_engine.errors import CheckpointError, FlexFlowError
+from flexflow_engine.errors import CheckpointError, FlexFlowError, raise_problems
 from flexflow_engine.placement.pages import PagedTensor, paged_tensors
 from flexflow_engine.store.array import ArrayLayout
 from flexflow_engine.store.encoding import Compression, Encoding

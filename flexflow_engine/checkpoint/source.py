@@ -2,56 +2,49 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
-from flexflow_engine.checkpoint.config import find_model, published_config, read_config_file
+from flexflow_engine.checkpoint.config import published_config, read_config_file
 from flexflow_engine.checkpoint.files import FilesCheckpoint
 from flexflow_engine.checkpoint.folders import HubFolder, LocalFolder
-from flexflow_engine.checkpoint.synthetic import PREFIX, open_synthetic
+from flexflow_engine.checkpoint.synthetic import open_synthetic
 from flexflow_engine.errors import CheckpointError
+from flexflow_engine.jobs.references import SYNTHETIC, is_hub_id
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 
+def open_checkpoint(reference: str, model_class: type[Model], *, dtype: DType) -> Checkpoint:
+    """The checkpoint that `reference` names: a folder's absolute path, a hub id, or `synthetic:` and a published model.
 
-def open_checkpoint(
-    reference: str, models: Mapping[str, type[Model]], *, model_name: str | None, dtype: DType
-) -> Checkpoint:
-    """The checkpoint that `reference` names: a local folder, a hub id, or `synthetic:` and a published model.
-
-    models: by plugin name. model_name: the one to use, or None to go by the config's `model_type`. dtype: what the
-    weights will be computed in. Raises CheckpointError when there is no such checkpoint or no model for it.
+    dtype: what the weights will be computed in. Raises CheckpointError when there is no such checkpoint, or the model
+    does not read it.
     """
-    if model_name is not None:
-        models = {model_name: find_model(models, model_name)}
-    if reference.startswith(PREFIX):
-        return open_synthetic(reference, models, dtype)
+    if reference.startswith(SYNTHETIC):
+        return open_synthetic(reference, model_class, dtype)
+    if is_hub_id(reference):
+        return _open_hub(reference, model_class, dtype)
     folder = Path(reference).expanduser()
     if folder.is_dir():
-        return _open_local(reference, folder, models, dtype)
-    if _HUB_ID.fullmatch(reference):
-        return _open_hub(reference, models, dtype)
+        return _open_local(reference, folder, model_class, dtype)
     raise CheckpointError(
         f"there is no checkpoint {reference!r}",
-        fix=f"name an existing folder, a hub id such as facebook/opt-1.3b, or {PREFIX}opt-1.3b",
+        fix=f"name an existing folder, a hub id such as facebook/opt-1.3b, or {SYNTHETIC}opt-1.3b",
     )
 
 
-def _open_local(reference: str, folder: Path, models: Mapping[str, type[Model]], dtype: DType) -> Checkpoint:
+def _open_local(reference: str, folder: Path, model_class: type[Model], dtype: DType) -> Checkpoint:
     files = LocalFolder(folder)
     config = read_config_file(files.file("config.json"))
-    return FilesCheckpoint(reference, config, models, dtype, files)
+    return FilesCheckpoint(reference, config, model_class, dtype, files)
 
 
-def _open_hub(reference: str, models: Mapping[str, type[Model]], dtype: DType) -> Checkpoint:
-    """The config comes from the cache, else from what the plugins know, and only then over the network."""
+def _open_hub(reference: str, model_class: type[Model], dtype: DType) -> Checkpoint:
+    """The config comes from the cache, else from what the plugin knows, and only then over the network."""
     files = HubFolder(reference)
-    config = published_config(reference, models)
+    config = published_config(reference, model_class)
     cached = files.cached_config()
     if cached is not None or config is None:
         config = read_config_file(cached or files.fetch_config())
-    return FilesCheckpoint(reference, config, models, dtype, files)
+    return FilesCheckpoint(reference, config, model_class, dtype, files)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.model import Model, TensorSpec
-from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
+from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
 from flexflow_engine.errors import CheckpointError
+from flexflow_engine.jobs.references import SYNTHETIC
 
-PREFIX = "synthetic:"
+SEED = 0
 GENERATOR_VERSION = 1
 """Goes into the content key: changes whenever the same seed gives other numbers."""
 STANDARD_DEVIATION = 0.02
@@ -28,43 +27,29 @@ _SCALE = STANDARD_DEVIATION * 3**0.5 / 2**15
 """From uniform int16 to the wanted deviation: a uniform number in [-a, a] has a / sqrt(3)."""
 
 
-def open_synthetic(reference: str, models: Mapping[str, type[Model]], dtype: DType, *, seed: int = 0) -> Checkpoint:
+def open_synthetic(reference: str, model_class: type[Model], dtype: DType) -> Checkpoint:
     """The checkpoint behind `synthetic:<name>`. Raises CheckpointError, with the near miss, for an unknown name."""
-    wanted = reference.removeprefix(PREFIX)
-    configs = {
-        hub_id.rpartition("/")[2]: config for model in models.values() for hub_id, config in model.published().items()
-    }
+    wanted = reference.removeprefix(SYNTHETIC)
+    configs = {hub_id.rpartition("/")[2]: config for hub_id, config in model_class.published().items()}
     if wanted not in configs:
         near = difflib.get_close_matches(wanted, configs, n=1)
         raise CheckpointError(
             f"no published model is called {wanted!r}",
             where=reference,
-            fix=f"did you mean {PREFIX}{near[0]}?" if near else f"one of {', '.join(sorted(configs))} would do",
+            fix=f"did you mean {SYNTHETIC}{near[0]}?" if near else f"one of {', '.join(sorted(configs))} would do",
         )
-    return SyntheticCheckpoint(reference, configs[wanted], models, dtype, seed=seed)
+    return SyntheticCheckpoint(reference, configs[wanted], model_class, dtype)
 
 
 class SyntheticCheckpoint(Checkpoint):
-    """Every number follows from seed, tensor name and position, in whatever order it is asked for."""
-
-    def __init__(
-        self,
-        reference: str,
-        config: Mapping[str, Any],
-        models: Mapping[str, type[Model]],
-        dtype: DType,
-        *,
-        seed: int,
-    ) -> None:
-        super().__init__(reference, config, models, dtype)
-        self.seed = seed
+    """Every number follows from tensor name and position, in whatever order it is asked for."""
 
     @property
     def tokenizer_folder(self) -> Path | None:
         return None
 
-    def content_key(self, progress: Progress = silent) -> str:
-        content = {"config": dict(self.config), "seed": self.seed, "synthetic": GENERATOR_VERSION}
+    def content_key(self, progress: ByteProgress = silent) -> str:
+        content = {"config": dict(self.config), "seed": SEED, "synthetic": GENERATOR_VERSION}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def tensor_names(self) -> frozenset[str]:
@@ -90,7 +75,7 @@ class SyntheticCheckpoint(Checkpoint):
 
     def _block(self, spec: TensorSpec, block: int, block_rows: int) -> torch.Tensor:
         """Uniform int16 [block_rows, ...] of one random stream."""
-        stream = hashlib.sha256(f"{self.seed} {spec.name} {block}".encode()).digest()
+        stream = hashlib.sha256(f"{SEED} {spec.name} {block}".encode()).digest()
         generator = np.random.Generator(np.random.SFC64(np.frombuffer(stream, "<u4").tolist()))
         shape = (block_rows, *spec.shape[1:])
         numbers = np.frombuffer(generator.bytes(2 * int(np.prod(shape))), "<i2").copy()

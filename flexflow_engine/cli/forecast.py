@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Placement
-from flexflow_engine.abc.prediction import LanePrediction, Prediction
+from flexflow_engine.abc.prediction import LaneUse, Prediction
 from flexflow_engine.abc.scheduler import Candidate
 from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.report import plan_as_json, render_plan
@@ -76,7 +76,7 @@ def forecast_as_json(forecast: Forecast) -> dict[str, object]:
     }
 
 
-def _lane(use: LanePrediction, prediction: Prediction) -> dict[str, float]:
+def _lane(use: LaneUse, prediction: Prediction) -> dict[str, float]:
     work: dict[str, float] = {"flops": use.flops} if use.flops else {"bytes": use.nbytes}
     return {"busy_s": use.busy_s, "busy_share": use.busy_s / prediction.seconds, **work}
 

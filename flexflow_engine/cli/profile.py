@@ -15,6 +15,7 @@ from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.session import Json, Overrides, inputs_of, load_if_given
+from flexflow_engine.user_cache import user_cache
 
 if TYPE_CHECKING:
     from flexflow_engine.planning.profile.needs import Needs
@@ -53,8 +54,7 @@ def profile(
 
 def _needs(recipe: Path | None, overrides: list[str] | None, dtype: DType, output: Path | None) -> Needs:
     """Raises StorageError where the output is a file that the recipe's job reads."""
-    from flexflow_engine.checkpoint.digest import user_cache  # noqa: PLC0415  # torch; --help must not import it
-    from flexflow_engine.engine import recipe_needs  # noqa: PLC0415
+    from flexflow_engine.engine import recipe_needs  # noqa: PLC0415  # torch; --help must not import it
     from flexflow_engine.planning.profile.installed import installed_needs  # noqa: PLC0415
 
     asked, registry = load_if_given(recipe, overrides)

@@ -37,9 +37,13 @@ class PlainProgress:
         self._clock = clock
         self._last: dict[str, float] = {}
 
+    def reading(self, done_bytes: int, total_bytes: int) -> None:
+        if self._due("read", done_bytes == total_bytes):
+            self.notice(_moving("reading the checkpoint", done_bytes, total_bytes))
+
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         if self._due("import", done_bytes == total_bytes):
-            self.notice(_importing(done_bytes, total_bytes))
+            self.notice(_moving("importing weights", done_bytes, total_bytes))
 
     def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
         if self._due("step", finished_sequences == total_sequences):
@@ -63,8 +67,11 @@ class LiveProgress:
         self._console = console
         self._status = status
 
+    def reading(self, done_bytes: int, total_bytes: int) -> None:
+        self._status.update(_moving("reading the checkpoint", done_bytes, total_bytes))
+
     def importing(self, done_bytes: int, total_bytes: int) -> None:
-        self._status.update(_importing(done_bytes, total_bytes))
+        self._status.update(_moving("importing weights", done_bytes, total_bytes))
 
     def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
         self._status.update(_step(finished_sequences, total_sequences, generated_tokens, seconds))
@@ -73,9 +80,9 @@ class LiveProgress:
         self._console.print(text, markup=False, highlight=False)
 
 
-def _importing(done_bytes: int, total_bytes: int) -> str:
+def _moving(what: str, done_bytes: int, total_bytes: int) -> str:
     percent = 100 * done_bytes / total_bytes if total_bytes else 100
-    return f"importing weights: {format_size(done_bytes)} of {format_size(total_bytes)} ({percent:.0f} %)"
+    return f"{what}: {format_size(done_bytes)} of {format_size(total_bytes)} ({percent:.0f} %)"
 
 
 def _step(finished: int, total: int, tokens: int, seconds: float) -> str:

@@ -70,7 +70,7 @@ def _run(
         if file is not None:
             check_writable(file)
     with progress_on_stderr() as progress:
-        report = run_recipe(
+        found = run_recipe(
             recipe,
             registry,
             output=output,
@@ -78,7 +78,6 @@ def _run(
             progress=progress,
             hardware=hardware_for(hardware, progress.notice),
         )
-    found = dict(report.metrics)
     if metrics is not None:
         write_whole(metrics, json.dumps(found, indent=2) + "\n")
     return found

@@ -12,6 +12,7 @@ import typer
 from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.session import Json
 from flexflow_engine.jobs.sizes import format_size
+from flexflow_engine.user_cache import user_cache
 
 if TYPE_CHECKING:
     from flexflow_engine.checkpoint.catalogue import StoreEntry
@@ -46,8 +47,6 @@ def remove(name: StoreName, under: Under = None) -> None:
 
 
 def _root(under: Path | None) -> Path:
-    from flexflow_engine.checkpoint.digest import user_cache  # noqa: PLC0415  # torch; --help must not import it
-
     return user_cache() if under is None else under.expanduser()
 
 

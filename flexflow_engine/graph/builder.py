@@ -21,7 +21,7 @@ from flexflow_engine.graph.task import Operation, Task, TaskKind, TensorRef, Til
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class LocationUse:
     """Who touched a location's current version: (task, lane) pairs; and who must end before another part is added."""
 
     version: int = 0
@@ -34,10 +34,10 @@ class Access:
         """The tasks that must end before the location may change: each group implies the ones after it."""
         return self.readers or self.writers or self.before
 
-    def within(self, tasks: Collection[str]) -> Access:
+    def within(self, tasks: Collection[str]) -> LocationUse:
         """The same, of these tasks only."""
         groups = (self.writers, self.readers, self.before)
-        return Access(self.version, *(tuple(entry for entry in group if entry[0] in tasks) for group in groups))
+        return LocationUse(self.version, *(tuple(entry for entry in group if entry[0] in tasks) for group in groups))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Frontier:
     submitted (`Executor.submit`); a page that is read and not written would gather readers for the rest of the job.
     """
 
-    locations: Mapping[str, Access] = field(default_factory=dict)
+    locations: Mapping[str, LocationUse] = field(default_factory=dict)
     rotation: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -71,7 +71,7 @@ class GraphBuilder:
         self._tasks: list[Task] = []
         self._digraph: nx.DiGraph[str] = nx.DiGraph()
         self._locations = dict(frontier.locations)
-        self._inherited = {name: access.version for name, access in frontier.locations.items()}
+        self._inherited = {name: use.version for name, use in frontier.locations.items()}
         self._rotation = dict(frontier.rotation)
         self._widths = widths
 
@@ -124,48 +124,46 @@ class GraphBuilder:
 
     def begin(self, location: str) -> None:
         """Start a new version of a location that several tasks will fill, each a part."""
-        access = self._access(location)
-        self._locations[location] = Access(version=access.version + 1, before=access.last)
+        use = self._use(location)
+        self._locations[location] = LocationUse(version=use.version + 1, before=use.last)
 
     def result(self, step: int) -> tuple[TaskGraph, Frontier]:
         own = {task.key for task in self._tasks}
-        locations = {name: access.within(own) for name, access in self._locations.items()}
+        locations = {name: use.within(own) for name, use in self._locations.items()}
         return TaskGraph(step, tuple(self._tasks), self._digraph, self._inherited), Frontier(locations, self._rotation)
 
-    def _access(self, location: str) -> Access:
-        return self._locations.get(location, Access())
+    def _use(self, location: str) -> LocationUse:
+        return self._locations.get(location, LocationUse())
 
     def _is_empty(self, location: str) -> bool:
         """Whether a version was begun in this step and nothing has been added to it."""
-        access = self._access(location)
-        return access.version > self._inherited.get(location, 0) and not access.writers
+        use = self._use(location)
+        return use.version > self._inherited.get(location, 0) and not use.writers
 
     def _read(self, location: str, key: str, lane: str, predecessors: dict[str, None]) -> TensorRef:
-        access = self._access(location)
-        same_lane = [task for task, other in access.readers if other == lane and self._widths[lane] == 1]
-        for task in same_lane or [task for task, _ in access.writers or access.before]:
+        use = self._use(location)
+        same_lane = [task for task, other in use.readers if other == lane and self._widths[lane] == 1]
+        for task in same_lane or [task for task, _ in use.writers or use.before]:
             predecessors[task] = None
-        self._locations[location] = Access(
-            access.version, access.writers, self._joined(access.readers, key, lane), access.before
+        self._locations[location] = LocationUse(
+            use.version, use.writers, self._joined(use.readers, key, lane), use.before
         )
-        return TensorRef(location, access.version)
+        return TensorRef(location, use.version)
 
     def _write(self, location: str, key: str, lane: str, predecessors: dict[str, None]) -> TensorRef:
-        access = self._access(location)
-        for task, _ in access.last:
+        use = self._use(location)
+        for task, _ in use.last:
             predecessors[task] = None
-        self._locations[location] = Access(access.version + 1, ((key, lane),))
-        return TensorRef(location, access.version + 1)
+        self._locations[location] = LocationUse(use.version + 1, ((key, lane),))
+        return TensorRef(location, use.version + 1)
 
     def _add_part(self, location: str, key: str, lane: str, predecessors: dict[str, None]) -> TensorRef:
-        access = self._access(location)
-        assert not access.readers, f"{location} is read before it is whole"
-        for task, _ in access.before:
+        use = self._use(location)
+        assert not use.readers, f"{location} is read before it is whole"
+        for task, _ in use.before:
             predecessors[task] = None
-        self._locations[location] = Access(
-            access.version, (*access.writers, (key, lane)), access.readers, access.before
-        )
-        return TensorRef(location, access.version, len(access.writers))
+        self._locations[location] = LocationUse(use.version, (*use.writers, (key, lane)), use.readers, use.before)
+        return TensorRef(location, use.version, len(use.writers))
 
     def _joined(self, tasks: tuple[tuple[str, str], ...], key: str, lane: str) -> tuple[tuple[str, str], ...]:
         """Add a task; in a lane of width 1 it stands for the earlier ones."""

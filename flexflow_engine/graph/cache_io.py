@@ -68,7 +68,7 @@ class CacheIO:
         location = f"kv.prompt.{slot}"
         for rectangle, offset in cache.prompts:
             tokens = _longest(rectangle, batch, done=1)
-            begun = self._kv.page_tokens - 1 if rectangle.tier in self._kv.in_place else 0
+            begun = self._kv.page_tokens - 1 if rectangle.tier in self._kv.takes_tokens else 0
             near = Span(device, f"{location}.pages", offset, 0)
             pairs = self._prefix(rectangle, near, (tokens + begun) // self._kv.page_tokens)
             self._store(rectangle, tile, pairs, reads=location)

@@ -6,7 +6,6 @@ Each function emits the tasks of one tile. Loads return the slot that they fill,
 from __future__ import annotations
 
 from flexflow_engine.abc.step import BatchStep
-from flexflow_engine.abc.tier import HOST
 from flexflow_engine.graph.builder import GraphBuilder
 from flexflow_engine.graph.lanes import read_lane
 from flexflow_engine.graph.task import Copy, GatherRows, Move, Tile
@@ -29,9 +28,9 @@ class TileIO:
         """Look up the table's rows that lie on far tiers; the computation looks up the compute tier's own."""
         slot = self._builder.next_slot("embed", EMBED_SLOTS)
         target = Span(self._device, f"embed.slot.{slot}", 0, batch.new_tokens)
-        far_tiers = sorted({run.tier for run in self._layout.weights.table} - self._layout.direct)
+        far_tiers = self._layout.far_table_tiers
         self._builder.begin(target.region)
-        if self._layout.device.memory != HOST and far_tiers:
+        if self._layout.stages_rows:
             assert self._layout.staging is not None
             staged = Span(self._layout.staging, "staging.embed", 0, batch.new_tokens)
             self._builder.begin(staged.region)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,9 @@ from flexflow_engine.jobs.recipe import (
     TierRecipe,
     Workload,
 )
+from flexflow_engine.jobs.references import SYNTHETIC, is_hub_id
 from flexflow_engine.jobs.schema import ModelSection, RecipeDocument, WorkloadSection
 from flexflow_engine.plugins import Registry
-
-_HUB_ID = re.compile(r"(synthetic:.+|[\w.-]+(/[\w.-]+)?)", re.ASCII)
 
 
 def load_recipe(path: Path, overrides: Sequence[str], registry: Registry) -> Recipe:
@@ -192,10 +190,10 @@ def _valid(section: type[Section], document: object) -> Section | None:
 
 def _model(section: ModelSection, folder: Path, problems: Problems) -> ModelRecipe:
     checkpoint = section.checkpoint
-    local = folder / expand_home(checkpoint)
-    if local.is_dir() and not checkpoint.startswith("synthetic:"):
+    local, synthetic = folder / expand_home(checkpoint), checkpoint.startswith(SYNTHETIC)
+    if local.is_dir() and not synthetic:
         checkpoint = str(local.resolve())
-    elif not _HUB_ID.fullmatch(checkpoint) or checkpoint.startswith("."):
+    elif not (synthetic or is_hub_id(checkpoint)):
         problems.add(f"there is no folder {local}", "model.checkpoint", "give a folder, a hub id or synthetic:NAME")
     return ModelRecipe(plugin=section.plugin, checkpoint=checkpoint, dtype=section.dtype)
 

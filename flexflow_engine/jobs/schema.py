@@ -41,7 +41,7 @@ class _Section(BaseModel):
 
 
 class _PluginSection(BaseModel):
-    """Its further keys are the plugin's options, which `jobs.options` checks."""
+    """Its further keys are the plugin's options, which `jobs.problems.Problems.options` checks."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     plugin: str

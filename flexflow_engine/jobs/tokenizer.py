@@ -11,8 +11,9 @@ import tokenizers
 
 from flexflow_engine.errors import CheckpointError
 
-OTHER_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-"""Any of these is a tokenizer that transformers knows how to load."""
+FAST_FILE = "tokenizer.json"
+VOCABULARIES = (FAST_FILE, "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""A folder with any of these has a tokenizer."""
 
 
 class Tokenizer(ABC):
@@ -38,10 +39,10 @@ def load_tokenizer(folder: Path | None) -> Tokenizer | None:
     """
     if folder is None:
         return None
-    fast = folder / "tokenizer.json"
+    fast = folder / FAST_FILE
     if fast.is_file():
         return FastTokenizer.read(fast)
-    if any((folder / name).is_file() for name in OTHER_FILES):
+    if any((folder / name).is_file() for name in VOCABULARIES):
         return TransformersTokenizer.read(folder)
     return None
 

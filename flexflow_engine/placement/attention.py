@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from flexflow_engine.abc.policy import AttentionPlace, Policy, TierDescription
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.errors import PolicyError
+from flexflow_engine.placement.reach import direct_tiers
 
 ATTENTION_SLOTS = 2
 """One GPU batch is attended to while the next one's queries are computed."""
@@ -91,16 +92,6 @@ def attention_places(tiers: tuple[TierDescription, ...]) -> tuple[AttentionPlace
     """
     elsewhere = any(tier.placeable for tier in tiers[1:])
     return ("device", "host") if elsewhere and _read_by_host(tiers) else ("device",)
-
-
-def direct_tiers(tiers: tuple[TierDescription, ...]) -> frozenset[str]:
-    """The compute tier, and where that is in host memory every tier there that is computed on in place.
-
-    Two tiers of one kind of device memory may be two devices.
-    """
-    device = tiers[0]
-    beside = device.memory == HOST
-    return frozenset(t.name for t in tiers if t is device or (beside and t.read_by_host))
 
 
 def _read_by_host(tiers: tuple[TierDescription, ...]) -> list[str]:

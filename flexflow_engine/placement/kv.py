@@ -82,12 +82,11 @@ class KVLayout:
     """The whole cache, placed."""
 
     page_tokens: int
-    pages_per_row: int
     page_nbytes: int
     """Encoded size of a page of keys, or of values."""
     tail_page_nbytes: int
     """Size of a tail page: the same tokens, exact."""
-    in_place: frozenset[str]
+    takes_tokens: frozenset[str]
     """Tiers whose pages take single tokens."""
     tiles: tuple[tuple[KVTile, ...], ...]
     """[decoder layer][gpu_batch]"""
@@ -119,17 +118,17 @@ def place_kv(
     tail_page_nbytes: int,
     placement: Placement,
     direct: frozenset[str],
-    in_place: frozenset[str],
+    takes_tokens: frozenset[str],
     prompt_tokens: int = 0,
 ) -> KVLayout:
     """Deal the pages that `cached_tokens` tokens a row may need among the tiers.
 
-    direct: tiers whose pages need no slot. in_place: those of them whose pages also take single tokens. prompt_tokens:
-    the most that a row may have of its prompt in a slot for prompts; 0 where there is none.
+    direct: tiers whose pages need no slot. takes_tokens: those of them whose pages also take single tokens.
+    prompt_tokens: the most that a row may have of its prompt in a slot for prompts; 0 where there is none.
     """
     pages = ceil(cached_tokens / page_tokens)
     cuts = cut_groups([[1] * (gpu_batch_size * pages)] * (num_layers * num_gpu_batches), placement)
-    tiers, prompt_pages = (direct, in_place), ceil(prompt_tokens / page_tokens)
+    tiers, prompt_pages = (direct, takes_tokens), ceil(prompt_tokens / page_tokens)
     tiles = [
         [
             _tile(_rectangles(f"{j}.{k}", cuts[j * num_gpu_batches + k], pages), tiers, prompt_pages)
@@ -139,10 +138,9 @@ def place_kv(
     ]
     return KVLayout(
         page_tokens=page_tokens,
-        pages_per_row=pages,
         page_nbytes=page_nbytes,
         tail_page_nbytes=tail_page_nbytes,
-        in_place=in_place,
+        takes_tokens=takes_tokens,
         tiles=tuple(tuple(row) for row in tiles),
     )
 
@@ -158,8 +156,8 @@ def _rectangles(name: str, cuts: tuple[Cut, ...], pages: int) -> list[Rectangle]
 
 def _tile(rectangles: list[Rectangle], tiers: tuple[frozenset[str], frozenset[str]], prompt_pages: int) -> KVTile:
     """tiers: those whose pages need no slot, and those whose pages take single tokens."""
-    direct, in_place = tiers
-    tailed = [r for r in rectangles if r.tier not in in_place]
+    direct, takes_tokens = tiers
+    tailed = [r for r in rectangles if r.tier not in takes_tokens]
     first = min((r.first_row for r in tailed), default=0)
     stop = max((r.stop_row for r in tailed), default=0)
     return KVTile(

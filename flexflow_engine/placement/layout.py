@@ -14,9 +14,10 @@ The same layout is compiled into task graphs, allocated by the runtime and summe
     candidates.BATCH.values, .ids,                   kv.decoded               a rectangle, where the cache is
     .logsumexps, .logits                             encoded and no kernel decodes it
 
-    on the staging tier, where the disk can't        with attention on the host
-    reach the compute tier                           attention.host.S         a tile's queries, keys and values, then
-    staging.S, staging.embed                                                  what they attend to
+    on the staging tier, where the host can't        with attention on the host
+    address the compute tier                         attention.host.S         a tile's queries, keys and values, then
+    staging.S       from and to the disk                                      what they attend to
+    staging.embed   rows of the table
                                                      on a compute tier that the host can't address
                                                      attention.device.S       the same
                                                      kv.prompt.S.pages, .tails  what prompts fill of a tile's cache
@@ -27,18 +28,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.dtypes import ITEM_NBYTES
-from flexflow_engine.abc.model import Model
-from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
+from flexflow_engine.abc.policy import Policy, TierDescription
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.widening import product_nbytes
-from flexflow_engine.placement.activations import ActivationLayout, place_activations
-from flexflow_engine.placement.attention import AttentionSite, attention_site, direct_tiers
-from flexflow_engine.placement.kv import KVLayout, KVTile, place_kv
-from flexflow_engine.placement.pages import PagedTensor
+from flexflow_engine.placement.activations import ActivationLayout
+from flexflow_engine.placement.attention import AttentionSite
+from flexflow_engine.placement.kv import KVLayout, KVTile
+from flexflow_engine.placement.reach import direct_tiers, is_staged, staging_tier
 from flexflow_engine.placement.span import Span
-from flexflow_engine.placement.weights import ALIGNMENT, Page, Run, WeightLayout, place_weights
-from flexflow_engine.placement.workspace import encoding_nbytes, kernel_nbytes, pieces_nbytes, workspace_nbytes
+from flexflow_engine.placement.weights import Page, Run, WeightLayout
+from flexflow_engine.placement.workspace import Workspace
 
 WEIGHT_SLOTS = 2
 """One layer is computed while the next one loads."""
@@ -82,11 +80,9 @@ class Layout:
     """Numbers of one token's query, over all heads."""
     kv_width: int
     """Numbers of one token's key, or value, over all heads."""
-    workspace_nbytes: int
-    attention_workspace_nbytes: int
-    """Of decode attention on the host, and of a page that it encodes; 0 where the compute tier attends."""
+    workspace: Workspace
     staging_nbytes: int
-    """Size of a staging slot: the largest page; 0 when the host addresses the compute tier."""
+    """Size of a staging slot: the largest page; 0 when the host addresses every other tier, or the compute tier."""
 
     @property
     def device(self) -> TierDescription:
@@ -121,8 +117,19 @@ class Layout:
 
     @property
     def staging(self) -> str | None:
-        """The tier of the staging slots: the fastest that the host can address; None without one."""
-        return next((tier.name for tier in self.tiers[1:] if tier.memory == HOST), None)
+        """The tier of the staging slots; None without one."""
+        tier = staging_tier(self.tiers)
+        return tier.name if tier else None
+
+    @property
+    def far_table_tiers(self) -> list[str]:
+        """Tiers whose rows of the embedding table are gathered into a slot of the compute tier, in order of names."""
+        return sorted({run.tier for run in self.weights.table} - self.direct)
+
+    @property
+    def stages_rows(self) -> bool:
+        """Whether these rows pass through host memory."""
+        return self.device.memory != HOST and bool(self.far_table_tiers)
 
     def decoder(self, layer: int) -> int:
         """Which decoder layer a layer of the engine is, counted from 0."""
@@ -144,127 +151,12 @@ class Layout:
 
     def is_staged(self, one: str, other: str) -> bool:
         """Whether bytes between two tiers pass through host memory."""
-        return HOST not in {self.tier(one).memory, self.tier(other).memory}
+        return is_staged(self.tier(one).memory, self.tier(other).memory)
 
 
 def store_region(tensor: str) -> str:
     """Name under which the runtime attaches a stored tensor to a tier that reads the store."""
     return f"store.{tensor}"
-
-
-def make_layout(
-    *,
-    model: Model,
-    tensors: tuple[PagedTensor, ...],
-    kv_codec: Codec,
-    policy: Policy,
-    workload: WorkloadShape,
-    tiers: tuple[TierDescription, ...],
-    weights: WeightLayout | None = None,
-) -> Layout:
-    """Lay out a policy. Raises PolicyError when it asks for attention where it can't run.
-
-    weights: these tensors as the policy places them, where they have been placed before; the most of the work.
-    """
-    config, direct = model.config, direct_tiers(tiers)
-    attention = attention_site(policy, tiers)
-    item = ITEM_NBYTES[model.dtype]
-    page = (config.num_kv_heads, policy.kv_page_tokens, config.head_dim)
-    weights = weights or place_weights(model, tensors, policy.weights)
-    kv = place_kv(
-        num_layers=config.num_layers,
-        gpu_batch_size=policy.gpu_batch_size,
-        num_gpu_batches=policy.num_gpu_batches,
-        cached_tokens=workload.max_cached_tokens,
-        page_tokens=policy.kv_page_tokens,
-        page_nbytes=kv_codec.encoded_nbytes(page, model.dtype),
-        tail_page_nbytes=page[0] * page[1] * page[2] * item,
-        placement=policy.kv_cache,
-        direct=attention.in_place,
-        in_place=attention.in_place if kv_codec.keeps_bytes else frozenset(),
-        prompt_tokens=workload.max_prompt_tokens if attention.across_link else 0,
-    )
-    activations = place_activations(
-        gpu_batch_size=policy.gpu_batch_size,
-        num_gpu_batches=policy.num_gpu_batches,
-        max_new_tokens=workload.max_prompt_tokens,
-        token_nbytes=config.hidden_size * item,
-        placement=policy.activations,
-        direct=direct,
-    )
-    table = weights.table[0].tensor
-    head_rows = max(
-        sum(run.stop_row - run.first_row for run in layer.runs) for layer in weights.layers if layer.spec.kind == "head"
-    )
-    small_offsets, small_nbytes = _pack(weights.small)
-    multiplies_encoded = multiplies_as_encoded(tiers[0].memory, table.codec)
-    attended_in = tiers[0].memory if policy.attention == "device" else HOST
-    in_kernel = attended_in_kernel(attended_in, kv_codec)
-    sizes = policy.gpu_batch_size, workload.max_cached_tokens, policy.kv_page_tokens
-    decode_attention = (
-        kernel_nbytes(model, *sizes)
-        if in_kernel
-        else pieces_nbytes(model, *sizes, num_gpu_batches=policy.num_gpu_batches)
-    )
-
-    def encoding(memory: str | None) -> int:
-        return 0 if kv_codec.keeps_bytes else encoding_nbytes(kv, *sizes, memory)
-
-    tokens = policy.gpu_batch_size * workload.max_prompt_tokens
-    widens = model.dtype != "float32"  # how many tokens it takes is the machine's affair
-    matrices = [matrix for layer in weights.layers for matrix in layer.matrices]
-    products = product_nbytes(tokens, matrices, makes_rows=multiplies_encoded or widens)
-    return Layout(
-        tiers=tiers,
-        policy=policy,
-        attention=attention,
-        weights=weights,
-        kv=kv,
-        activations=activations,
-        small_offsets=small_offsets,
-        small_nbytes=small_nbytes,
-        embed_rows=policy.gpu_batch_size * workload.max_prompt_tokens,
-        embed_row_nbytes=table.columns * item,
-        attention_width=config.num_heads * config.head_dim,
-        kv_width=config.num_kv_heads * config.head_dim,
-        item_nbytes=item,
-        only_computes=not attention.on_host and _moves_nothing(weights, kv, activations, direct),
-        decodes_weights=not table.codec.keeps_bytes and not multiplies_encoded,
-        multiplies_encoded=multiplies_encoded,
-        attends_in_kernel=in_kernel,
-        decodes_kv=not in_kernel and not kv_codec.keeps_bytes,
-        workspace_nbytes=workspace_nbytes(
-            model,
-            table=table,
-            rows=policy.gpu_batch_size,
-            prompt_tokens=workload.max_prompt_tokens,
-            encoding=encoding(tiers[0].memory),
-            head_rows=head_rows,
-            decode_attention=0 if attention.on_host else decode_attention,
-        )
-        + (products if tiers[0].memory == HOST else 0),
-        attention_workspace_nbytes=decode_attention + encoding(attended_in) if attention.on_host else 0,
-        staging_nbytes=_staging_nbytes(tiers, weights, kv, activations),
-    )
-
-
-def _moves_nothing(weights: WeightLayout, kv: KVLayout, activations: ActivationLayout, direct: frozenset[str]) -> bool:
-    """Whether everything is where it is computed on."""
-    runs = [*weights.table, *(run for layer in weights.layers for run in layer.runs)]
-    return (
-        all(run.tier in direct for run in runs)
-        and not any(tile.slotted for tiles in kv.tiles for tile in tiles)
-        and all(part.slot_unit is None for parts in activations.parts for part in parts)
-    )
-
-
-def _staging_nbytes(
-    tiers: tuple[TierDescription, ...], weights: WeightLayout, kv: KVLayout, activations: ActivationLayout
-) -> int:
-    if tiers[0].memory == HOST or len(tiers) == 1:
-        return 0
-    pages = [run.pages[0].nbytes for layer in weights.layers for run in layer.runs]  # none of a run's is larger
-    return max(*pages, kv.tail_page_nbytes, kv.page_nbytes, activations.token_nbytes)
 
 
 def multiplies_as_encoded(memory: str | None, codec: Codec) -> bool:
@@ -275,11 +167,3 @@ def multiplies_as_encoded(memory: str | None, codec: Codec) -> bool:
 def attended_in_kernel(memory: str | None, codec: Codec) -> bool:
     """Whether the host's kernel attends to a cache of this codec; if not, torch does, on pages that were decoded."""
     return memory == HOST and (codec.keeps_bytes or codec.decodes_in_kernels)
-
-
-def _pack(tensors: tuple[PagedTensor, ...]) -> tuple[dict[str, int], int]:
-    offsets, end = {}, 0
-    for tensor in tensors:
-        offsets[tensor.name] = end
-        end += tensor.nbytes + -tensor.nbytes % ALIGNMENT
-    return offsets, end

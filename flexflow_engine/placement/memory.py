@@ -53,10 +53,10 @@ def memory_table(layout: Layout) -> MemoryTable:
 
 def workspaces(layout: Layout) -> dict[str, int]:
     """Bytes of each tier that computations take without a region."""
-    nbytes = {layout.device.name: layout.workspace_nbytes}
+    nbytes = {layout.device.name: layout.workspace.device_nbytes}
     if layout.attention.on_host:
         host = layout.attention.tier
-        nbytes[host] = nbytes.get(host, 0) + layout.attention_workspace_nbytes
+        nbytes[host] = nbytes.get(host, 0) + layout.workspace.attention_nbytes
     return nbytes
 
 
@@ -155,11 +155,11 @@ def _results(layout: Layout) -> Iterator[Allocation]:
 
 
 def _staging(layout: Layout) -> Iterator[Allocation]:
-    if layout.staging is None or layout.staging_nbytes == 0:
-        return
-    for slot in range(STAGING_SLOTS):
-        yield _region(layout.staging, "staging", f"staging.{slot}", layout.staging_nbytes, 1)
-    yield _region(layout.staging, "staging", "staging.embed", layout.embed_rows, layout.embed_row_nbytes)
+    if layout.staging is not None and layout.staging_nbytes:
+        for slot in range(STAGING_SLOTS):
+            yield _region(layout.staging, "staging", f"staging.{slot}", layout.staging_nbytes, 1)
+    if layout.staging is not None and layout.stages_rows:
+        yield _region(layout.staging, "staging", "staging.embed", layout.embed_rows, layout.embed_row_nbytes)
 
 
 def _region(tier: str, what: str, name: str, num_units: int, unit_nbytes: int) -> Allocation:

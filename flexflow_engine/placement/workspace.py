@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.tier import HOST
@@ -22,6 +24,16 @@ _ENCODED_NBYTES = 2 * 2**20
 """Of cache pages before they are encoded, that a host's threads encode at a time: what their caches hold."""
 _ENCODED_ON_DEVICE_NBYTES = 16 * 2**20
 """That a device encodes at a time: enough work for all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """What computations take for themselves, at most."""
+
+    device_nbytes: int
+    """On the compute tier."""
+    attention_nbytes: int
+    """Of decode attention on the host, and of pages that it encodes; 0 where the compute tier attends."""
 
 
 def workspace_nbytes(

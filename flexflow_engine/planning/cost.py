@@ -74,10 +74,6 @@ class CostModel:
         self._has_tails = layout.kv.tail_units > 0
         self._known_filled: dict[int, tuple[BatchStep, int]] = {}
 
-    def seconds(self, task: Task) -> float:
-        """What the task takes when it runs alone."""
-        return self.work(task).seconds
-
     def work(self, task: Task) -> Work:
         """Prices by type of operation: the only place that tells them apart."""
         operation = task.operation

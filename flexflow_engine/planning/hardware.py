@@ -130,7 +130,7 @@ class LinkSection(_Section):
         )
 
 
-class CodecSection(_Section):
+class CodecRatesSection(_Section):
     encode_values_per_s: Rate
     decode_values_per_s: Rate
     product_flops_per_s: Points | None = None
@@ -155,7 +155,7 @@ class ProcessorSection(_Section):
     matmul_flops_per_s: dict[DType, Points]
     prefill_attention_flops_per_s: Points
     decode_attention_bytes_per_s: Annotated[dict[str, Points], AfterValidator(_with_plain)]
-    codecs: dict[str, CodecSection] = Field(default_factory=dict)
+    codecs: dict[str, CodecRatesSection] = Field(default_factory=dict)
     memory_bytes_per_s: Rate
     task_s: Seconds
     layer_s: Seconds = 0.0

@@ -1,7 +1,7 @@
 """What would make a job faster: one change of the machine, the budgets or the codecs at a time.
 
 Estimated without a simulation, so that `plan` stays quick, by the closed form that schedulers plan with
-(`planning.step_costs`): with n new tokens and R rounds of all rows,
+(`planning.step_costs`): with n new tokens on average and R rounds of all rows,
 
     seconds = R * (slowest lane of the prefill + (n - 1) * slowest lane of a decode step in the middle)
 
@@ -23,7 +23,7 @@ from flexflow_engine.abc.step import Phase
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.errors import HardwareError
 from flexflow_engine.jobs.sizes import format_size
-from flexflow_engine.placement.attention import direct_tiers
+from flexflow_engine.placement.reach import direct_tiers
 from flexflow_engine.planning.plan import Planner
 
 FACTOR = 2
@@ -64,18 +64,18 @@ def _changes(planner: Planner, policy: Policy, codecs: Mapping[str, Codec]) -> I
 
 
 def _larger_budgets(planner: Planner, policy: Policy) -> Iterator[tuple[str, Seconds]]:
-    for index, tier in enumerate(planner.tiers[:-1]):
-        if tier.placeable:
-            budget = FACTOR * tier.budget_bytes
-            tiers = tuple(replace(t, budget_bytes=budget) if t is tier else t for t in planner.tiers)
-            larger = replace(planner, tiers=tiers)
-            slower = tuple(t.name for t in tiers[index + 1 :])
+    offered = [tier for tier in planner.tiers if tier.placeable]
+    for index, tier in enumerate(offered[:-1]):
+        budget = FACTOR * tier.budget_bytes
+        tiers = tuple(replace(t, budget_bytes=budget) if t is tier else t for t in planner.tiers)
+        larger = replace(planner, tiers=tiers)
+        slower = tuple(t.name for t in offered[index + 1 :])
 
-            def seconds(larger: Planner = larger, to: str = tier.name, slower: tuple[str, ...] = slower) -> float:
-                policies = [policy, _moved(larger, policy, to, slower), _doubled(larger, policy)]
-                return min(_seconds(larger, each) for each in policies)
+        def seconds(larger: Planner = larger, to: str = tier.name, slower: tuple[str, ...] = slower) -> float:
+            policies = [policy, _moved(larger, policy, to, slower), _doubled(larger, policy)]
+            return min(_seconds(larger, each) for each in policies)
 
-            yield f"{tier.name}: a budget of {format_size(budget)}", seconds
+        yield f"{tier.name}: a budget of {format_size(budget)}", seconds
 
 
 def _faster_links(planner: Planner, policy: Policy) -> Iterator[tuple[str, Seconds]]:
@@ -122,7 +122,7 @@ def _seconds(planner: Planner, policy: Policy) -> float:
     workload, costs = planner.workload, planner.step_costs()
     prompts = workload.prompt_tokens
     rounds = -(-len(prompts) // (policy.gpu_batch_size * policy.num_gpu_batches))
-    prompt, steps = max(1, sum(prompts) // len(prompts)), workload.max_new_tokens - 1
+    prompt, steps = max(1, sum(prompts) // len(prompts)), sum(workload.new_tokens) / len(prompts) - 1
 
     def slowest(phase: Phase, context: int) -> float:
         shape = StepShape(
@@ -135,7 +135,7 @@ def _seconds(planner: Planner, policy: Policy) -> float:
         )
         return max(costs.costs(shape).seconds(policy).values())
 
-    return rounds * (slowest("prefill", prompt) + steps * slowest("decode", prompt + steps // 2))
+    return rounds * (slowest("prefill", prompt) + steps * slowest("decode", prompt + int(steps) // 2))
 
 
 def _doubled(planner: Planner, policy: Policy) -> Policy:

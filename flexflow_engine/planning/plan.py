@@ -17,9 +17,11 @@ from flexflow_engine.declared.policies import check_candidates, check_policy
 from flexflow_engine.errors import PolicyError
 from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.placement.attention import attention_places
-from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.laying_out import make_layout
+from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.placement.pages import PagedTensor, paged_tensors
+from flexflow_engine.placement.reach import is_staged
 from flexflow_engine.placement.weights import WeightLayout, place_weights
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.predict import Predictor
@@ -191,7 +193,8 @@ def describe_tiers(classes: Mapping[str, type[Tier]], budgets: Mapping[str, int]
 
 def needs_staging(classes: Mapping[str, type[Tier]]) -> bool:
     """Whether bytes must pass through host memory and no tier of the recipe is in it."""
-    return len(classes) > 1 and all(tier.memory != HOST for tier in classes.values())
+    device, *others = (tier.memory for tier in classes.values())
+    return HOST not in others and any(is_staged(device, other) for other in others)
 
 
 def _without_empty_rows(policy: Policy, num_prompts: int) -> Policy:

@@ -9,7 +9,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import WorkloadShape
-from flexflow_engine.abc.prediction import LanePrediction, Prediction
+from flexflow_engine.abc.prediction import LaneUse, Prediction
 from flexflow_engine.abc.step import Step
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.placement.layout import Layout
@@ -114,14 +114,13 @@ def _prediction(
         end += run.seconds
         ends.append(end)
     prefill_s, decode_s = phase_seconds([StepTime(step, end) for step, end in zip(steps, ends, strict=True)])
-    used, prompts = added(runs), len(workload.prompt_tokens)
-    idle = LanePrediction(0.0, 0, 0.0)
+    used, idle = added(runs), LaneUse(0.0, 0, 0.0)
     return Prediction(
         prefill_s=prefill_s,
         decode_s=decode_s,
         prompt_tokens=sum(workload.prompt_tokens),
-        generated_tokens=prompts * workload.max_new_tokens,
-        first_tokens=prompts,
+        generated_tokens=sum(workload.new_tokens),
+        first_tokens=len(workload.prompt_tokens),
         lanes={lane: used.get(lane, idle) for lane in lane_widths(layout)},
         relative_error=error_s / end,
     )

@@ -1,7 +1,7 @@
 """Which steps of a long job are simulated, and what the others are taken to need.
 
-Steps of one kind (the same rows in the same phases, after a step of the same phases, pages filling in none, some or all
-of them) differ in how much is cached; between simulated steps seconds are taken to be linear in that:
+Steps of one kind (about as many rows in the same phases, after a step of the same phases, pages filling in none, some
+or all of them) differ in how much is computed and cached; between simulated steps seconds are linear in that:
 
     kind: 48 rows decode, no page fills      simulated    first        middle        last
     kind: 48 rows decode, every page fills   simulated    first        middle        last
@@ -13,15 +13,16 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import log2
 
-from flexflow_engine.abc.prediction import LanePrediction
+from flexflow_engine.abc.prediction import LaneUse
 from flexflow_engine.abc.step import BatchStep, Step
 from flexflow_engine.planning.simulate import StepRun
 
 
 @dataclass(frozen=True, slots=True)
 class StepKind:
-    """What must be equal for one step's time to tell of another's."""
+    """What must be equal for one step's time to tell of another's; rows as `_about` counts them."""
 
     prompt_rows: int
     token_rows: int
@@ -80,21 +81,21 @@ def on_line(a: StepRun, b: StepRun, along: float) -> StepRun:
     lanes = {}
     for lane in a.lanes.keys() | b.lanes.keys():
         x, y = a.lanes.get(lane, _IDLE), b.lanes.get(lane, _IDLE)
-        lanes[lane] = LanePrediction(at(x.busy_s, y.busy_s), round(at(x.nbytes, y.nbytes)), at(x.flops, y.flops))
+        lanes[lane] = LaneUse(at(x.busy_s, y.busy_s), round(at(x.nbytes, y.nbytes)), at(x.flops, y.flops))
     return StepRun(at(a.seconds, b.seconds), lanes)
 
 
-def added(runs: Iterable[StepRun]) -> dict[str, LanePrediction]:
+def added(runs: Iterable[StepRun]) -> dict[str, LaneUse]:
     """Each lane's use over some steps."""
-    totals: dict[str, LanePrediction] = {}
+    totals: dict[str, LaneUse] = {}
     for run in runs:
         for lane, use in run.lanes.items():
             total = totals.get(lane, _IDLE)
-            totals[lane] = LanePrediction(total.busy_s + use.busy_s, total.nbytes + use.nbytes, total.flops + use.flops)
+            totals[lane] = LaneUse(total.busy_s + use.busy_s, total.nbytes + use.nbytes, total.flops + use.flops)
     return totals
 
 
-_IDLE = LanePrediction(0.0, 0, 0.0)
+_IDLE = LaneUse(0.0, 0, 0.0)
 
 
 def _kind(step: Step, after: tuple[bool, bool], page_tokens: int) -> StepKind:
@@ -102,7 +103,12 @@ def _kind(step: Step, after: tuple[bool, bool], page_tokens: int) -> StepKind:
     rows = [row for batch in step.batches if batch.phase == "decode" for row in batch.rows]
     filled = sum((row.context + 1) % page_tokens == 0 for row in rows)
     filling = "none" if not filled else "all" if filled == len(rows) else "some"
-    return StepKind(prompts, len(rows), len(step.batches), after, filling)
+    return StepKind(_about(prompts), _about(len(rows)), len(step.batches), after, filling)
+
+
+def _about(rows: int) -> int:
+    """In half octaves: a job of completions of many lengths has few steps of exactly the same rows."""
+    return round(2 * log2(rows + 1))
 
 
 def _load(step: Step) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.abc.policy import Policy, WorkloadShape
-from flexflow_engine.abc.prediction import LanePrediction
+from flexflow_engine.abc.prediction import LaneUse
 from flexflow_engine.abc.step import NextTokens, Step
 from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
@@ -31,7 +31,7 @@ class StepRun:
     """What one step took: from the end of the step before it to its own, and the work of its own tasks."""
 
     seconds: float
-    lanes: Mapping[str, LanePrediction]
+    lanes: Mapping[str, LaneUse]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def compose(workload: WorkloadShape, policy: Policy) -> list[Step]:
     """The steps of a job whose sequences all run to their last token."""
     batcher = Batcher(
         workload.prompt_tokens,
-        max_new_tokens=[workload.max_new_tokens] * len(workload.prompt_tokens),
+        max_new_tokens=workload.new_tokens,
         eos_token_ids=(),
         gpu_batch_size=policy.gpu_batch_size,
         num_gpu_batches=policy.num_gpu_batches,
@@ -110,13 +110,13 @@ def compose(workload: WorkloadShape, policy: Policy) -> list[Step]:
     return steps
 
 
-def lane_use(events: Sequence[TaskEvent]) -> dict[str, LanePrediction]:
+def lane_use(events: Sequence[TaskEvent]) -> dict[str, LaneUse]:
     """Each lane's busy time, bytes and operations over some tasks."""
     lanes: dict[str, list[TaskEvent]] = defaultdict(list)
     for event in events:
         lanes[event.task.lane].append(event)
     return {
-        lane: LanePrediction(
+        lane: LaneUse(
             union_seconds([(event.start, event.end) for event in own]),
             sum(event.task.nbytes for event in own),
             sum(event.task.flops for event in own),

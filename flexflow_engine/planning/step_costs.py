@@ -32,9 +32,9 @@ from flexflow_engine.abc.prediction import StepCosts, StepShape
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.graph.lanes import read_lane
 from flexflow_engine.graph.task import ATTENTION_LANE, COMPUTE_LANE
-from flexflow_engine.placement.attention import direct_tiers
 from flexflow_engine.placement.layout import multiplies_as_encoded
 from flexflow_engine.placement.pages import PagedTensor
+from flexflow_engine.placement.reach import direct_tiers
 from flexflow_engine.planning.arithmetic import Arithmetic
 from flexflow_engine.planning.attention_costs import AttentionCosts
 from flexflow_engine.planning.contention import Contention

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from flexflow_engine.abc.hardware import Direction, HardwareProfile
 from flexflow_engine.abc.policy import TierDescription
-from flexflow_engine.abc.tier import HOST
 from flexflow_engine.graph.lanes import read_lane, write_lane
+from flexflow_engine.placement.reach import is_staged, staging_tier
 
 Lanes = Mapping[str, float]
 """Lane -> seconds."""
@@ -39,9 +39,8 @@ class LaneWork:
         """Transfers between a tier and the tier where their bytes are used, whose memory is `near`: where neither is
         in host memory they pass through the staging tier's lane as well.
         """
-        staging = next((t for t in self.tiers[1:] if t.memory == HOST), None)
-        staged = HOST not in {tier.memory, near}
-        for passed in (tier, staging) if staged and staging else (tier,):
+        staging = staging_tier(self.tiers) if is_staged(tier.memory, near) else None
+        for passed in (tier, staging) if staging else (tier,):
             link = self.profile.link(passed, direction)
             reads = direction == "read"
             width = passed.read_concurrency if reads else passed.write_concurrency

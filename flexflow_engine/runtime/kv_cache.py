@@ -242,7 +242,7 @@ class KVCache:
         return self._part(r, *(self._memory.tensor(Span(first.tier, first.region, x, r.num_units)) for x in starts))
 
     def _part(self, r: Rectangle, keys: torch.Tensor, values: torch.Tensor) -> KVPart:
-        return KVPart(r, r.tier in self._layout.kv.in_place, self._pages(r, keys), self._pages(r, values))
+        return KVPart(r, r.tier in self._layout.kv.takes_tokens, self._pages(r, keys), self._pages(r, values))
 
     def _pages(self, r: Rectangle, stored: torch.Tensor) -> Pages:
         return Pages(r, stored, page=self._page, codec=self._codec, scratch=self._scratch, dtype=self._dtype)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flexflow_engine.abc.prediction import LaneUse
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.cpu.matmul import HostProducts, TeamProducts
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import placed_bytes
 from flexflow_engine.runtime.session import StepTime
-from flexflow_engine.runtime.trace import LaneUse
 
 
 def collect(

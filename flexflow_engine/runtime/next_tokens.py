@@ -24,7 +24,7 @@ from flexflow_engine.abc.step import BatchStep, NextTokens
 from flexflow_engine.runtime.indices import indices
 
 ROW_DTYPES = {"values": torch.float32, "ids": torch.int64, "logsumexps": torch.float32, "logits": torch.float32}
-TokenIds = NDArray[np.int64]
+TokenArray = NDArray[np.int64]
 RowNumbers = Callable[[str], torch.Tensor]
 """The region NAME of a batch on the compute tier, one number for each of its rows."""
 ReadRows = Callable[[str, NDArray[Any]], None]
@@ -35,7 +35,7 @@ ReadRows = Callable[[str, NDArray[Any]], None]
 class Fetched:
     """What is on its way to the host for one batch and step; whole once the task that fetched it is done."""
 
-    token_ids: TokenIds
+    token_ids: TokenArray
     logits: NDArray[np.float32]
     logsumexps: NDArray[np.float32]
 
@@ -82,7 +82,7 @@ class Greedy(TokenSource):
 class Forced(TokenSource):
     """The job's own tokens, whatever the model would choose (teacher forcing), each with its log-probability."""
 
-    def __init__(self, prompt_lengths: Sequence[int], completions: Sequence[TokenIds]) -> None:
+    def __init__(self, prompt_lengths: Sequence[int], completions: Sequence[TokenArray]) -> None:
         """Both by sequence; lengths in tokens."""
         self._prompt_lengths = tuple(prompt_lengths)
         self._completions = tuple(completions)
@@ -103,7 +103,7 @@ class Forced(TokenSource):
         read("logsumexps", logsumexps)
         return Fetched(self._given(batch), logits, logsumexps)
 
-    def _given(self, batch: BatchStep) -> TokenIds:
+    def _given(self, batch: BatchStep) -> TokenArray:
         """Of each row, the token that follows its last position."""
         lengths = ((row.sequence, row.context + row.new_tokens) for row in batch.rows)
         return np.array([self._completions[s][end - self._prompt_lengths[s]] for s, end in lengths], np.int64)

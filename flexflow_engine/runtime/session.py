@@ -27,7 +27,7 @@ from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.runtime.executor import ContextFor, DataflowExecutor, Executor, RunTask
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.next_tokens import TokenIds, TokenSource
+from flexflow_engine.runtime.next_tokens import TokenArray, TokenSource
 from flexflow_engine.runtime.tiles import TileRunner
 from flexflow_engine.runtime.trace import Trace
 from flexflow_engine.runtime.warm_up import load_kernels
@@ -58,7 +58,7 @@ class Session:
         model: Model,
         kv_codec: Codec,
         store: WeightStore,
-        prompts: Sequence[TokenIds],
+        prompts: Sequence[TokenArray],
         source: TokenSource,
         float32_from: int | None,
         products: type[HostProducts],

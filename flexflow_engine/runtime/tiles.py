@@ -35,7 +35,7 @@ from flexflow_engine.runtime.hidden import HiddenStates
 from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.kv_cache import KVCache
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.next_tokens import ROW_DTYPES, Fetched, TokenIds, TokenSource
+from flexflow_engine.runtime.next_tokens import ROW_DTYPES, Fetched, TokenArray, TokenSource
 from flexflow_engine.runtime.weights import Weights
 
 
@@ -55,7 +55,7 @@ class TileRunner:
         model: Model,
         kv_codec: Codec,
         device: str,
-        prompts: Sequence[TokenIds],
+        prompts: Sequence[TokenArray],
         workers: Workers,
         products: HostProducts,
         source: TokenSource,
@@ -72,7 +72,7 @@ class TileRunner:
         )
         self._source = source
         self._fetched: dict[tuple[int, int], Fetched] = {}
-        self._newest: dict[int, tuple[dict[int, int], TokenIds]] = {}
+        self._newest: dict[int, tuple[dict[int, int], TokenArray]] = {}
 
     def __call__(self, task: Task) -> None:
         operation = task.operation
@@ -148,7 +148,7 @@ class TileRunner:
         self._fetched[step, batch.gpu_batch] = fetched
         self._newest[batch.gpu_batch] = {row.row: place for place, row in enumerate(batch.rows)}, fetched.token_ids
 
-    def _token_ids(self, batch: BatchStep) -> TokenIds:
+    def _token_ids(self, batch: BatchStep) -> TokenArray:
         """The new tokens of all rows, one row after another."""
         if batch.phase == "prefill":
             return np.concatenate([self._prompts[row.sequence] for row in batch.rows])

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from flexflow_engine.abc.prediction import LaneUse
 from flexflow_engine.abc.tier import Completion
 from flexflow_engine.files import replacing
 from flexflow_engine.graph.builder import TaskGraph
@@ -38,15 +39,6 @@ class TaskEvent:
         self.completion.wait()
         finished = self.completion.finished_at()
         return self.returned if finished is None else max(self.start, finished)
-
-
-@dataclass(frozen=True, slots=True)
-class LaneUse:
-    """One lane over a whole run. Busy time is the union of its tasks' intervals, in seconds."""
-
-    busy_s: float
-    nbytes: int
-    flops: float
 
 
 class Trace:

@@ -3,7 +3,9 @@
     shard.py        one shard file: where each unit lies, what its index says
     access.py       open files and buffers of one owner; past the page cache where the file system allows it
     blocks.py       bytes between a shard file and memory
+    spans.py        bytes of a file that begin and end anywhere, in whole blocks
     units.py        units between a shard file and memory, with their checksums
+    checksums.py    CRC-32C of units
     compressed.py   units between a shard file and memory, where they are compressed
     index.py        the index of a shard file on the disk
     settling.py     what was written to the disk, and out of the page cache

@@ -8,6 +8,7 @@ async_tier   `StreamIslandTier`, an island whose copies are late, as an accelera
 traffic      `read_units`, `write_units`: a lane's work in one call
 dense        `DenseMatrix`, weights that are simply there
 layer_run    `LayerRun`, a model's functions on random weights
+page_cache   how much of a folder's files the system's page cache holds
 allocations  `PeakAllocations`, the most bytes that torch held at once
 
 Needs the packages of the extra `test`: pytest and hypothesis.

@@ -72,6 +72,11 @@ class CodecTests:
             assert codec != other
             assert codec.key != other.key
 
+    def test_the_codec_for_a_cache_is_an_equal_one(self) -> None:
+        codec = self.make_codec()
+        assert codec.for_cache() == codec
+        assert hash(codec.for_cache()) == hash(codec)
+
     def test_the_codec_for_tables_is_of_the_same_kind(self) -> None:
         codec = self.make_codec()
         table = codec.for_table()

@@ -10,14 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.checkpoint.checkpoint import Checkpoint, Progress, silent
+from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.store.weights import WeightStore
 from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.models.opt import OPTModel
 
-MODELS = {"opt": OPTModel}
 CONFIG = {
     "model_type": "opt",
     "vocab_size": 201,
@@ -92,8 +91,8 @@ FORMATS = {
 
 
 def opened(reference: Path | str, dtype: DType = "float32") -> Checkpoint:
-    return open_checkpoint(str(reference), MODELS, model_name=None, dtype=dtype)
+    return open_checkpoint(str(reference), OPTModel, dtype=dtype)
 
 
-def imported(checkpoint: Checkpoint, root: Path, progress: Progress = silent) -> WeightStore:
+def imported(checkpoint: Checkpoint, root: Path, progress: ByteProgress = silent) -> WeightStore:
     return import_checkpoint(checkpoint, checkpoint.model, NoneCodec(), NoneCodec(), root, progress)

@@ -214,10 +214,11 @@ def test_an_unknown_model_type_lists_the_known_ones(tmp_path: Path) -> None:
         opened(folder)
 
 
-def test_a_tokenizers_folder_is_known_by_its_vocabulary(tmp_path: Path) -> None:
+@pytest.mark.parametrize("vocabulary", ["tokenizer.json", "vocab.json", "spiece.model", "sentencepiece.bpe.model"])
+def test_a_tokenizers_folder_is_known_by_its_vocabulary(tmp_path: Path, vocabulary: str) -> None:
     folder = write_safetensors(tmp_path, tensors())
     assert opened(folder).tokenizer_folder is None
-    (folder / "vocab.json").write_text("{}")
+    (folder / vocabulary).write_text("{}")
     assert opened(folder).tokenizer_folder == folder
 
 

@@ -496,3 +496,27 @@ def test_stores_are_listed_and_removed(tmp_path: Path, folder: Path) -> None:
     assert (unreadable.reference, unreadable.complete) == ("", False)
     remove_store(root, single.name)
     assert list_stores(root) == ()
+
+
+def test_files_are_read_for_their_content_once_and_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no folder").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no folder"))
+    folder = write_safetensors(tmp_path / "checkpoint", tensors())
+    checkpoint, codec = opened(folder), NoneCodec()
+    told: list[tuple[int, int]] = []
+    store = import_checkpoint(
+        checkpoint,
+        checkpoint.model,
+        codec,
+        codec,
+        tmp_path,
+        lambda done, total: None,
+        reading=lambda done, total: told.append((done, total)),
+    )
+    store.close()
+    nbytes = sum((folder / name).stat().st_size for name in ("config.json", "model.safetensors"))
+    assert {total for _, total in told} == {nbytes}
+    assert [done for done, _ in told].count(nbytes) == 1
+    assert told == sorted(told)

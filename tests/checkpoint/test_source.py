@@ -10,11 +10,8 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from checkpoint.checkpoints import CONFIG, FC1, MODELS, TABLE, opened, tensors, write_safetensors
-from flexflow_engine.checkpoint.source import open_checkpoint
-from flexflow_engine.checkpoint.synthetic import SyntheticCheckpoint
+from checkpoint.checkpoints import CONFIG, FC1, TABLE, opened, tensors, write_safetensors
 from flexflow_engine.errors import CheckpointError
-from flexflow_plugins.models.opt import OPTModel
 
 
 @pytest.fixture
@@ -63,6 +60,15 @@ def test_weights_that_are_neither_cached_nor_reachable_are_told_quickly() -> Non
 
 
 @pytest.mark.usefixtures("hub_cache")
+def test_a_folder_in_the_working_directory_does_not_stand_for_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "facebook" / "opt-125m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert opened("facebook/opt-125m").model.config.hidden_size == 768
+
+
+@pytest.mark.usefixtures("hub_cache")
 def test_an_unknown_hub_checkpoint_is_told_when_it_is_opened() -> None:
     with pytest.raises(CheckpointError, match="some/model"):
         opened("some/model")
@@ -73,22 +79,6 @@ def test_an_unknown_hub_checkpoint_is_told_when_it_is_opened() -> None:
 def test_what_names_nothing_says_what_can_be_named(reference: str) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint.*existing folder, a hub id"):
         opened(reference or "''")
-
-
-def test_a_plugin_that_does_not_exist_or_does_not_fit_is_refused(tmp_path: Path) -> None:
-    folder = write_safetensors(tmp_path, tensors())
-    with pytest.raises(CheckpointError, match=r"no model plugin 'llama'.*opt"):
-        open_checkpoint(str(folder), MODELS, model_name="llama", dtype="float32")
-
-
-def test_two_plugins_for_one_type_must_be_chosen_between(tmp_path: Path) -> None:
-    class OtherModel(OPTModel):
-        name = "other"
-
-    folder, models = write_safetensors(tmp_path, tensors()), MODELS | {"other": OtherModel}
-    with pytest.raises(CheckpointError, match=r"several.*opt, other as model\.plugin"):
-        open_checkpoint(str(folder), models, model_name=None, dtype="float32")
-    assert open_checkpoint(str(folder), models, model_name="other", dtype="float32").model_class is OtherModel
 
 
 def test_a_made_up_checkpoint_has_the_published_shapes() -> None:
@@ -121,12 +111,6 @@ def test_made_up_weights_keep_activations_in_range() -> None:
     assert torch.equal(norm, torch.ones(768))
     bias = checkpoint.read_rows("model.decoder.layers.3.fc1.bias", 0, 3072)
     assert 0 < float(bias.std()) < 0.03
-
-
-def test_another_seed_gives_other_weights_and_another_key() -> None:
-    first, second = (SyntheticCheckpoint("synthetic:tiny", CONFIG, MODELS, "float32", seed=seed) for seed in (0, 1))
-    assert first.content_key() != second.content_key()
-    assert not torch.equal(first.read_rows(FC1, 0, 64), second.read_rows(FC1, 0, 64))
 
 
 def test_the_key_follows_content_and_not_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_a_cut_off_weight_file(job: Job) -> None:
 def test_a_config_of_another_architecture(job: Job) -> None:
     path = job.checkpoint / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mamba"}))
-    assert "no model plugin reads model_type 'mamba'" in job.refused()
+    assert "model plugin `opt` does not read model_type 'mamba'" in job.refused()
 
 
 @pytest.mark.parametrize(

@@ -146,10 +146,10 @@ def test_a_machine_of_which_nothing_can_be_known_is_asked_for_once(recipe: Path,
     registry = Registry.load()
     job = load_recipe(recipe, [], registry)
     progress = PlainProgress(told, time.monotonic)
-    report = run_recipe(job, registry, output=tmp_path / "out.jsonl", trace=None, progress=progress, hardware=unknown)
+    metrics = run_recipe(job, registry, output=tmp_path / "out.jsonl", trace=None, progress=progress, hardware=unknown)
     assert len(asked) == 1
     assert told.getvalue().count("no prediction: no machine at all") == 1
-    assert report.metrics["predicted_tokens_per_s"] is None
+    assert metrics["predicted_tokens_per_s"] is None
 
 
 def test_weights_of_4_bits_need_what_their_table_is_encoded_by(recipe: Path) -> None:

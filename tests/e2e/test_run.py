@@ -57,6 +57,7 @@ def test_the_run_says_what_it_achieved_and_leaves_what_was_asked_for(run: Run) -
 
 
 def test_progress_goes_to_stderr(run: Run) -> None:
+    assert "reading the checkpoint: " in run.outcome.stderr
     assert "importing weights: " in run.outcome.stderr
     assert "7 of 7 sequences, 42 tokens" in run.outcome.stderr
     assert "error" not in run.outcome.stderr.lower()

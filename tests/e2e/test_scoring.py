@@ -27,6 +27,7 @@ Scores = Mapping[int, Sequence[float]]
 PROMPTS = [*random_prompts(10, seed=3), (7,)]
 COMPLETIONS = [(11,), *random_prompts(10, seed=4, longest=18)]
 """From 1 to 18 tokens, so that rows of a batch end at different steps."""
+HARDWARE = Path(__file__).parents[2] / "recipes" / "hardware" / "t4_gcp.yaml"
 TOLERANCE = 2e-4
 """Of a log-probability, absolute. Logits here go up to 100, and float32 in another order of summing differs by 1e-5."""
 SPREAD = {"device": 30.0, "host": 30.0, "disk": 40.0}
@@ -154,7 +155,8 @@ def test_a_recipe_scores_text_and_reports_its_perplexity(command: CommandLine, t
         for prompt, given in zip(PROMPTS, COMPLETIONS, strict=True)
     ]
     write_prompts(tmp_path, [*lines[:-1], {"prompt_token_ids": PROMPTS[-1], "completion_token_ids": COMPLETIONS[-1]}])
-    outcome = command("run", recipe, "--set", "workload={task: score, prompts: prompts.jsonl}", "--metrics", "m.json")
+    changes = ("--set", "workload={task: score, prompts: prompts.jsonl}")
+    outcome = command("run", recipe, *changes, "--metrics", "m.json")
     assert outcome.status == 0, outcome.stderr
     expected, written = reference_logprobs(checkpoint), completions(Path("job.completions.jsonl"))
     for index, line in enumerate(written):
@@ -166,6 +168,8 @@ def test_a_recipe_scores_text_and_reports_its_perplexity(command: CommandLine, t
     metrics = json.loads(Path("m.json").read_text())
     assert metrics["scored_tokens"] == len(every)
     assert metrics["perplexity"] == pytest.approx(math.exp(-sum(every) / len(every)), rel=TOLERANCE)
+    plan = command("plan", recipe, *changes, "--json", "--hardware", HARDWARE)
+    assert json.loads(plan.stdout)["generated_tokens"] == metrics["generated_tokens"] == len(every)
     assert f"perplexity: {metrics['perplexity']:.4f} over {len(every)} tokens" in outcome.stdout
 
 

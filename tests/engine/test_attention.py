@@ -169,7 +169,7 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
         tail_page_nbytes=64,
         placement=placement(**data.draw(shares(["device", "far", "disk"]))),
         direct=frozenset({"device"}),
-        in_place=frozenset({"device"} if codec.keeps_bytes else ()),
+        takes_tokens=frozenset({"device"} if codec.keeps_bytes else ()),
     )
     cache = stale_cache(layout.tiles[0][0], (heads[1], page_tokens, head_dim), codec, dtype, workers)
     past = {
@@ -271,14 +271,14 @@ def test_no_computation_allocates_more_than_the_layouts_workspace(
 ) -> None:
     result, peaks = run_measured(tmp_path, DEVICE_FAR, chosen, config, job)
     key = max(peaks, key=lambda key: peaks[key])
-    assert peaks[key] <= result.layout.workspace_nbytes, key
+    assert peaks[key] <= result.layout.workspace.device_nbytes, key
 
 
 @pytest.mark.parametrize("job", [LONG_PROMPTS, MANY_TOKENS], ids=["long prompts", "many tokens"])
 def test_the_bound_holds_in_sixteen_bits(tmp_path: Path, job: Job) -> None:
     chosen = WORKSPACE_POLICIES["split everything"]
     result, peaks = run_measured(tmp_path, DEVICE_FAR, chosen, {}, replace(job, dtype="bfloat16"))
-    assert max(peaks.values()) <= result.layout.workspace_nbytes
+    assert max(peaks.values()) <= result.layout.workspace.device_nbytes
 
 
 @pytest.mark.parametrize(("share", "page_tokens"), [({}, 4), ({"far": 100}, 16), ({"device": 50, "far": 50}, 32)])
@@ -291,7 +291,7 @@ def test_the_bound_holds_where_scores_need_most(
     chosen = {"num_gpu_batches": 1, "kv_cache": share, "kv_page_tokens": page_tokens}
     job = Job(prompt_tokens=(1,) * 4, max_new_tokens=40, dtype=dtype)
     result, peaks = run_measured(tmp_path, DEVICE_FAR, chosen, config, job)
-    assert max(peaks.values()) <= result.layout.workspace_nbytes <= 3 * max(peaks.values())
+    assert max(peaks.values()) <= result.layout.workspace.device_nbytes <= 3 * max(peaks.values())
 
 
 @pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, DEVICE_FAR_DISK])
@@ -303,7 +303,7 @@ def test_the_workspace_is_no_more_than_a_few_times_what_is_used(
     """
     job, far = Job(prompt_tokens=(40,) * 16, max_new_tokens=2), {list(classes)[-1]: 100}
     result, peaks = run_measured(tmp_path, classes, {"gpu_batch_size": 8, "weights": far}, {}, job)
-    assert result.layout.workspace_nbytes <= 3 * max(peaks.values())
+    assert result.layout.workspace.device_nbytes <= 3 * max(peaks.values())
 
 
 @pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK])
@@ -317,8 +317,8 @@ def test_the_bounds_of_both_tiers_hold_with_attention_on_the_host(
     job = replace(MANY_TOKENS, max_new_tokens=20, dtype=dtype, kv_codec=codec)
     result, peaks = run_measured(tmp_path, classes, chosen, {}, job)
     attended = {event.task.key for event in result.trace.events if event.task.lane == ATTENTION_LANE}
-    assert max(peaks[key] for key in attended) <= result.layout.attention_workspace_nbytes
-    assert max(nbytes for key, nbytes in peaks.items() if key not in attended) <= result.layout.workspace_nbytes
+    assert max(peaks[key] for key in attended) <= result.layout.workspace.attention_nbytes
+    assert max(nbytes for key, nbytes in peaks.items() if key not in attended) <= result.layout.workspace.device_nbytes
 
 
 @pytest.mark.parametrize("pages_at_once", [1, 3, 1000])
@@ -362,8 +362,8 @@ def test_the_bounds_hold_with_any_number_of_threads(
     job = replace(LONG_PROMPTS, max_new_tokens=20, dtype=dtype, kv_codec=codec)
     result, peaks = run_measured(tmp_path, classes, chosen, {}, job)
     attended = {event.task.key for event in result.trace.events if event.task.lane == ATTENTION_LANE}
-    assert max((peaks[key] for key in attended), default=0) <= result.layout.attention_workspace_nbytes
-    assert max(nbytes for key, nbytes in peaks.items() if key not in attended) <= result.layout.workspace_nbytes
+    assert max((peaks[key] for key in attended), default=0) <= result.layout.workspace.attention_nbytes
+    assert max(nbytes for key, nbytes in peaks.items() if key not in attended) <= result.layout.workspace.device_nbytes
 
 
 def run_measured(

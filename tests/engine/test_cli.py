@@ -115,8 +115,13 @@ def test_plain_progress_writes_a_line_now_and_then_and_always_the_last() -> None
 
 def test_plain_progress_tells_the_import_in_bytes() -> None:
     stream = io.StringIO()
-    PlainProgress(stream, lambda: 0.0).importing(2**20, 2**22)
-    assert stream.getvalue() == "importing weights: 1.0 MiB of 4.0 MiB (25 %)\n"
+    progress = PlainProgress(stream, lambda: 0.0)
+    progress.reading(2**20, 2**20)
+    progress.importing(2**20, 2**22)
+    assert stream.getvalue().splitlines() == [
+        "reading the checkpoint: 1.0 MiB of 1.0 MiB (100 %)",
+        "importing weights: 1.0 MiB of 4.0 MiB (25 %)",
+    ]
 
 
 def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from flexflow_engine.graph.task import (
     FetchTokens,
     Task,
 )
-from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.laying_out import make_layout
+from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.arithmetic import Arithmetic
 from flexflow_engine.planning.attention_costs import AttentionCosts
@@ -94,7 +95,7 @@ def test_a_transfer_takes_its_moves_latencies_and_its_bytes() -> None:
     assert loads
     for task in loads:
         assert costs.work(task).fixed_s == 0.5
-        assert costs.seconds(task) == pytest.approx(0.5 + task.nbytes / 2e6)
+        assert costs.work(task).seconds == pytest.approx(0.5 + task.nbytes / 2e6)
 
 
 def test_rows_of_a_far_table_are_looked_up_one_by_one() -> None:
@@ -104,7 +105,7 @@ def test_rows_of_a_far_table_are_looked_up_one_by_one() -> None:
     (table,) = layout.weights.table
     for task in gathers:
         units = distinct(table.num_units, 16)
-        assert cost_model(layout, machine).seconds(task) == pytest.approx(units + 16 * 64 * 4 / 1e6)
+        assert cost_model(layout, machine).work(task).seconds == pytest.approx(units + 16 * 64 * 4 / 1e6)
 
 
 def test_so_many_draws_meet_so_many_units() -> None:
@@ -135,7 +136,8 @@ def test_torchs_threads_share_products_where_nothing_is_moved(far: int, shared: 
     cpu = processor(product_s=0.5)
     task = next(t for t in tasks_of(layout) if isinstance(t.operation, Compute) and t.tile.layer == 1)
     alone, in_a_team = (
-        cost_model(layout, profile(cpu=way)).seconds(task) for way in (cpu, replace(cpu, torch_team={"float32": team}))
+        cost_model(layout, profile(cpu=way)).work(task).seconds
+        for way in (cpu, replace(cpu, torch_team={"float32": team}))
     )
     operations = 2 * (4 * 64 * 64 + 2 * 64 * 256) * 16
     assert alone - in_a_team == pytest.approx(6 * 0.25 + operations / 2e6 if shared else 0)
@@ -149,14 +151,14 @@ def test_a_decoder_layers_token_reads_what_is_cached() -> None:
     matmul = 2 * (4 * 64 * 64 + 2 * 64 * 256) * 2
     vectors = 2 * (2 * (5 * 64 + 256) + 6 * 64) * 4
     read = 2 * 10 * 2 * 64 * 4
-    assert cost_model(layout, profile()).seconds(task) == pytest.approx((matmul + vectors + read) / 1e6)
+    assert cost_model(layout, profile()).work(task).seconds == pytest.approx((matmul + vectors + read) / 1e6)
 
 
 def test_the_head_computes_last_tokens_only() -> None:
     layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy(), prompt_tokens=PROMPTS)
     heads = {layer.index for layer in layout.weights.layers if layer.spec.kind == "head"}
     tasks = [t for t in tasks_of(layout, steps=1) if isinstance(t.operation, Compute) and t.tile.layer in heads]
-    seconds = sum(cost_model(layout, profile()).seconds(task) for task in tasks)
+    seconds = sum(cost_model(layout, profile()).work(task).seconds for task in tasks)
     assert seconds == pytest.approx(4 * (2 * 300 * 64 + (2 * 300 + 6 * 64 * len(heads)) * 4) / 1e6)
 
 
@@ -173,7 +175,7 @@ def encoded_layout(model: OPTModel, codec: Codec) -> Layout:
         tensors=paged_tensors(model, codec, NoneCodec()),
         kv_codec=NoneCodec(),
         policy=far_policy(weights={"far": 100}),
-        workload=WorkloadShape(PROMPTS, 6),
+        workload=WorkloadShape(PROMPTS, (6,) * len(PROMPTS)),
         tiers=describe_tiers(DEVICE_FAR_DISK, dict.fromkeys(DEVICE_FAR_DISK, 2**30)),
     )
 
@@ -185,7 +187,7 @@ def test_weights_that_are_multiplied_as_encoded_are_decoded_with_every_tile() ->
     tiles = [t for t in tasks_of(layout) if isinstance(t.operation, Compute) and t.tile.layer == 1]
     with_codec, without = (CostModel(x, model, NoneCodec(), profile()) for x in (layout, plain))
     for tile in tiles:
-        decoding = with_codec.seconds(tile) - without.seconds(tile)
+        decoding = with_codec.work(tile).seconds - without.work(tile).seconds
         assert decoding == pytest.approx((4 * 64 * 64 + 2 * 64 * 256) / 2e6)
 
 
@@ -194,10 +196,10 @@ def test_decoding_goes_by_numbers_and_needs_the_codecs_rate() -> None:
     layout = encoded_layout(model, codec)
     tasks = [t for t in tasks_of(layout) if isinstance(t.operation, DecodeWeights) and t.tile.layer == 1]
     costs = CostModel(layout, model, NoneCodec(), profile())
-    assert [costs.seconds(task) for task in tasks] == pytest.approx([(4 * 64 * 64 + 2 * 64 * 256) / 2e6] * 3)
+    assert [costs.work(task).seconds for task in tasks] == pytest.approx([(4 * 64 * 64 + 2 * 64 * 256) / 2e6] * 3)
     without = replace(profile(), processors={"cpu": replace(processor(), codecs={})})
     with pytest.raises(HardwareError, match="no rates of the codec group-int4"):
-        CostModel(layout, model, NoneCodec(), without).seconds(tasks[0])
+        CostModel(layout, model, NoneCodec(), without).work(tasks[0])
 
 
 @pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec()])
@@ -217,7 +219,9 @@ def test_an_encoded_cache_is_decoded_unless_attention_reads_it_as_it_is(codec: C
 def test_sampled_tokens_cost_a_call() -> None:
     layout = lay_out(opt(), DEVICE_FAR_DISK, far_policy(), prompt_tokens=PROMPTS)
     costs = cost_model(layout, profile(cpu=processor(task_s=0.125)))
-    fetches = [costs.seconds(task) for task in tasks_of(layout, steps=1) if isinstance(task.operation, FetchTokens)]
+    fetches = [
+        costs.work(task).seconds for task in tasks_of(layout, steps=1) if isinstance(task.operation, FetchTokens)
+    ]
     assert fetches == [0.125, 0.125]
 
 
@@ -299,8 +303,8 @@ def test_an_encoded_cache_is_encoded_page_by_page() -> None:
     tasks = [t for t in tasks_of(layout, steps=6) if isinstance(t.operation, Compute) and t.tile.layer == 1]
     filling, others = ([t for t in tasks if t.tile.gpu_batch == 0 and t.tile.step in steps] for steps in ((4,), (3, 5)))
     costs = CostModel(layout, model, codec, profile())
-    before, after = (costs.seconds(task) for task in others)
-    assert costs.seconds(filling[0]) - (before + after) / 2 == pytest.approx(2 * 4 * 2 * 64 / 0.5e6)
+    before, after = (costs.work(task).seconds for task in others)
+    assert costs.work(filling[0]).seconds - (before + after) / 2 == pytest.approx(2 * 4 * 2 * 64 / 0.5e6)
     shape = StepShape(
         phase="decode", gpu_batch_size=2, num_gpu_batches=2, context=10, attention="device", kv_page_tokens=4
     )
@@ -322,7 +326,7 @@ def test_the_closed_form_of_a_step_that_only_computes_is_by_torchs_threads_where
     chosen, model, none = far_policy(), opt(), NoneCodec()
     layout = lay_out(model, DEVICE_FAR_DISK, chosen, prompt_tokens=PROMPTS)
     costs = cost_model(layout, machine)
-    summed = sum(costs.seconds(t) for t in tasks_of(layout) if t.tile.step == 2 and t.lane == "compute")
+    summed = sum(costs.work(t).seconds for t in tasks_of(layout) if t.tile.step == 2 and t.lane == "compute")
     shape = StepShape(
         phase="decode", gpu_batch_size=2, num_gpu_batches=2, context=9, attention="device", kv_page_tokens=4
     )

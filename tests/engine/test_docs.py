@@ -54,7 +54,7 @@ GPU_JOB = {
     },
     "workload": {"prompts": {"synthetic": {"count": 4, "prompt_tokens": 40}}, "max_new_tokens": 4},
 }
-"""Every line of the memory table appears in its plan, those of attention on the host if the cache is moved."""
+"""Every line of the memory table appears in its plan, those of attention on the host if that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,7 @@ def test_every_recipe_in_a_document_loads(
     monkeypatch.syspath_prepend(example)
     request.addfinalizer(lambda: _forget_examples(example))
     (example / "prompts.jsonl").touch()
+    (example / "plain").mkdir()
     for index, block in enumerate(blocks(document, "yaml")):
         path = example / f"{index}.yaml"
         path.write_text(block.text)
@@ -247,9 +248,8 @@ def _metric_keys(metrics: dict[str, Any]) -> Iterator[str]:
 def test_every_line_of_the_memory_table_is_explained(tmp_path: Path) -> None:
     (tmp_path / "gpu.yaml").write_text(yaml.safe_dump(GPU_JOB, sort_keys=False))
     lines = set[str]()
-    for cache in ("{gpu: 50, disk: 50}", "{disk: 100}"):
-        change = f"--set=scheduler.kv_cache={cache}"
-        plan = run("-m", "flexflow_engine", "run", "gpu.yaml", change, "--dry-run", "--json", cwd=tmp_path)
+    for changes in ((), ("--set=scheduler.kv_cache={disk: 100}", "--set=scheduler.attention=host")):
+        plan = run("-m", "flexflow_engine", "run", "gpu.yaml", *changes, "--dry-run", "--json", cwd=tmp_path)
         memory = json.loads(plan.stdout)["memory"]
         lines |= {line["what"] for tier in memory.values() for line in tier["lines"]}
     explained = set(re.findall(r"^\| ([a-z_ ]+) \|", RECIPES.read_text(), re.MULTILINE))
@@ -287,12 +287,13 @@ def test_hooks_contracts_and_the_variable_are_explained() -> None:
     assert missing(set(HOOKS.values()), PLUGINS) == set()
     assert BLOCK_VARIABLE in PLUGINS.read_text()
     for kind in HOOKS:
-        assert missing(_abstract(kind), PLUGINS) == set(), kind
+        assert missing(_contract(kind), PLUGINS) == set(), kind
 
 
-def _abstract(kind: Kind) -> set[str]:
+def _contract(kind: Kind) -> set[str]:
+    """What an author may write or meet: public names, and those that must be written."""
     contract, _ = CONTRACTS[kind]
-    return set(contract.__abstractmethods__)
+    return set(contract.__abstractmethods__) | {name for name in vars(contract) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

@@ -29,13 +29,14 @@ from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import Copy, GatherRows, Task
 from flexflow_engine.placement.layout import Layout
-from flexflow_engine.placement.memory import memory_table
+from flexflow_engine.placement.memory import allocations, memory_table
 from flexflow_engine.placement.span import Span
 from harness import policy
 from layouts import (
     DEVICE_FAR,
     DEVICE_FAR_DISK,
     DEVICE_HOST_DISK,
+    ISLAND_HOST,
     ISLAND_HOST_DISK,
     TIERS,
     compile_steps,
@@ -257,6 +258,15 @@ def test_an_island_is_reached_through_staging_slots() -> None:
     reads = [task for task in disk if task.kind == "load"]
     assert all(ref.location.startswith("staging.") for task in reads for ref in task.writes)
     assert all(ref.location.startswith("staging.") for task in disk if task.kind == "store" for ref in task.reads)
+
+
+def test_staging_slots_are_allocated_where_something_passes_through_them() -> None:
+    resident = lay_out(MODELS["tied"], ISLAND_HOST, policy(setups(ISLAND_HOST)))
+    for layout in (all_far(ISLAND_HOST_DISK), all_far(ISLAND_HOST), resident):
+        allocated = {each.spec.name for each in allocations(layout) if each.what == "staging"}
+        tasks = [task for graph in steps_of(layout) for task in graph.tasks]
+        used = {ref.location for task in tasks for ref in (*task.reads, *task.writes)}
+        assert allocated == {location for location in used if location.startswith("staging.")}
 
 
 @given(st.data(), st.sampled_from(TIERS), st.sampled_from(sorted(MODELS)))

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexflow_engine.abc.prediction import LaneUse
 from flexflow_engine.abc.step import BatchStep, Phase, RowStep, Step
 from flexflow_engine.abc.tier import NoOptions
 from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.runtime.metrics import collect, phase_seconds
 from flexflow_engine.runtime.session import StepTime
-from flexflow_engine.runtime.trace import LaneUse
 from flexflow_tiers.cpu import CpuTier
 from flexflow_tiers.pinned import PinnedTier
 from harness import policy

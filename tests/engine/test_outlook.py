@@ -12,6 +12,7 @@ from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.planning.outlook import what_would_help
 from flexflow_engine.planning.plan import Codecs, Planner, describe_tiers
 from flexflow_plugins.codecs.none import NoneCodec
+from flexflow_tiers.pinned import PinnedTier
 from harness import MIB, policy
 from layouts import DEVICE_FAR, opt, setups
 from profiles import link, profile
@@ -25,7 +26,7 @@ def planner(*, rows: int, budget_bytes: int = 64 * MIB, layers: int = 3) -> Plan
     return Planner(
         model=opt(num_hidden_layers=layers),
         codecs=Codecs(codec, codec, codec),
-        workload=WorkloadShape((PROMPT_TOKENS,) * rows, 2),
+        workload=WorkloadShape((PROMPT_TOKENS,) * rows, (2,) * rows),
         tiers=describe_tiers(DEVICE_FAR, {"device": budget_bytes, "far": 64 * MIB}),
         hardware=lambda: profile(links={"throttled": link(1e3)}),
     )
@@ -78,4 +79,15 @@ def test_rows_double_where_weights_are_what_a_step_waits_for() -> None:
     asked = planner(rows=4, budget_bytes=least // 2 + 1)
     rounds = 2 * seconds(asked, before)
     assert gain_of_the_budget(asked, before) == pytest.approx(rounds / seconds(asked, twice) - 1)
-    assert gain_of_the_budget(replace(asked, workload=WorkloadShape((PROMPT_TOKENS,) * 2, 2)), before) == 0.0
+    assert gain_of_the_budget(replace(asked, workload=WorkloadShape((PROMPT_TOKENS,) * 2, (2, 2))), before) == 0.0
+
+
+def test_no_larger_budget_is_advised_for_the_last_tier_of_the_recipe() -> None:
+    far = {"far": 100.0}
+    before = policy(setups(DEVICE_FAR), gpu_batch_size=2, num_gpu_batches=1, weights=far, kv_cache=far)
+    needed = planner(rows=4).memory(replace(before, num_gpu_batches=2)).peak_bytes("far")
+    (staging,) = describe_tiers({"staging": PinnedTier}, {"staging": 64 * MIB})
+    of_the_recipe = describe_tiers(DEVICE_FAR, {"device": 64 * MIB, "far": needed - 1})
+    for tiers in (of_the_recipe, (*of_the_recipe, replace(staging, placeable=False))):
+        told = what_would_help(replace(planner(rows=4), tiers=tiers), before, {})
+        assert not [one.change for one in told if one.change.startswith("far: a budget of")]

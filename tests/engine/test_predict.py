@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +68,9 @@ def spread(classes: Mapping[str, type[Tier]], *, num_gpu_batches: int = 2) -> Po
 def laid_out(
     model: OPTModel, classes: Mapping[str, type[Tier]], chosen: Policy, new: int = 6
 ) -> tuple[Layout, WorkloadShape]:
-    return lay_out(model, classes, chosen, prompt_tokens=PROMPTS, max_new_tokens=new), WorkloadShape(PROMPTS, new)
+    return lay_out(model, classes, chosen, prompt_tokens=PROMPTS, max_new_tokens=new), WorkloadShape(
+        PROMPTS, (new,) * len(PROMPTS)
+    )
 
 
 @given(classes=st.sampled_from(TIERS), data=st.data())
@@ -118,16 +121,16 @@ def test_the_hosts_time_to_compile_bounds_a_job_of_small_tasks() -> None:
 
 @pytest.mark.parametrize("classes", [DEVICE_FAR_DISK, ISLAND_HOST_DISK], ids=["direct", "staged"])
 def test_a_simulated_job_does_the_work_of_the_real_one(tmp_path: Path, classes: Mapping[str, type[Tier]]) -> None:
-    prompts = random_prompts(7, longest=20)
+    prompts, completions = random_prompts(7, longest=20), random_prompts(7, longest=9, seed=1)
     real = run_job(
         save_opt(tmp_path / "opt"),
         disk_setups(classes, tmp_path / "disk"),
         spread(classes),
         prompts,
         store=tmp_path / "store",
-        max_new_tokens=5,
+        completions=completions,
     )
-    lengths = WorkloadShape(tuple(map(len, prompts)), 5)
+    lengths = WorkloadShape(tuple(map(len, prompts)), tuple(map(len, completions)))
     prediction = predictor(opt()).predict(real.layout, lengths)
     measured = real.trace.lanes(lane_widths(real.layout))
     assert {lane: (use.nbytes, use.flops) for lane, use in prediction.lanes.items()} == {
@@ -153,6 +156,18 @@ def test_a_sample_of_steps_and_layers_comes_close_to_the_whole_job(executor: typ
         assert sampled.lanes[lane].busy_s == pytest.approx(whole.lanes[lane].busy_s, rel=0.03)
 
 
+def test_a_job_of_many_lengths_is_sampled_too() -> None:
+    chosen, generator = spread(DEVICE_FAR_DISK), np.random.default_rng(0)
+    lengths = generator.integers(1, 40, size=(2, 60)).tolist()
+    workload = WorkloadShape(*map(tuple, lengths))
+    layout = lay_out(opt(), DEVICE_FAR_DISK, chosen, prompt_tokens=lengths[0], max_new_tokens=40)
+    steps = compose(workload, chosen)
+    assert sum(len(sample.chosen) for sample in sample_steps(steps, layout.kv.page_tokens)) < len(steps) / 4
+    whole, sampled = (predictor(opt(), max_tasks=most).predict(layout, workload) for most in (10**9, 0))
+    assert sampled.seconds == pytest.approx(whole.seconds, rel=0.03)
+    assert sampled.generated_tokens == sum(lengths[1])
+
+
 def test_a_sample_of_layers_multiplies_as_the_whole_model_does() -> None:
     """Its first layers have everything in memory, others have not: no product is shared by torch's threads."""
     model = opt(num_hidden_layers=14)
@@ -169,7 +184,7 @@ def test_a_sample_of_layers_multiplies_as_the_whole_model_does() -> None:
 
 
 def test_steps_in_which_pages_fill_and_those_after_prompts_are_kinds_of_their_own() -> None:
-    workload = WorkloadShape((8, 8), 9)
+    workload = WorkloadShape((8, 8), (9, 9))
     steps = compose(workload, spread(DEVICE_FAR_DISK, num_gpu_batches=1))
     samples = sample_steps(steps, page_tokens=4)
     assert [sorted(n for _, n in sample.steps) for sample in samples] == [[0], [1], [2, 3, 5, 6, 7], [4, 8]]

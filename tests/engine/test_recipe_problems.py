@@ -114,6 +114,7 @@ def problems_of(path: Path, registry: Registry, *overrides: str) -> list[str]:
         ("workload.task=score", "workload.max_new_tokens: a job that scores generates nothing; leave it out"),
         ("workload={task: score, prompts: p, ignore_eos: false}", "workload.ignore_eos: a job that scores generates"),
         ("model.checkpoint=./missing", "model.checkpoint: there is no folder"),
+        ("model.checkpoint=gpt2", "model.checkpoint: there is no folder"),
         ("model.checkpoint=a/b/missing", "model.checkpoint: there is no folder"),
         ("name=../up", "name: '../up' can't be a name; letters, digits, `.`, `_` and `-` can"),
         ("tiers={a b: {plugin: cpu, budget: 1}}", "tiers.a b: 'a b' can't be a tier's name"),

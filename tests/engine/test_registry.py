@@ -88,12 +88,6 @@ def test_an_unknown_name_lists_the_known_ones_and_the_near_miss() -> None:
         Registry.load().tier("pined")
 
 
-def test_a_name_published_elsewhere_says_what_to_install() -> None:
-    registry = Registry.load(elsewhere={("scheduler", "dice"): "flexflow-dice"})
-    with pytest.raises(PluginError, match="`pip install flexflow-dice` brings it"):
-        registry.scheduler("dice")
-
-
 def test_a_broken_import_takes_nothing_down_and_is_told_to_who_misses_a_plugin(install: Install) -> None:
     install("broken_dist", "import a_library_nobody_has")
     registry = Registry.load()

@@ -20,12 +20,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexflow_engine.abc.prediction import LaneUse
 from flexflow_engine.abc.step import BatchStep
 from flexflow_engine.abc.tier import Done
 from flexflow_engine.errors import StorageError
 from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.task import COMPUTE_LANE, FetchTokens, Task, TaskKind, Tile
-from flexflow_engine.runtime.trace import FoldedTrace, LaneUse, TaskEvent, Trace, union_seconds
+from flexflow_engine.runtime.trace import FoldedTrace, TaskEvent, Trace, union_seconds
 from flexflow_engine.testing.tiers import LinkOptions, ThrottledTier
 from flexflow_tiers.cpu import CpuTier
 from harness import JobResult, TierSetup, policy, run_job, save_opt

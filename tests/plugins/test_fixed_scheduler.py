@@ -64,7 +64,7 @@ def request(largest_page: int = 64) -> PlanRequest:
     return PlanRequest(
         config=CONFIG,
         dtype="float32",
-        workload=WorkloadShape((5, 7), 4),
+        workload=WorkloadShape((5, 7), (4, 4)),
         tiers=tiers,
         attention_places=("device",),
         memory_table=memory_table,
@@ -121,6 +121,12 @@ def test_auto_is_the_host_where_the_cache_lies_beyond_a_link(
     memory: Mapping[str, str], kv_cache: dict[str, float], chosen: str
 ) -> None:
     assert FixedScheduler(replace(OPTIONS, kv_cache=kv_cache)).choose(with_memory(**memory)).attention == chosen
+
+
+def test_auto_is_the_device_where_the_only_host_memory_is_a_staging_tier() -> None:
+    asked = with_memory(device="cuda", host="cpu")
+    staged = replace(asked, tiers=tuple(replace(tier, placeable=tier.name != "host") for tier in asked.tiers))
+    assert FixedScheduler(replace(OPTIONS, kv_cache={"disk": 100})).choose(staged).attention == "device"
 
 
 def with_memory(**memory: str) -> PlanRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -22,13 +23,15 @@ from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.schedulers.lp import LPOptions, LPScheduler
 from flexflow_plugins.schedulers.lp import solver as lp_solver
 from flexflow_plugins.schedulers.lp.bound import least_seconds
+from flexflow_plugins.schedulers.lp.job import as_admitted, job_parts
 from flexflow_plugins.schedulers.lp.memory import MemoryNeeds
 from flexflow_plugins.schedulers.lp.program import PricedPart, Program
+from flexflow_plugins.schedulers.lp.shapes import BatchShape
 from harness import MIB
 from layouts import DEVICE_FAR, DEVICE_FAR_DISK, DEVICE_HOST_DISK, ISLAND_HOST_DISK, opt
 from profiles import constant, link, processor, profile
 
-WORKLOAD = WorkloadShape((8,) * 12, 5)
+WORKLOAD = WorkloadShape((8,) * 12, (5,) * 12)
 SOLVERS = [name for name in lp_solver.SOLVERS if name in lp_solver.available()]
 
 
@@ -196,6 +199,16 @@ def test_of_policies_that_are_alike_the_host_runs_the_one_with_larger_pages(larg
     assert (two_links(4e6).plan(told).policy.kv_page_tokens > 1) == taken
 
 
+def test_a_gpu_batch_decodes_until_its_longest_sequence_ends() -> None:
+    """One sequence of 100 new tokens and 99 of one, ten a GPU batch: one of ten rounds decodes."""
+    lengths = as_admitted(WorkloadShape((8,) * 100, (100,) + (1,) * 99))
+    shape = BatchShape(gpu_batch_size=10, num_gpu_batches=1, kv_page_tokens=16, attention="device")
+    steps = defaultdict[str, float](float)
+    for part in job_parts(shape, lengths):
+        steps[part.shape.phase] += part.steps
+    assert steps == pytest.approx({"prefill": 10, "decode": 99})
+
+
 def test_options_are_held_fast() -> None:
     everything = planner(DEVICE_FAR_DISK, dict.fromkeys(DEVICE_FAR_DISK, 64 * MIB))
     policy = choose(everything, gpu_batch_size=3, num_gpu_batches=2, attention="device").policy
@@ -204,7 +217,7 @@ def test_options_are_held_fast() -> None:
 
 def test_attention_runs_on_the_host_if_the_link_is_slow_and_on_the_device_if_the_host_is() -> None:
     """No room for the cache on the device."""
-    long, budgets = WorkloadShape((60,) * 4, 3), {"island": 1_200_000, "host": 64 * MIB, "disk": 64 * MIB}
+    long, budgets = WorkloadShape((60,) * 4, (3,) * 4), {"island": 1_200_000, "host": 64 * MIB, "disk": 64 * MIB}
     slow_link = profile(links={"pinned": link(1e4), "zarr": link(1e3)})
     fast_link = profile(links={"pinned": link(1e9), "zarr": link(1e3)})
     slow_host = replace(fast_link, processors={**fast_link.processors, "cpu": processor(task_s=10.0)})
@@ -261,9 +274,8 @@ def test_a_policy_fits_or_the_smallest_budget_that_is_named_would_do(
     classes: Mapping[str, type[Tier]], data: st.DataObject
 ) -> None:
     budgets = {name: data.draw(st.integers(100_000, 3 * MIB), name) for name in classes}
-    lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=6), "prompt_tokens")
-    new_tokens = data.draw(st.integers(1, 6), "max_new_tokens")
-    job = WorkloadShape(tuple(lengths), new_tokens)
+    lengths = data.draw(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6)), min_size=1, max_size=6), "lengths")
+    job = WorkloadShape(*zip(*lengths, strict=True))
     try:
         plan = choose(planner(classes, budgets, workload=job))
     except PolicyError as error:

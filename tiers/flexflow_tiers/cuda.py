@@ -2,7 +2,7 @@
 
 What the caching allocator adds: torch hands out a region from blocks of its own, so the device may hold up to 2 MiB
 more than a region asks for. The budget counts what regions ask for, as on every tier, because the memory table that a
-user is shown before the run is made of the same numbers; `held_bytes` is what the allocator really set aside.
+user is shown before the run is made of the same numbers.
 
 Why no tensor here needs `record_stream`: regions are made and freed while no lane runs (the contract of a tier), and a
 lane's context waits for its own stream when it is closed, so a region's memory is never handed out again under a
@@ -36,10 +36,9 @@ class CudaOptions:
 class DeviceMemory:
     """The memory of one region."""
 
-    def __init__(self, tensor: torch.Tensor, held_bytes: int) -> None:
-        """tensor: uint8 [num_units * unit_nbytes] on the device. held_bytes: what the allocator set aside for it."""
+    def __init__(self, tensor: torch.Tensor) -> None:
+        """tensor: uint8 [num_units * unit_nbytes] on the device."""
         self.tensor = tensor
-        self.held_bytes = held_bytes
 
     def close(self) -> None:
         """Let go of the tensor, whoever still holds the region. Views that are out keep the memory alive."""
@@ -61,7 +60,6 @@ class CudaTier(Tier):
 
     def __init__(self, *, label: str, budget_bytes: int, options: CudaOptions) -> None:
         super().__init__(label=label, budget_bytes=budget_bytes, options=options)
-        self.held_bytes = 0
         self._clock: DeviceClock | None = None
 
     @classmethod
@@ -120,18 +118,14 @@ class CudaTier(Tier):
     def _allocate(self, spec: RegionSpec) -> DeviceMemory:
         import torch
 
-        before = torch.cuda.memory_allocated(self.torch_device)
         try:
             tensor = torch.zeros(spec.nbytes, dtype=torch.uint8, device=self.torch_device)
         except torch.OutOfMemoryError as error:
             raise self._does_not_fit(spec) from error
         torch.cuda.current_stream(self.torch_device).synchronize()  # other streams must find the zeros
-        held_bytes = torch.cuda.memory_allocated(self.torch_device) - before
-        self.held_bytes += held_bytes
-        return DeviceMemory(tensor, held_bytes)
+        return DeviceMemory(tensor)
 
     def _free(self, region: Region) -> None:
-        self.held_bytes -= region.handle.held_bytes
         region.handle.close()
 
     def _does_not_fit(self, spec: RegionSpec) -> TierError:

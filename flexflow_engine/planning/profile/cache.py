@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flexflow_engine.abc.hardware import HardwareProfile
-from flexflow_engine.checkpoint.digest import user_cache
 from flexflow_engine.errors import ProblemsError, StorageError
 from flexflow_engine.files import reporting
 from flexflow_engine.planning.hardware import read_profile, write_profile
@@ -14,6 +13,7 @@ from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.measure import complete
 from flexflow_engine.planning.profile.needs import Needs
 from flexflow_engine.planning.profile.sizes import Sizes
+from flexflow_engine.user_cache import user_cache
 
 
 def this_machine(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -> HardwareProfile:

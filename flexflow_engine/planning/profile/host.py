@@ -20,7 +20,8 @@ from flexflow_engine.abc.step import BatchStep, RowStep, Step
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.builder import Frontier
 from flexflow_engine.graph.compile import StepCompiler
-from flexflow_engine.placement.layout import Layout, make_layout
+from flexflow_engine.placement.laying_out import make_layout
+from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.placement.workspace import FAR_LOOK_UP_ROWS
 from flexflow_engine.planning.plan import describe_tiers
@@ -118,7 +119,7 @@ def _resident_layout(model: Model, codec: Codec, tier: type[Tier]) -> Layout:
             attention="device",
             kv_page_tokens=16,
         ),
-        workload=WorkloadShape((1,) * (GPU_BATCHES * ROWS), STEPS),
+        workload=WorkloadShape((1,) * (GPU_BATCHES * ROWS), (STEPS,) * (GPU_BATCHES * ROWS)),
         tiers=describe_tiers({tier.name: tier}, {tier.name: 0}),
     )
 

@@ -13,6 +13,7 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import PLAIN, Direction, HardwareProfile, HostCosts, Link, Processor, measured_key
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import FlexFlowError, HardwareError
+from flexflow_engine.placement.reach import is_staged
 from flexflow_engine.planning.profile.arithmetic import (
     float32_from,
     matmul_load,
@@ -159,7 +160,7 @@ class _Workbench:
     def _probe(self, choice: TierChoice) -> Probe:
         if choice.name not in self._probes:
             device = self._needs.device
-            staged = HOST not in {choice.tier_class.memory, device.tier_class.memory}
+            staged = is_staged(choice.tier_class.memory, device.tier_class.memory)
             near = self._in_memory(HOST) if staged else device
             probe = Probe(self._tier(choice), self._tier(near), self._sizes)
             self._probes[choice.name] = self._stack.enter_context(closing(probe))

@@ -11,6 +11,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile, measured_key
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.placement.reach import is_direct
 from flexflow_engine.planning.profile.stored import is_imported_to
 
 
@@ -90,7 +91,7 @@ class Needs:
     def links(self) -> tuple[LinkPart, ...]:
         """Of every tier but the first, and but those that are computed on in place."""
         near = self.device.tier_class
-        far = [x for x in self.tiers[1:] if not (near.memory == x.tier_class.memory == HOST and x.tier_class.direct)]
+        far = [tier for tier in self.tiers[1:] if not is_direct(tier.tier_class, near)]
         return tuple(LinkPart(tier, _link_key(tier, [x for x in far if x is not tier], near)) for tier in far)
 
     @property

@@ -89,9 +89,6 @@ class GroupQuantCodec(Codec):
                 fix=f"choose one from 2 to {MAX_GROUP_SIZE}; {DEFAULT_GROUP_SIZE} is usual",
             )
 
-    def __hash__(self) -> int:
-        return hash((self.name, self.group_size))
-
     @property
     def encoder(self) -> str:
         return "minmax"

@@ -36,7 +36,8 @@ class FixedOptions:
     kv_cache: dict[str, float]
     activations: dict[str, float]
     attention: Literal["device", "host", "auto"] = "auto"
-    """Where decode attention runs; `auto` is the host where all of the cache lies beyond a device's link."""
+    """Where decode attention runs; `auto` is the host where all of the cache lies beyond a device's link, and the
+    recipe has a tier in host memory."""
     kv_page_tokens: int | None = None
     """None takes the longest page that fits."""
 
@@ -82,8 +83,8 @@ class FixedScheduler(Scheduler):
         """`auto`: on the host where a device would else load all keys and values instead of sending one query."""
         if self._options.attention != "auto":
             return self._options.attention
-        device, far = tiers[0], any(tier.memory == HOST and tier.direct for tier in tiers[1:])
-        return "host" if device.memory != HOST and far and not self._options.kv_cache.get(device.name) else "device"
+        device, beside = tiers[0], any(tier.placeable and tier.read_by_host for tier in tiers[1:])
+        return "host" if device.memory != HOST and beside and not self._options.kv_cache.get(device.name) else "device"
 
 
 def _placement(shares: Mapping[str, float], tiers: tuple[str, ...]) -> Placement:

@@ -1,10 +1,11 @@
 """A job as steps of a few kinds: what the linear program adds up.
 
     prompts, longest first   |---- round 1 ----|---- round 2 ----|-- rest --|    a round fills every row
-    a round                  prefill, then max_new_tokens - 1 decode steps, whose contexts grow by a token each
+    a round                  prefill, then decode steps, whose contexts grow by a token each
 
 Decode steps are priced at two contexts, a quarter and three quarters of the way: their seconds grow nearly linearly.
-Rounds are priced at their prompts' mean length.
+Rounds are priced at their prompts' mean length. A GPU batch takes new sequences when all of its have ended: a round has
+as many decode steps as the longest sequence of a GPU batch, on average, in all of which its rows are full.
 """
 
 from __future__ import annotations
@@ -32,25 +33,48 @@ class _Rounds:
     gpu_batch_size: int
     num_gpu_batches: int
     prompt_tokens: int
-    """The mean, at least 1."""
+    """The mean."""
+    decode_steps: float
+    """The mean over GPU batches."""
 
 
-def job_parts(shape: BatchShape, workload: WorkloadShape) -> tuple[JobPart, ...]:
-    """The whole job, no sequence ending before its last token."""
-    return tuple(part for rounds in _rounds(shape, workload) for part in _parts(rounds, shape, workload))
+Lengths = Sequence[tuple[int, int]]
+"""(prompt tokens, new tokens) of each sequence."""
 
 
-def _rounds(shape: BatchShape, workload: WorkloadShape) -> Iterator[_Rounds]:
-    lengths = sorted(workload.prompt_tokens, reverse=True)
+def as_admitted(workload: WorkloadShape) -> Lengths:
+    """In the order in which sequences are computed."""
+    return sorted(zip(workload.prompt_tokens, workload.new_tokens, strict=True), reverse=True)
+
+
+def job_parts(shape: BatchShape, lengths: Lengths) -> tuple[JobPart, ...]:
+    """The whole job, no sequence ending before its last token; `lengths` as they are admitted."""
+    return tuple(part for rounds in _rounds(shape, lengths) for part in _parts(rounds, shape))
+
+
+def _rounds(shape: BatchShape, lengths: Lengths) -> Iterator[_Rounds]:
     full = len(lengths) // shape.rows
     if full:
-        yield _Rounds(full, shape.gpu_batch_size, shape.num_gpu_batches, _mean(lengths[: full * shape.rows]))
+        yield _of_size(full, shape.gpu_batch_size, shape.num_gpu_batches, lengths[: full * shape.rows])
     if rest := lengths[full * shape.rows :]:
         batches = -(-len(rest) // shape.gpu_batch_size)
-        yield _Rounds(1, -(-len(rest) // batches), batches, _mean(rest))
+        yield _of_size(1, -(-len(rest) // batches), batches, rest)
 
 
-def _parts(rounds: _Rounds, shape: BatchShape, workload: WorkloadShape) -> Iterator[JobPart]:
+def _of_size(count: int, gpu_batch_size: int, num_gpu_batches: int, lengths: Lengths) -> _Rounds:
+    """So many rounds of these sequences."""
+    starts = range(0, len(lengths), gpu_batch_size)
+    longest = [max(new for _, new in lengths[start : start + gpu_batch_size]) for start in starts]
+    return _Rounds(
+        count,
+        gpu_batch_size,
+        num_gpu_batches,
+        prompt_tokens=round(sum(prompt for prompt, _ in lengths) / len(lengths)),
+        decode_steps=sum(longest) / len(longest) - 1,
+    )
+
+
+def _parts(rounds: _Rounds, shape: BatchShape) -> Iterator[JobPart]:
     def part(phase: Phase, context: int, steps: float) -> JobPart:
         return JobPart(
             StepShape(
@@ -65,10 +89,6 @@ def _parts(rounds: _Rounds, shape: BatchShape, workload: WorkloadShape) -> Itera
         )
 
     yield part("prefill", rounds.prompt_tokens, 1)
-    decode_steps = workload.max_new_tokens - 1
-    for quarter in (1, 3) if decode_steps else ():
-        yield part("decode", rounds.prompt_tokens + decode_steps * quarter // 4, decode_steps / 2)
-
-
-def _mean(lengths: Sequence[int]) -> int:
-    return max(1, round(sum(lengths) / len(lengths)))
+    for quarter in (1, 3) if rounds.decode_steps else ():
+        context = rounds.prompt_tokens + int(rounds.decode_steps) * quarter // 4
+        yield part("decode", context, rounds.decode_steps / 2)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from flexflow_engine.abc.policy import TENSOR_CLASSES, Policy, TensorClass
 from flexflow_engine.abc.scheduler import PlanRequest
 from flexflow_plugins.schedulers.lp.bound import least_seconds
-from flexflow_plugins.schedulers.lp.job import job_parts
+from flexflow_plugins.schedulers.lp.job import as_admitted, job_parts
 from flexflow_plugins.schedulers.lp.memory import MemoryModel, Share, forbidden, make_policy, placeable
 from flexflow_plugins.schedulers.lp.program import CORRECTIONS, PricedPart, Program
 from flexflow_plugins.schedulers.lp.refusal import SmallPolicy, small_policies
@@ -66,6 +66,7 @@ class Search:
     def __init__(self, request: PlanRequest, choices: Choices, solver: str) -> None:
         self._request, self._choices, self._solver = request, choices, solver
         self._memory = MemoryModel(request, choices.sizes()[-1])
+        self._lengths = as_admitted(request.workload)
         self._parts: dict[BatchShape, tuple[PricedPart, ...]] = {}
         self._budgets = {tier.name: float(tier.budget_bytes) for tier in request.tiers if tier.placeable}
 
@@ -176,8 +177,7 @@ class Search:
     def _priced(self, shape: BatchShape) -> tuple[PricedPart, ...]:
         if shape not in self._parts:
             self._parts[shape] = tuple(
-                PricedPart(part.steps, self._request.step_costs(part.shape))
-                for part in job_parts(shape, self._request.workload)
+                PricedPart(part.steps, self._request.step_costs(part.shape)) for part in job_parts(shape, self._lengths)
             )
         return self._parts[shape]
 

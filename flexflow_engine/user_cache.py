@@ -1,0 +1,10 @@
+"""The folder of what may be lost: measured machines, digests of files, and weights where no disk tier has them."""
+
+import os
+from pathlib import Path
+
+
+def user_cache() -> Path:
+    """This user's; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "flexflow_engine"
