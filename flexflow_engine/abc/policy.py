@@ -97,10 +97,6 @@ class WorkloadShape:
         return max(self.prompt_tokens)
 
     @property
-    def max_new_tokens(self) -> int:
-        return max(self.new_tokens)
-
-    @property
     def max_cached_tokens(self) -> int:
         """Longest KV cache of a sequence: the last new token is never fed back."""
         return max(prompt + new for prompt, new in zip(self.prompt_tokens, self.new_tokens, strict=True)) - 1

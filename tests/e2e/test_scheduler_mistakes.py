@@ -50,7 +50,7 @@ def flexflow_register_schedulers():
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(install(tmp_path, "erring", SOURCE))
+    monkeypatch.syspath_prepend(install(tmp_path, "erring_scheduler", SOURCE))
     return write_recipe(tmp_path / "job", save_opt(tmp_path / "checkpoint"), random_prompts(2, longest=5))
 
 

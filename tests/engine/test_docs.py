@@ -77,9 +77,9 @@ def blocks(document: Path, language: str) -> list[Block]:
 
 
 def missing(names: Iterator[str] | set[str], document: Path) -> set[str]:
-    """Those that the document never has as code: `name`, or as the last part of `a.name`, or before an argument."""
+    """Those that the document never has as code: `name`, or as the last part of `a.name`, or before arguments."""
     text = document.read_text()
-    return {name for name in names if not re.search(rf"`(?:[\w.]+\.)?{re.escape(name)}(?: [^`]+)?`", text)}
+    return {name for name in names if not re.search(rf"`(?:[\w.]+\.)?{re.escape(name)}(?:[ (][^`]+)?`", text)}
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
