@@ -24,7 +24,7 @@ from flexflow_engine.cpu.pointers import call_decoder, offset, pointer, prefetch
 _FLOATS = np.empty(0, np.float32)
 _LINE_NBYTES = 64
 """Of a cache line. Where lines are longer, some are asked for twice."""
-_AHEAD_NBYTES = 2048
+_AHEAD_NBYTES = 8192
 """How far ahead of plain pages' numbers those are that are asked for."""
 _LOG2_E, _LN_2_HIGH, _LN_2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 
