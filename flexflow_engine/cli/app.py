@@ -12,11 +12,14 @@ from flexflow_engine.cli.allocator import return_freed_blocks
 from flexflow_engine.cli.exits import with_exit_status
 
 PROGRAM = "flexflow-engine"
+_OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""Threads sleep while they wait, GNU's after some tens of microseconds: docs/decisions/0008."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Carry out a command line (None: the process's own) and leave by SystemExit with its status."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP; docs/decisions/0008
+    for variable, value in _OPENMP.items():
+        os.environ.setdefault(variable, value)  # before torch loads OpenMP
     return_freed_blocks()
     _build()(args=arguments, prog_name=PROGRAM)
 
