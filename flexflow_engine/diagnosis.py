@@ -45,7 +45,7 @@ class _Subject:
     """Fastest first."""
     budgets: Mapping[str, int]
     """Of tiers, by name; none without a recipe."""
-    codecs: Mapping[str, Codec]
+    codecs: Sequence[Codec]
     schedulers: Sequence[str]
     refused: State
     """What it means that one of them does not work here."""
@@ -67,8 +67,8 @@ def diagnose(registry: Registry, recipe: Recipe | None) -> Iterator[Finding]:
     yield from _room(working, subject.budgets)
     for name in subject.schedulers:
         yield from _scheduler(registry, name, subject.refused)
-    for name, codec in subject.codecs.items():
-        yield from _codec(name, codec, working)
+    for codec in subject.codecs:
+        yield from _codec(codec, working)
     if recipe is not None:
         yield from _checkpoint(registry, recipe)
 
@@ -77,7 +77,7 @@ def _installed(registry: Registry) -> _Subject:
     return _Subject(
         tiers=tuple(tiers_by_default(registry, user_cache())),
         budgets={},
-        codecs={name: default_codec(registry, name) for name in registry.names("codec")},
+        codecs=[default_codec(registry, name) for name in registry.names("codec")],
         schedulers=registry.names("scheduler"),
         refused="note",
     )
@@ -91,7 +91,7 @@ def _chosen(registry: Registry, recipe: Recipe) -> _Subject:
             for tier in recipe.tiers
         ),
         budgets={tier.name: tier.budget_bytes for tier in recipe.tiers},
-        codecs={recipe.codecs.weights.plugin: codecs.weights, recipe.codecs.kv_cache.plugin: codecs.kv_cache},
+        codecs=list(dict.fromkeys((codecs.weights, codecs.kv_cache))),
         schedulers=(recipe.scheduler.plugin,),
         refused="fails",
     )
@@ -131,7 +131,9 @@ def _tier(choice: TierChoice, refused: State) -> Iterator[Finding]:
 
 @contextmanager
 def _nothing_made(folder: Path) -> Iterator[None]:
-    """Folders around `folder` and in it that the body makes are removed, unless somebody has put a file there."""
+    """Folders around `folder` and in it that are there after the body and were not before are removed, unless somebody
+    has put a file there. Nobody else may be making some.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     known = frozenset() if missing else frozenset(folder.iterdir())
     try:
@@ -149,10 +151,14 @@ def _room(tiers: Sequence[TierChoice], budgets: Mapping[str, int]) -> Iterator[F
     for choice in tiers:
         sharing[HOST if choice.tier_class.memory == HOST else choice.name].append(choice)
     for choices in sharing.values():
-        free = choices[0].tier_class.free_bytes(choices[0].options)
-        asked = sum(budgets.get(choice.name, 0) for choice in choices)
+        names = ", ".join(choice.name for choice in choices)
+        try:
+            free = choices[0].tier_class.free_bytes(choices[0].options)
+        except FlexFlowError as error:
+            yield from _told(f"room of {names}", error, "note")
+            continue
         if free is not None:
-            yield _room_of(", ".join(choice.name for choice in choices), free, asked)
+            yield _room_of(names, free, sum(budgets.get(choice.name, 0) for choice in choices))
 
 
 def _room_of(names: str, free: int, asked: int) -> Finding:
@@ -176,14 +182,14 @@ def _scheduler(registry: Registry, name: str, refused: State) -> Iterator[Findin
         yield Finding(about=about, found="it works")
 
 
-def _codec(name: str, codec: Codec, tiers: Sequence[TierChoice]) -> Iterator[Finding]:
+def _codec(codec: Codec, tiers: Sequence[TierChoice]) -> Iterator[Finding]:
     """How fast it can be where models may compute."""
     memories = sorted({tier.tier_class.memory for tier in tiers if tier.tier_class.computes and tier.tier_class.memory})
     notices = [notice for memory in memories for notice in codec.notices(memory)]
     for notice in notices:
-        yield Finding(about=f"codec {name}", state="note", found=notice)
+        yield Finding(about=f"codec {codec.name}", state="note", found=notice)
     if memories and not notices:
-        yield Finding(about=f"codec {name}", found=f"as fast as it is meant to be on {' and '.join(memories)}")
+        yield Finding(about=f"codec {codec.name}", found=f"as fast as it is meant to be on {' and '.join(memories)}")
 
 
 def _checkpoint(registry: Registry, recipe: Recipe) -> Iterator[Finding]:

@@ -34,6 +34,8 @@ _SHARED_FROM = {2: 2**24, 4: 2**22}
 """Multiplications from which on threads share products of numbers of so many bytes: the caller alone needs a tenth of a
 millisecond for fewer, and half of that passes until another thread is awake.
 """
+_SHARED_NUMBERS = 2**20
+"""Of matrices, that threads share for any number of tokens: as long takes it to read them, or to make them."""
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """As `torch.nn.functional.linear`."""
@@ -145,7 +147,8 @@ class HostProducts:
     def _multiply(self, x: torch.Tensor, dtype: torch.dtype, products: Sequence[_Product], *, makes_rows: bool) -> None:
         """In `dtype`, some rows of a matrix at a time. makes_rows: in rooms, of what there is."""
         rows = [product.matrix.out_features for product in products]
-        shared = x.numel() * sum(rows) >= _SHARED_FROM[dtype.itemsize]
+        numbers = x.shape[1] * sum(rows)
+        shared = numbers >= _SHARED_NUMBERS or len(x) * numbers >= _SHARED_FROM[dtype.itemsize]
         shares = [shared_rows(count, x.shape[1], self._workers.threads if shared else 1) for count in rows]
         most = max(share.rows for share in shares)
         threads = max(share.threads * share.rows for share in shares) // most  # no more memory than one of them takes

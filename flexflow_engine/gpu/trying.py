@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 
 
-def working(device_type: str, attempt: Callable[[], T], *, without: str) -> T | None:
-    """What `attempt` gives, which imports kernels and calls them; None where they can't work on such a device.
+def working(device: torch.device, attempt: Callable[[], T], *, without: str) -> T | None:
+    """What `attempt` gives, which imports kernels and calls them on the device; None where they can't work there.
 
-    without: what a user is told to expect then.
+    without: what a user is told to expect then. Raises torch.OutOfMemoryError.
     """
     import torch  # noqa: PLC0415  # takes long to import
 
-    if device_type != "cuda" or find_spec("triton") is None:
+    if device.type != "cuda" or find_spec("triton") is None:
         return None
     try:
-        return attempt()
+        with torch.cuda.device(device):
+            return attempt()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever its compilers fail with

@@ -101,7 +101,7 @@ def attend_tokens(
     if cache.host is not None:
         return cache.host.attend(rows, q, scale)
     page = cache.num_kv_heads, cache.page_tokens, q.shape[2]
-    if kernels := device_kernels(q.device.type, q.dtype, q.shape[1], page):
+    if kernels := device_kernels(q.device, q.dtype, q.shape[1], page):
         return attend_tokens_by_kernels(kernels, rows, q, cache, scale)
     return attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, scale)
 
@@ -125,7 +125,7 @@ def attend_tokens_by_kernels(
 
 @kept
 def device_kernels(
-    device_type: str, dtype: torch.dtype, num_heads: int, page: tuple[int, int, int]
+    device: torch.device, dtype: torch.dtype, num_heads: int, page: tuple[int, int, int]
 ) -> ModuleType | None:
     """`runtime.device_kernels`, compiled for such pages [num_kv_heads, page_tokens, head_dim]; None where Triton does
     not work. Asked once: compiling takes seconds.
@@ -134,7 +134,7 @@ def device_kernels(
     def compiled() -> ModuleType:
         from flexflow_engine.runtime import device_kernels as kernels  # noqa: PLC0415  # Triton takes long to import
 
-        pages = torch.zeros((1, 1, *page), dtype=dtype, device=device_type)
+        pages = torch.zeros((1, 1, *page), dtype=dtype, device=device)
         places = pages.new_zeros(1, dtype=torch.int64)
         query, scores = pages.new_zeros((1, num_heads, page[2])), pages.new_zeros((1, num_heads, 1)).float()
         seen = kernels.Seen(places, places, first_end=0, first_row=0, column=0)
@@ -142,7 +142,7 @@ def device_kernels(
         kernels.accumulate(scores, pages, query.float(), seen)
         return kernels
 
-    return working(device_type, compiled, without="attention runs slower on the GPU")
+    return working(device, compiled, without="attention runs slower on the GPU")
 
 
 def attend_tokens_by_pieces(

@@ -11,6 +11,7 @@ wait for their completions: on the host that blocks the lane's worker, on CUDA i
         _completions issued tasks of the steps in flight; a task missing here ended with a step that is over
         _left        step -> its tasks not yet issued
         _failure     the first exception; ends every lane
+        _progress_at when a task started or ended last; written without the lock, too
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ class DataflowExecutor(Executor):
         trace: Trace,
         stall_seconds: float = 900.0,
     ) -> None:
-        """stall_seconds: after this long without a task that runs, starts or ends, `wait` gives up."""
+        """stall_seconds: after this long without a task that runs, starts or ends, `wait` gives up. A task that
+        hangs is none of that: it is waited for.
+        """
         self._run, self._trace, self._stall_seconds = run, trace, stall_seconds
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)

@@ -14,6 +14,7 @@ from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.layout import Layout
+from flexflow_engine.runtime.attention import device_kernels
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.rows import RowMoves
@@ -38,6 +39,9 @@ def load_kernels(
         kv_codec.encode(pages, _decode_once(kv_codec, pages, model))
     if layout.attends_in_kernel:
         _attend_once(model, kv_codec, dtype, workers)
+    else:
+        page = model.config.num_kv_heads, layout.kv.page_tokens, model.config.head_dim
+        device_kernels(torch.device(device), dtype, model.config.num_heads, page)
     for codec in layout.weights.codecs if layout.multiplies_encoded else ():
         encoded = torch.zeros((1, codec.encoded_nbytes(_UNIT, model.dtype)), dtype=torch.uint8)
         matrix = EncodedRows(codec, encoded, _UNIT, rows=_UNIT[0])

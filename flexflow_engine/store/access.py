@@ -98,11 +98,10 @@ class Access:
     def lend(self, path: Path, open_file: Callable[[], int]) -> Iterator[OpenFile]:
         """The file at `path`, which `open_file` opens with `mode`'s flags when it is not open yet."""
         borrowed = self._descriptors.borrow(path, open_file)
-        file = self._with_buffer(borrowed.descriptor)
         try:
-            yield file
+            with self.using(borrowed.descriptor) as file:
+                yield file
         finally:
-            self._idle.append(file.buffer)
             self._descriptors.give_back(borrowed)
 
     @contextmanager

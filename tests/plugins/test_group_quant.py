@@ -205,7 +205,7 @@ def test_a_gpu_reads_what_the_host_reads_and_writes_as_well(
     triton: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if triton and on_device._kernels("cuda") is None:
+    if triton and on_device._kernels(torch.device("cuda")) is None:
         pytest.skip("there is no Triton here, or no C compiler for it")
     if not triton:
         monkeypatch.setattr(on_device, "_kernels", lambda device_type: None)

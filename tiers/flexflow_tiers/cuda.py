@@ -78,7 +78,10 @@ class CudaTier(Tier):
     def free_bytes(cls, options: CudaOptions) -> int:
         import torch
 
-        free, _ = torch.cuda.mem_get_info(options.device)
+        try:
+            free, _ = torch.cuda.mem_get_info(options.device)
+        except RuntimeError as error:  # the first call that works on the GPU: another program may have it
+            raise TierError(f"GPU {options.device} can't be used: {error}", fix="end what else uses it") from error
         return free
 
     @property

@@ -35,7 +35,7 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     start = (size * form.bits + 7) // 8
     codes, settings = encoded[:, :start], _settings(form, encoded[:, start:])
     target = out.view(len(out), size) if out.is_contiguous() else out.new_empty(len(out), size)
-    if kernels := _kernels(out.device.type):
+    if kernels := _kernels(out.device):
         kernels.decode(codes, settings, target, group_size=form.group_size, bits=form.bits)
     else:
         for first, stop in _spans(form, len(out), size, _DECODED_AT_ONCE):
@@ -53,7 +53,7 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
         encode_on_host(form, values.cpu(), found)
         out.copy_(found)
         return
-    numbers, kernels = values.flatten(1), _kernels(out.device.type)
+    numbers, kernels = values.flatten(1), _kernels(out.device)
     if kernels and form.encoder == "fit" and kernels.fits(numbers, out, form.group_size):
         kernels.fit(numbers, out)
         return
@@ -63,27 +63,30 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
 
 def notices(device_type: str) -> tuple[str, ...]:
     """What makes codecs slow there; a line each."""
-    if device_type != "cuda" or _kernels(device_type):
-        return ()
+    try:
+        if device_type != "cuda" or _kernels(torch.device(device_type)):
+            return ()
+    except torch.OutOfMemoryError:
+        return ("the GPU has no memory left to try Triton's kernels in",)
     return ("many operators encode and decode on the GPU instead of one kernel: Triton is missing or does not work",)
 
 
 @cache
-def _kernels(device_type: str) -> ModuleType | None:
+def _kernels(device: torch.device) -> ModuleType | None:
     """Compiled kernels; None where there is no Triton, or it can't compile. Asked once: it may take seconds."""
 
     def compiled() -> ModuleType:
         from flexflow_plugins.codecs import triton_kernels  # noqa: PLC0415  # Triton takes long to import
 
         numbers, encoded = (
-            torch.zeros(1, 64, device=device_type),
-            torch.zeros(1, 36, dtype=torch.uint8, device=device_type),
+            torch.zeros(1, 64, device=device),
+            torch.zeros(1, 36, dtype=torch.uint8, device=device),
         )
         triton_kernels.fit(numbers, encoded)
         triton_kernels.decode(encoded[:, :32], encoded[:, 32:].view(torch.int32), numbers, group_size=64, bits=4)
         return triton_kernels
 
-    return working(device_type, compiled, without="codecs run slower on the GPU")
+    return working(device, compiled, without="codecs run slower on the GPU")
 
 
 def _decode_groups(form: Format, codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, first: int) -> None:
