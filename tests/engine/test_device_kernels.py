@@ -61,7 +61,7 @@ torch.manual_seed(0)
 page, shares = (KV_HEADS, PAGE_TOKENS, HEAD_DIM), (("device", 40.0), ("far", 60.0))
 layout = place_kv(num_layers=1, gpu_batch_size=6, num_gpu_batches=1, cached_tokens=90, page_tokens=PAGE_TOKENS,
                   page_nbytes=64, tail_page_nbytes=64, placement=Placement(shares), direct=frozenset({"device"}),
-                  in_place=frozenset({"device"}))
+                  takes_tokens=frozenset({"device"}))
 tile = layout.tiles[0][0]
 for dtype in torch.float32, torch.bfloat16:
     def pages(r):
