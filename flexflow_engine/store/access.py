@@ -107,11 +107,14 @@ class Access:
     @contextmanager
     def using(self, descriptor: int) -> Iterator[OpenFile]:
         """A descriptor that the caller opened with `mode`'s flags, and a buffer."""
-        file = self._with_buffer(descriptor)
         try:
-            yield file
+            buffer = self._idle.pop()
+        except IndexError:  # as many as there are threads at work at once
+            buffer = populated_bytes(self._buffer_nbytes)
+        try:
+            yield OpenFile(descriptor, self.mode, buffer, self._reading)
         finally:
-            self._idle.append(file.buffer)
+            self._idle.append(buffer)
 
     def drop(self, path: Path) -> None:
         """Close `path` if it is open; nobody may be borrowing it."""
@@ -121,13 +124,6 @@ class Access:
         """Close every file and give the buffers back. Idempotent; lending again opens and makes them anew."""
         self._descriptors.close()
         self._idle.clear()
-
-    def _with_buffer(self, descriptor: int) -> OpenFile:
-        try:
-            buffer = self._idle.pop()
-        except IndexError:  # as many as there are threads at work at once
-            buffer = populated_bytes(self._buffer_nbytes)
-        return OpenFile(descriptor, self.mode, buffer, self._reading)
 
 
 def _reads(path: Path, mode: Mode) -> bool:
