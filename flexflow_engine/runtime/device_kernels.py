@@ -68,6 +68,14 @@ def _constants(piece: torch.Tensor, num_heads: int, head_dim: int) -> dict[str, 
 
 
 @triton.jit
+def _row_and_tokens(n, rows, ends, first_end, first_row, num_rows, tokens):
+    """The row of the piece that the step's row n is, and how many of its tokens that sees; none where it is no row."""
+    row = tl.load(rows + n) - first_row
+    visible = tl.minimum(tl.load(ends + n) - first_end, tokens)
+    return row, tl.where((row >= 0) & (row < num_rows), visible, 0)
+
+
+@triton.jit
 def _place(token, row, num_rows, kv_head, kv_heads: tl.constexpr, page_tokens: tl.constexpr, head_dim: tl.constexpr):
     """Where the numbers of a piece's tokens begin."""
     page = ((token // page_tokens).to(tl.int64) * num_rows + row) * kv_heads + kv_head
@@ -97,9 +105,8 @@ def _score(
 ):
     vector, start = tl.program_id(0), tl.program_id(1) * block
     n, head = vector // num_heads, vector % num_heads
-    row = tl.load(rows + n) - first_row
-    visible = tl.minimum(tl.load(ends + n) - first_end, tokens)
-    if (row >= 0) & (row < num_rows) & (start < visible):
+    row, visible = _row_and_tokens(n, rows, ends, first_end, first_row, num_rows, tokens)
+    if start < visible:
         token, number = start + tl.arange(0, block), tl.arange(0, width)
         seen, inside = token < visible, number < head_dim
         place = _place(token, row, num_rows, head // group, num_heads // group, page_tokens, head_dim)
@@ -131,9 +138,8 @@ def _accumulate(
 ):
     vector, number = tl.program_id(0), tl.arange(0, width)
     n, head, inside = vector // num_heads, vector % num_heads, number < head_dim
-    row = tl.load(rows + n) - first_row
-    visible = tl.minimum(tl.load(ends + n) - first_end, tokens)
-    if (row >= 0) & (row < num_rows) & (visible > 0):
+    row, visible = _row_and_tokens(n, rows, ends, first_end, first_row, num_rows, tokens)
+    if visible > 0:
         target = output + vector * head_dim + number
         total = tl.load(target, mask=inside, other=0)
         for start in range(0, visible, block):
