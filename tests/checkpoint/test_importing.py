@@ -52,14 +52,7 @@ TORCH_DTYPES: dict[DType, torch.dtype] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_safetensors(tmp_path / "checkpoint", tensors())
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def stock(store: WeightStore, array: str) -> torch.Tensor:
@@ -454,48 +447,6 @@ def test_what_transformers_saves_is_imported(tmp_path: Path) -> None:
     with imported(opened(tmp_path / "saved"), tmp_path / "root") as store:
         for name in (TABLE, FC1):
             assert torch.equal(stock(store, name), model.state_dict()[name])
-
-
-@pytest.mark.parametrize("stats_before", [0, 1])
-def test_a_file_that_an_import_renames_meanwhile_keeps_no_store_from_being_listed(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, stats_before: int
-) -> None:
-    root = tmp_path / "root"
-    imported(opened(folder), root).close()
-    (entry,) = list_stores(root)
-    page = next(path for path in entry.path.rglob("c/0/0") if FC1 in str(path))
-    partial = page.rename(page.with_name("0.partial"))
-    seen, stat = list[Path](), Path.stat
-
-    def renaming(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
-        seen.append(path)
-        if path == partial and seen.count(partial) == stats_before + 1:
-            partial.rename(page)
-        return stat(path, follow_symlinks=follow_symlinks)
-
-    monkeypatch.setattr(Path, "stat", renaming)
-    (listed,) = list_stores(root)
-    assert listed.name == entry.name
-    assert 0 < listed.nbytes <= entry.nbytes
-
-
-def test_stores_are_listed_and_removed(tmp_path: Path, folder: Path) -> None:
-    root = tmp_path / "root"
-    assert list_stores(root) == ()
-    imported(opened(folder, "float16"), root).close()
-    imported(opened(folder, "float32"), root).close()
-    half, single = list_stores(root)
-    assert (half.reference, half.dtype, half.codec, half.complete) == (str(folder), "float16", "none", True)
-    assert 0 < half.nbytes < single.nbytes
-    assert remove_store(root, half.name) == half
-    assert list_stores(root) == (single,)
-    with pytest.raises(StorageError, match=f"no weight store.*{single.name}"):
-        remove_store(root, "../weights")
-    flip_byte(single.path / "zarr.json", 0)
-    (unreadable,) = list_stores(root)
-    assert (unreadable.reference, unreadable.complete) == ("", False)
-    remove_store(root, single.name)
-    assert list_stores(root) == ()
 
 
 def test_files_are_read_for_their_content_once_and_that_is_told(
