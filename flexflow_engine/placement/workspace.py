@@ -82,17 +82,17 @@ def pages_encoded_at_once(plain_nbytes: int, memory: str | None) -> int:
 
 
 def kernel_nbytes(model: Model, rows: int, cached_tokens: int, page_tokens: int) -> int:
-    """Attention of one token a row by the host's kernel: each row's query, sums and scores, what each thread decodes at
-    a time, and the result.
+    """Attention of one token a row by the host's kernel: query, sums and scores of the rows that threads attend to at
+    once, what each thread decodes at a time, and the result.
     """
     config, item = model.config, ITEM_NBYTES[model.dtype]
-    vectors = rows * config.num_heads * config.head_dim
-    scores = rows * config.num_heads * cached_tokens
+    vectors = config.num_heads * config.head_dim
     cached = 2 * rows * cached_tokens * config.num_kv_heads * config.head_dim
     threads = most_threads(cached * item, rows, config.num_kv_heads)
+    scores = min(rows, threads) * (2 * vectors + config.num_heads * cached_tokens)
     page = config.num_kv_heads, page_tokens, config.head_dim
     chunks = threads * heads_decoded_at_once(page) * page_tokens * config.head_dim
-    return (2 * vectors + scores + chunks) * SCORE_NBYTES + vectors * item
+    return (scores + chunks) * SCORE_NBYTES + rows * vectors * item
 
 
 def most_threads(cached_nbytes: int, rows: int, num_kv_heads: int) -> int:

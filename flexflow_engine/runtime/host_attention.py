@@ -73,15 +73,17 @@ class HostTile:
         parts = min(self._workers.threads, most_threads(nbytes, len(rows), num_kv_heads))
         bounds = _equal_shares(cached, num_kv_heads, parts)
         columns = q.shape[1] * (int(cached.max()) + 2 * head_dim)
-        scratch = q.new_empty(len(rows) * columns, dtype=torch.float32)
+        scratch = q.new_empty((min(parts, len(rows)), columns), dtype=torch.float32)
+        own = parts <= len(rows)  # else threads share rows, and each takes its heads' columns
         chunk_heads = heads_decoded_at_once(self._page)
         chunks = q.new_empty((parts, chunk_heads * page_tokens * head_dim), dtype=torch.float32)
         output = torch.empty_like(query)
         shape = q.shape[1], num_kv_heads, page_tokens, head_dim
 
         def work(part: int) -> None:
-            memory = query.data_ptr(), output.data_ptr(), scratch.data_ptr(), columns, chunks[part].data_ptr()
-            buffers, span = (*memory, chunk_heads), (bounds[part], bounds[part + 1])
+            room = (scratch[part].data_ptr(), 0) if own else (scratch.data_ptr(), columns)
+            buffers = query.data_ptr(), output.data_ptr(), *room, chunks[part].data_ptr(), chunk_heads
+            span = bounds[part], bounds[part + 1]
             tile = self._numbers, buffers, self._parts, self._tails
             host_kernels.attend(*tile, table, shape, self._decoder, np.float32(scale), span)
 

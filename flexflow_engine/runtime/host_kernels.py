@@ -36,11 +36,11 @@ def attend(
     """Attend for the key heads [first, stop) of all rows, counted through the rows.
 
     numbers: an array of the type of keys, values, query and output (float32, or the bits of 16). buffers: addresses of
-    the query [rows, num_heads, head_dim], of the output, of scratch [rows, columns], float32, its columns, at least
-    num_heads * (cached tokens + 2 head_dim), of a chunk [heads, page_tokens, head_dim], float32, and its heads, that
-    are decoded at a time. span: first and stop.
+    the query [rows, num_heads, head_dim], of the output, of scratch, float32, and how many numbers further each row's
+    lies (0: all rows use the same, of num_heads * (cached tokens + 2 head_dim) numbers), of a chunk
+    [heads, page_tokens, head_dim], float32, and its heads, that are decoded at a time. span: first and stop.
     """
-    query, output, scratch, columns, chunk, chunk_heads = buffers
+    query, output, scratch, step, chunk, chunk_heads = buffers
     num_heads, num_kv_heads, page_tokens, head_dim = shape
     width = num_heads * head_dim
     pages = np.empty((_most_pages(rows, page_tokens), 6), np.int64)
@@ -51,7 +51,7 @@ def attend(
         count = _find_pages(pages, parts, tails, rows[n], shape, numbers.itemsize)
         _attend_row(
             (query + n * width * numbers.itemsize, output + n * width * numbers.itemsize),
-            (scratch + n * columns * 4, chunk, chunk_heads),
+            (scratch + n * step * 4, chunk, chunk_heads),
             (pages, count, rows[n, 1] + 1),
             (first, stop),
             shape,

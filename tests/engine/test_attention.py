@@ -286,10 +286,10 @@ def test_the_bound_holds_in_sixteen_bits(tmp_path: Path, job: Job) -> None:
 def test_the_bound_holds_where_scores_need_most(
     tmp_path: Path, share: dict[str, float], page_tokens: int, dtype: DType
 ) -> None:
-    """Many heads of one number each, and a cache far longer than the prompt: next to nothing but scores."""
+    """One row of many heads of one number each, and a cache far longer than the prompt: next to nothing but scores."""
     config = {"hidden_size": 32, "word_embed_proj_dim": 32, "num_attention_heads": 32, "ffn_dim": 16}
-    chosen = {"num_gpu_batches": 1, "kv_cache": share, "kv_page_tokens": page_tokens}
-    job = Job(prompt_tokens=(1,) * 4, max_new_tokens=40, dtype=dtype)
+    chosen = {"gpu_batch_size": 1, "num_gpu_batches": 1, "kv_cache": share, "kv_page_tokens": page_tokens}
+    job = Job(prompt_tokens=(1,), max_new_tokens=100, dtype=dtype)
     result, peaks = run_measured(tmp_path, DEVICE_FAR, chosen, config, job)
     assert max(peaks.values()) <= result.layout.workspace.device_nbytes <= 3 * max(peaks.values())
 
