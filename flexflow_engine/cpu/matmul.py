@@ -22,7 +22,7 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.arena import Arena
 from flexflow_engine.cpu.settings import torch_team
-from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Shares, shared_rows
+from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Cut, cut_rows
 from flexflow_engine.cpu.workers import Workers
 
 _INSTRUCTIONS = {
@@ -149,14 +149,14 @@ class HostProducts:
         rows = [product.matrix.out_features for product in products]
         numbers = x.shape[1] * sum(rows)
         shared = numbers >= _SHARED_NUMBERS or len(x) * numbers >= _SHARED_FROM[dtype.itemsize]
-        shares = [shared_rows(count, x.shape[1], self._workers.threads if shared else 1) for count in rows]
-        most = max(share.rows for share in shares)
-        threads = max(share.threads * share.rows for share in shares) // most  # no more memory than one of them takes
-        rooms = self._rooms(Shares(threads, most), x.shape[1], dtype) if makes_rows else None
+        cuts = [cut_rows(count, x.shape[1], self._workers.threads if shared else 1) for count in rows]
+        most = max(cut.rows for cut in cuts)
+        threads = max(cut.threads * cut.rows for cut in cuts) // most  # no more memory than one of them takes
+        rooms = self._rooms(Cut(threads, most), x.shape[1], dtype) if makes_rows else None
         parts = [
-            (product, first, min(first + share.rows, count))
-            for product, share, count in zip(products, shares, rows, strict=True)
-            for first in range(0, count, share.rows)
+            (product, first, min(first + cut.rows, count))
+            for product, cut, count in zip(products, cuts, rows, strict=True)
+            for first in range(0, count, cut.rows)
         ]
         for start in range(0, len(x), WIDENED_TOKENS):
             place = slice(start, start + WIDENED_TOKENS)
@@ -164,12 +164,12 @@ class HostProducts:
                 partial(_multiply_part, parts, x[place].to(dtype), place, rooms), len(parts), threads=threads
             )
 
-    def _rooms(self, shares: Shares, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        numbers = shares.threads * shares.rows * columns
+    def _rooms(self, cut: Cut, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        numbers = cut.threads * cut.rows * columns
         if len(self._room) < numbers * dtype.itemsize:
             self._room = torch.empty(0, dtype=torch.uint8)  # the old one ends before the larger one begins
             self._room = torch.empty(numbers * dtype.itemsize, dtype=torch.uint8)
-        return self._room.view(dtype)[:numbers].view(shares.threads, shares.rows, columns)
+        return self._room.view(dtype)[:numbers].view(cut.threads, cut.rows, columns)
 
 
 class TeamProducts(HostProducts):

@@ -18,21 +18,21 @@ _ROWS_A_THREAD = 256
 _WIDE_NBYTES = 4
 
 
-class Shares(NamedTuple):
-    """How a matrix's rows are shared."""
+class Cut(NamedTuple):
+    """How a matrix's rows are cut into parts."""
 
     threads: int
     rows: int
     """That a thread takes at a time."""
 
 
-def shared_rows(rows: int, columns: int, threads: int) -> Shares:
+def cut_rows(rows: int, columns: int, threads: int) -> Cut:
     """Of a matrix [rows, columns] among at most so many threads: as many parts for each of them."""
     most = _rows_at_once(columns)
     threads = min(threads, most, rows)
     rounds = ceil(rows / (threads * min(_ROWS_A_THREAD, most // threads)))
     part = ceil(rows / (threads * rounds))
-    return Shares(min(threads, ceil(rows / part)), part)
+    return Cut(min(threads, ceil(rows / part)), part)
 
 
 def widened_times(tokens: int) -> int:

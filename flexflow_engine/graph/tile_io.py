@@ -5,6 +5,8 @@ Each function emits the tasks of one tile. Loads return the slot that they fill,
 
 from __future__ import annotations
 
+from math import ceil
+
 from flexflow_engine.abc.step import BatchStep
 from flexflow_engine.graph.builder import GraphBuilder
 from flexflow_engine.graph.lanes import read_lane
@@ -88,6 +90,7 @@ class TileIO:
         return bool(self._slotted_parts(batch))
 
     def _gather(self, tile: Tile, batch: BatchStep, far_tiers: list[str], target: Span) -> None:
+        rows_nbytes = batch.new_tokens * self._layout.embed_row_nbytes
         for far in far_tiers:
             self._builder.add(
                 name=f"gather rows from {far}",
@@ -97,7 +100,7 @@ class TileIO:
                 operation=GatherRows(far, target, batch),
                 reads=[f"tokens.{batch.gpu_batch}"] if batch.phase == "decode" else [],
                 adds=[target.region],
-                nbytes=batch.new_tokens * self._layout.embed_row_nbytes,
+                nbytes=ceil(rows_nbytes * self._layout.weights.table_share(far)),
             )
 
     def _slotted_parts(self, batch: BatchStep) -> list[tuple[HiddenPart, int]]:

@@ -16,7 +16,7 @@ from flexflow_engine.placement.layout import STAGING_SLOTS, Layout
 from flexflow_engine.placement.pages import MAX_PAGE_NBYTES
 from flexflow_engine.placement.span import Span
 
-SHARE_NBYTES = MAX_PAGE_NBYTES
+TASK_NBYTES = MAX_PAGE_NBYTES
 """That one of several tasks loads at most: as much as of weights."""
 
 
@@ -71,17 +71,17 @@ class Transfers:
         """From one far tier into `adds`, a location of the near tier that was begun."""
         far = transfers[0].source.tier
         if not self._layout.is_staged(far, transfers[0].target.tier):
-            shares = self._shares(transfers)
-            for index, share in enumerate(shares):
+            groups = self._of_tasks(transfers)
+            for index, group in enumerate(groups):
                 self._builder.add(
-                    name=f"load {name}" if len(shares) == 1 else f"load {name}.{index}",
+                    name=f"load {name}" if len(groups) == 1 else f"load {name}.{index}",
                     kind="load",
                     tile=tile,
                     lane=read_lane(far),
-                    operation=Copy(far, tuple(Move(t.source, t.target) for t in share)),
+                    operation=Copy(far, tuple(Move(t.source, t.target) for t in group)),
                     reads=reads,
                     adds=[adds],
-                    nbytes=_nbytes(share),
+                    nbytes=_nbytes(group),
                 )
             return
         for index, (staging, part) in enumerate(self._staged(transfers)):
@@ -147,12 +147,12 @@ class Transfers:
                 nbytes=slot.count,
             )
 
-    def _shares(self, transfers: Sequence[Transfer]) -> list[Sequence[Transfer]]:
+    def _of_tasks(self, transfers: Sequence[Transfer]) -> list[Sequence[Transfer]]:
         """What one task loads each: all of it where one thread loads from the tier, or where it is little."""
         far = self._layout.tier(transfers[0].source.tier)
-        if far.read_concurrency == 1 or _nbytes(transfers) <= SHARE_NBYTES:
+        if far.read_concurrency == 1 or _nbytes(transfers) <= TASK_NBYTES:
             return [transfers]
-        return [[part] for t in transfers for part in (t.split(SHARE_NBYTES) if t.is_divisible else [t])]
+        return [[part] for t in transfers for part in (t.split(TASK_NBYTES) if t.is_divisible else [t])]
 
     def _staged(self, transfers: Sequence[Transfer]) -> Iterator[tuple[str, Transfer]]:
         for transfer in transfers:

@@ -10,7 +10,7 @@ from flexflow_engine.placement.weights import PlacedLayer
 def matmul_flops(layer: PlacedLayer, batch: BatchStep) -> float:
     """Two for each weight and token."""
     tokens = batch.new_tokens if layer.spec.kind in {"embed", "decoder"} else len(batch.rows)
-    return 2.0 * tokens * sum((run.stop_row - run.first_row) * run.tensor.columns for run in layer.runs)
+    return 2.0 * tokens * sum(run.rows * run.tensor.columns for run in layer.runs)
 
 
 def attention_inputs_flops(layout: Layout, batch: BatchStep) -> float:

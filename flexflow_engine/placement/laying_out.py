@@ -174,7 +174,7 @@ def _products_nbytes(job: _Job, weights: WeightLayout) -> int:
 def _head_rows(weights: WeightLayout) -> int:
     """Of the largest part of the head."""
     parts = [layer.runs for layer in weights.layers if layer.spec.kind == "head"]
-    return max(sum(run.stop_row - run.first_row for run in runs) for runs in parts)
+    return max(sum(run.rows for run in runs) for runs in parts)
 
 
 def _moves_nothing(weights: WeightLayout, kv: KVLayout, activations: ActivationLayout, direct: frozenset[str]) -> bool:

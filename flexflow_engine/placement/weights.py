@@ -76,6 +76,10 @@ class Run:
         return min((self.pages[-1].index + 1) * self.tensor.page_rows, self.tensor.rows)
 
     @property
+    def rows(self) -> int:
+        return self.stop_row - self.first_row
+
+    @property
     def region(self) -> str:
         """Name of the region that holds the run on a tier in memory."""
         return f"weights.{self.tensor.name}.{self.first_unit}"
@@ -103,7 +107,7 @@ class PlacedLayer:
         columns = {run.tensor.name: run.tensor.columns for run in self.runs}
         rows = Counter[str]()
         for run in self.runs:
-            rows[run.tensor.name] += run.stop_row - run.first_row
+            rows[run.tensor.name] += run.rows
         return [(rows[name], columns[name]) for name in columns]
 
 
@@ -127,6 +131,10 @@ class WeightLayout:
         runs = {run.region: run for layer in self.layers for run in layer.runs if run.tier == tier}
         runs.update({run.region: run for run in self.table if run.tier == tier})
         return tuple(runs.values())
+
+    def table_share(self, tier: str) -> float:
+        """Of the table's rows, those that lie on `tier`."""
+        return sum(run.rows for run in self.table if run.tier == tier) / self.table[0].tensor.rows
 
     def page_order(self, layer: PlacedLayer, direct: frozenset[str]) -> list[tuple[Run, Page, int]]:
         """The pages to load for a layer, each with its byte offset in the layer's slot."""

@@ -99,7 +99,7 @@ class CostModel:
         """
         link, picked = self._link(task.lane), self._layout.tier(gather.far).read_by_host
         units = sum(
-            distinct(run.num_units, gather.batch.new_tokens * (run.stop_row - run.first_row) / run.tensor.rows)
+            distinct(run.num_units, gather.batch.new_tokens * run.rows / run.tensor.rows)
             for run in self._layout.weights.table
             if run.tier == gather.far
         )

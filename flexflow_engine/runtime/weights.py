@@ -169,7 +169,7 @@ class Weights:
 
     def _decoded(self, layer: PlacedLayer) -> dict[str, list[Rows]]:
         tensors = {run.tensor.name: run.tensor for run in layer.runs}
-        rows = {name: sum(r.stop_row - r.first_row for r in layer.runs if r.tensor.name == name) for name in tensors}
+        rows = {name: sum(r.rows for r in layer.runs if r.tensor.name == name) for name in tensors}
         return {name: [PlainRows(self._dense(layer, tensor)[: rows[name]])] for name, tensor in tensors.items()}
 
     def _target(self, layer: PlacedLayer, block: _Block) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -106,6 +106,19 @@ def test_rows_of_a_far_table_are_looked_up_one_by_one() -> None:
     for task in gathers:
         units = distinct(table.num_units, 16)
         assert cost_model(layout, machine).work(task).seconds == pytest.approx(units + 16 * 64 * 4 / 1e6)
+
+
+def test_each_tier_of_a_table_hands_over_its_share_of_the_rows() -> None:
+    model, chosen = opt(vocab_size=40_000), far_policy(weights={"far": 50, "disk": 50})
+    layout = lay_out(model, DEVICE_FAR_DISK, chosen, prompt_tokens=PROMPTS)
+    gathers = [task for task in tasks_of(layout, steps=1) if "gather" in task.key and task.tile.gpu_batch == 0]
+    nbytes = {task.lane: task.nbytes for task in gathers}
+    assert set(nbytes) == {"far.read", "disk.read"}
+    assert sum(nbytes.values()) == pytest.approx(16 * 64 * 4, abs=1)
+    rows = Counter[str]()
+    for run in layout.weights.table:
+        rows[f"{run.tier}.read"] += run.rows
+    assert nbytes["far.read"] / nbytes["disk.read"] == pytest.approx(rows["far.read"] / rows["disk.read"], rel=0.01)
 
 
 def test_so_many_draws_meet_so_many_units() -> None:

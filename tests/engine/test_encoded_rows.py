@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.cpu.matmul import HostProducts
-from flexflow_engine.cpu.widening import product_nbytes, shared_rows
+from flexflow_engine.cpu.widening import cut_rows, product_nbytes
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
@@ -66,7 +66,7 @@ def test_products_are_those_with_the_decoded_matrix_rounded_once(
 
 
 def test_a_matrix_of_the_test_is_multiplied_in_several_parts() -> None:
-    assert shared_rows(3001, 64, 3).rows < 3001
+    assert cut_rows(3001, 64, 3).rows < 3001
 
 
 def decoded(codec: GroupQuantCodec, data: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:

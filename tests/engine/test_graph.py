@@ -189,7 +189,7 @@ def test_a_step_is_legal_without_the_steps_before_it() -> None:
 def test_what_several_threads_can_load_of_a_tiles_cache_is_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = all_far()
     whole = steps_of(layout)[2]
-    monkeypatch.setattr(transfers, "SHARE_NBYTES", 2 * layout.kv.page_nbytes)
+    monkeypatch.setattr(transfers, "TASK_NBYTES", 2 * layout.kv.page_nbytes)
     graphs = steps_of(layout)
     check(graphs, layout)
     (load,) = find(whole, kind="load", layer=2, gpu_batch=1, name="load kv")

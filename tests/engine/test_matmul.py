@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flexflow_engine.cpu import arena
 from flexflow_engine.cpu.matmul import Factor, HostProducts, PlainRows, TeamProducts, is_emulated
-from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, product_nbytes, shared_rows
+from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, cut_rows, product_nbytes
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
@@ -157,11 +157,11 @@ def test_products_drawn_together_take_no_more_than_the_largest() -> None:
 
 
 @given(st.integers(1, 3000), st.sampled_from([1, 64, 2048, 49_152, 2**22]), st.integers(1, 300))
-def test_shares_cover_the_matrix_within_what_is_counted(rows: int, columns: int, threads: int) -> None:
-    shares = shared_rows(rows, columns, threads)
-    assert 1 <= shares.threads <= threads
-    assert 1 <= shares.rows <= rows
-    assert 4 * shares.threads * shares.rows * columns <= product_nbytes(0, [(rows, columns)], makes_rows=True)
+def test_parts_cover_the_matrix_within_what_is_counted(rows: int, columns: int, threads: int) -> None:
+    cut = cut_rows(rows, columns, threads)
+    assert 1 <= cut.threads <= threads
+    assert 1 <= cut.rows <= rows
+    assert 4 * cut.threads * cut.rows * columns <= product_nbytes(0, [(rows, columns)], makes_rows=True)
 
 
 def test_more_threads_than_rows_fit_take_no_more_memory() -> None:
@@ -186,11 +186,11 @@ def test_what_is_kept_of_one_matrix_is_counted_beside_the_next_one(workers: Work
 
 def test_rooms_are_kept_from_product_to_product(workers: Workers) -> None:
     x, weight = torch.zeros((WIDENED_FROM, 64), dtype=torch.bfloat16), torch.zeros((3000, 64), dtype=torch.bfloat16)
-    products, shares = (
+    products, cut = (
         HostProducts(workers, torch.bfloat16, WIDENED_FROM, kept_nbytes=0),
-        shared_rows(3000, 64, workers.threads),
+        cut_rows(3000, 64, workers.threads),
     )
     products.linear(x, PlainRows(weight))
     with PeakAllocations() as peak:
         products.linear(x, PlainRows(weight))
-    assert peak.peak_bytes < 3000 * WIDENED_FROM * 2 + shares.threads * shares.rows * 64 * 4
+    assert peak.peak_bytes < 3000 * WIDENED_FROM * 2 + cut.threads * cut.rows * 64 * 4

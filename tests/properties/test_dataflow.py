@@ -67,16 +67,16 @@ class Job:
     classes=st.sampled_from([DEVICE_FAR, DEVICE_HOST_DISK, DEVICE_FAR_DISK, ISLAND_HOST_DISK]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
     delays=st.integers(0, 2**32),
-    share_nbytes=st.sampled_from([1, transfers.SHARE_NBYTES]),
+    task_nbytes=st.sampled_from([1, transfers.TASK_NBYTES]),
 )
 def test_dataflow_equals_sequential_bit_for_bit(  # noqa: PLR0917  # a job is three of them
-    folder: Path, data: st.DataObject, classes: Classes, dtype: DType, delays: int, share_nbytes: int
+    folder: Path, data: st.DataObject, classes: Classes, dtype: DType, delays: int, task_nbytes: int
 ) -> None:
-    """share_nbytes: with little of it every page of the cache is loaded by a task of its own."""
+    """task_nbytes: with little of it every page of the cache is loaded by a task of its own."""
     job = Job(folder, data, classes, dtype)
     tokens, states = job.run(SequentialExecutor)
     assert states
-    with patch.object(transfers, "SHARE_NBYTES", share_nbytes):
+    with patch.object(transfers, "TASK_NBYTES", task_nbytes):
         delayed_tokens, delayed_states = job.run(DataflowExecutor, delays=delays)
     differing = [key for key, checksums in states.items() if delayed_states[key] != checksums]
     assert differing[:1] == []
