@@ -36,6 +36,7 @@ class ModelConfig:
     hidden_size: int
     num_heads: int
     num_kv_heads: int
+    """A divisor of `num_heads`: each key head serves as many query heads."""
     head_dim: int
     vocab_size: int
     max_positions: int

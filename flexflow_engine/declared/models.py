@@ -40,6 +40,7 @@ def _problems(model: Model) -> Iterator[str]:
     """Each is looked for on the assumption that there was none before."""
     for size in SIZES:
         yield from _wrong_size(f"`{size}` of its config", getattr(model.config, size), least=1)
+    yield from _wrong_heads(model.config)
     tensors, layers = model.tensors(), model.layers()
     yield from _others_than(TensorSpec, tensors, "tensors")
     yield from _others_than(LayerSpec, layers, "layers")
@@ -57,6 +58,11 @@ def _problems(model: Model) -> Iterator[str]:
 def _wrong_size(what: str, size: object, *, least: int) -> Iterator[str]:
     if type(size) is not int or size < least:
         yield f"{what} must be a whole number, at least {least}, and is {size!r}"
+
+
+def _wrong_heads(config: ModelConfig) -> Iterator[str]:
+    if config.num_heads % config.num_kv_heads:
+        yield f"`num_heads` must be a multiple of its {config.num_kv_heads} `num_kv_heads`, and is {config.num_heads}"
 
 
 def _others_than(kind: type[Any], listed: object, function: str) -> Iterator[str]:

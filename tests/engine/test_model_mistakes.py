@@ -46,6 +46,7 @@ def last(**changes: object) -> Change:
         ("read_config", lambda config: None, "`read_config` of the model erring gave None and no ModelConfig"),
         ("read_config", lambda config: replace(config, num_heads=4.0), "`num_heads` of its config must be a whole"),
         ("read_config", lambda config: replace(config, num_layers=0), "must be a whole number, at least 1, and is 0"),
+        ("read_config", lambda config: replace(config, num_kv_heads=8), "must be a multiple of its 8 `num_kv_heads`"),
         ("tensors", lambda tensors: None, "`tensors` must give a tuple of TensorSpecs, and gave None"),
         ("tensors", lambda tensors: (*tensors, tensors[3]), "there are 2 tensors called model.decoder."),
         ("tensors", first(role="tabel"), f"the role of {TABLE} must be one of matrix, table, small, and is 'tabel'"),
