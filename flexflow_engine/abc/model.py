@@ -39,6 +39,7 @@ class ModelConfig:
     """A divisor of `num_heads`: each key head serves as many query heads."""
     head_dim: int
     vocab_size: int
+    """Token ids, from 0: as many rows as the head has, and no more than the table has."""
     max_positions: int
     """Largest number of tokens of one sequence, prompt and generated together."""
     attention_scale: float

@@ -49,6 +49,7 @@ def _problems(model: Model) -> Iterator[str]:
     roles = {tensor.name: tensor.role for tensor in tensors}
     for layer in layers:
         yield from _wrong_uses(layer, roles)
+    yield from _wrong_rows(layers, tensors, model.config.vocab_size)
     for kind in get_args(LayerKind):
         for tokens in TOKENS:
             nbytes = model.workspace_nbytes(kind, tokens)
@@ -104,6 +105,17 @@ def _wrong_uses(layer: LayerSpec, roles: Mapping[str, Role]) -> Iterator[str]:
         yield f"layer {layer.name} has no matrices"
     if layer.kind == "head" and set(layer.matrices) != {"head"}:
         yield f"the head must have one matrix, called `head`, and has {', '.join(layer.matrices) or 'none'}"
+
+
+def _wrong_rows(layers: Sequence[LayerSpec], tensors: Sequence[TensorSpec], vocab_size: int) -> Iterator[str]:
+    """Of the table and the head: whatever the head can choose is looked up."""
+    rows = {tensor.name: tensor.shape[0] for tensor in tensors}
+    for layer in layers:
+        if layer.table is not None and rows[layer.table] < vocab_size:
+            yield f"the table {layer.table} must have a row for each of {vocab_size} token ids, not {rows[layer.table]}"
+        if layer.kind == "head" and rows[layer.matrices["head"]] != vocab_size:
+            head = layer.matrices["head"]
+            yield f"the head {head} must have one row for each of {vocab_size} token ids, not {rows[head]}"
 
 
 def _repeated(what: str, names: Iterable[str]) -> Iterator[str]:

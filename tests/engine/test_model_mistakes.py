@@ -63,6 +63,16 @@ def last(**changes: object) -> Change:
         ("layers", last(matrices={"out": TABLE}), "the head must have one matrix, called `head`, and has out"),
         ("layers", first(small={"rows": TABLE}), f"has {TABLE} in `small`, whose role is table"),
         ("layers", first(table=None), "the embed layer and no other must have a table"),
+        (
+            "tensors",
+            first(shape=(50271, 768)),
+            f"the table {TABLE} must have a row for each of 50272 token ids, not 50271",
+        ),
+        (
+            "tensors",
+            first(shape=(50273, 768)),
+            f"the head {TABLE} must have one row for each of 50272 token ids, not 5",
+        ),
         ("workspace_nbytes", lambda nbytes: -1, "`workspace_nbytes` of embed for 1 tokens must be a whole number"),
         ("workspace_nbytes", lambda nbytes: nbytes * 1.0, "must be a whole number, at least 0, and is "),
         ("workspace_nbytes", lambda nbytes: None, "must be a whole number, at least 0, and is None"),
