@@ -63,6 +63,10 @@ class HardwareError(FlexFlowError):
     """A hardware profile is missing, can't be read, or lacks a figure that a plan needs."""
 
 
+class NotFiniteError(FlexFlowError):
+    """What a model computed is infinite, or no number."""
+
+
 class ProblemsError(FlexFlowError):
     """Several problems of one recipe, told together."""
 

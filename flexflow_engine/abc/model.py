@@ -36,8 +36,10 @@ class ModelConfig:
     hidden_size: int
     num_heads: int
     num_kv_heads: int
+    """A divisor of `num_heads`: each key head serves as many query heads."""
     head_dim: int
     vocab_size: int
+    """Token ids, from 0: as many rows as the head has, and no more than the table has."""
     max_positions: int
     """Largest number of tokens of one sequence, prompt and generated together."""
     attention_scale: float

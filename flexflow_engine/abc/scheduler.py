@@ -65,7 +65,9 @@ class Scheduler(ABC):
         """Raise PluginError when this machine lacks what the scheduler works with. Called by `doctor`."""
 
     def problems(self, tiers: tuple[str, ...]) -> list[str]:
-        """What is wrong with the options, given the recipe's tier names; told with the recipe's other problems."""
+        """What is wrong with the options, given the recipe's tier names, at least one; told with the recipe's other
+        problems.
+        """
         return []
 
     @abstractmethod

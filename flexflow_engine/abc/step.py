@@ -63,3 +63,5 @@ class NextTokens:
     token_ids: Sequence[int]
     logprobs: Sequence[float] = ()
     """Natural logarithm of each token's probability; empty where tokens are not scored."""
+    not_finite: Sequence[int] = ()
+    """Places of rows whose best logit is infinite or no number, so that their tokens mean nothing."""

@@ -11,6 +11,7 @@ the same units; `allocate`, `attach`, `free` and `close` from one thread, while 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -254,12 +255,15 @@ class Tier(ABC):
     def gather(self, region: Region, units: NDArray[np.int64], out: HostBytes) -> None:
         """Copy single units to adjoining places: `out`, uint8 [n * unit_nbytes], the caller's, contiguous host memory.
 
-        units: int64 [n], strictly ascending, within the region. Rows of an embedding table are looked up so. Called and
-        raises like `read`, which the default calls for each; tiers that need fewer calls override it.
+        units: int64 [n], strictly ascending, within the region; the work that wrote them is done. Rows of an embedding
+        table are looked up so. When it returns the bytes are there, on an asynchronous device too. Called and raises
+        like `read`, which the default calls for each, in a context of its own; tiers that need fewer calls override it.
         """
         nbytes = region.spec.unit_nbytes
-        for place, unit in enumerate(units.tolist()):
-            self.read(region, unit, 1, out[place * nbytes : (place + 1) * nbytes])
+        with closing(self.lane_context()) as context, context:
+            for place, unit in enumerate(units.tolist()):
+                self.read(region, unit, 1, out[place * nbytes : (place + 1) * nbytes])
+            context.record().wait()
 
     @abstractmethod
     def write(self, region: Region, first: int, count: int, data: HostBytes) -> None:

@@ -40,6 +40,7 @@ def _problems(model: Model) -> Iterator[str]:
     """Each is looked for on the assumption that there was none before."""
     for size in SIZES:
         yield from _wrong_size(f"`{size}` of its config", getattr(model.config, size), least=1)
+    yield from _wrong_heads(model.config)
     tensors, layers = model.tensors(), model.layers()
     yield from _others_than(TensorSpec, tensors, "tensors")
     yield from _others_than(LayerSpec, layers, "layers")
@@ -48,6 +49,7 @@ def _problems(model: Model) -> Iterator[str]:
     roles = {tensor.name: tensor.role for tensor in tensors}
     for layer in layers:
         yield from _wrong_uses(layer, roles)
+    yield from _wrong_rows(layers, tensors, model.config.vocab_size)
     for kind in get_args(LayerKind):
         for tokens in TOKENS:
             nbytes = model.workspace_nbytes(kind, tokens)
@@ -57,6 +59,11 @@ def _problems(model: Model) -> Iterator[str]:
 def _wrong_size(what: str, size: object, *, least: int) -> Iterator[str]:
     if type(size) is not int or size < least:
         yield f"{what} must be a whole number, at least {least}, and is {size!r}"
+
+
+def _wrong_heads(config: ModelConfig) -> Iterator[str]:
+    if config.num_heads % config.num_kv_heads:
+        yield f"`num_heads` must be a multiple of its {config.num_kv_heads} `num_kv_heads`, and is {config.num_heads}"
 
 
 def _others_than(kind: type[Any], listed: object, function: str) -> Iterator[str]:
@@ -98,6 +105,17 @@ def _wrong_uses(layer: LayerSpec, roles: Mapping[str, Role]) -> Iterator[str]:
         yield f"layer {layer.name} has no matrices"
     if layer.kind == "head" and set(layer.matrices) != {"head"}:
         yield f"the head must have one matrix, called `head`, and has {', '.join(layer.matrices) or 'none'}"
+
+
+def _wrong_rows(layers: Sequence[LayerSpec], tensors: Sequence[TensorSpec], vocab_size: int) -> Iterator[str]:
+    """Of the table and the head: whatever the head can choose is looked up."""
+    rows = {tensor.name: tensor.shape[0] for tensor in tensors}
+    for layer in layers:
+        if layer.table is not None and rows[layer.table] < vocab_size:
+            yield f"the table {layer.table} must have a row for each of {vocab_size} token ids, not {rows[layer.table]}"
+        if layer.kind == "head" and rows[layer.matrices["head"]] != vocab_size:
+            head = layer.matrices["head"]
+            yield f"the head {head} must have one row for each of {vocab_size} token ids, not {rows[head]}"
 
 
 def _repeated(what: str, names: Iterable[str]) -> Iterator[str]:

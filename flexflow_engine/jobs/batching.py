@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flexflow_engine.abc.step import BatchStep, NextTokens, RowStep, Step
+from flexflow_engine.errors import NotFiniteError
 
 FinishReason = Literal["stop", "length"]
 
@@ -113,13 +114,16 @@ class Batcher:
     def accept(self, step_index: int, tokens: Mapping[int, NextTokens]) -> list[FinishedSequence]:
         """Take the next tokens of the oldest outstanding step, by gpu batch.
 
-        Returns the sequences that ended with this step, in the order of gpu batch and row.
+        Returns the sequences that ended with this step, in the order of gpu batch and row. Raises NotFiniteError where
+        a sequence that has not ended has a token that means nothing.
         """
         step = self._outstanding.popleft()
         assert step.index == step_index, "steps are accepted in their order"
         finished = []
         for batch in step.batches:
             found = tokens[batch.gpu_batch]
+            for place in found.not_finite:
+                self._refuse(step_index, batch.rows[place].sequence)
             for row, logprob in zip(batch.rows, found.logprobs, strict=False):  # none where tokens are not scored
                 self._logprobs[row.sequence].append(logprob)
             for row, token in zip(batch.rows, found.token_ids, strict=True):
@@ -157,6 +161,15 @@ class Batcher:
         self._tokens[sequence].append(token)
         at_length = len(self._tokens[sequence]) == self._max_new_tokens[sequence]
         return [self._finish(sequence, "length")] if at_length else []
+
+    def _refuse(self, step_index: int, sequence: int) -> None:
+        if sequence not in self._finished:
+            token = len(self._tokens[sequence]) + 1
+            raise NotFiniteError(
+                f"step {step_index}: the model's logits for token {token} are no finite numbers",
+                where=f"prompt {sequence + 1}",
+                fix="if float16 is too narrow, `dtype: bfloat16` or float32 would do; else look at the checkpoint",
+            )
 
     def _finish(self, sequence: int, reason: FinishReason) -> FinishedSequence:
         self._finished.add(sequence)

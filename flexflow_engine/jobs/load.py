@@ -153,9 +153,9 @@ def _read_scheduler(document: Document, registry: Registry, problems: Problems) 
         return problems.take(error, "scheduler.plugin")
     rest = {option: value for option, value in section.items() if option != "plugin"}
     options = problems.options(scheduler.Options, rest, "scheduler", ("plugin",))
-    if options is not None:
+    if options is not None and (tiers := tuple(_section(document, "tiers"))):
         try:
-            found = check_problems(scheduler(options).problems(tuple(_section(document, "tiers"))), plugin)
+            found = check_problems(scheduler(options).problems(tiers), plugin)
         except PluginError as error:
             return problems.take(error, "scheduler.plugin")
         for problem in found:

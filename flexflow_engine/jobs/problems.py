@@ -9,7 +9,7 @@ from inspect import isclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from flexflow_engine.abc.dtypes import DTYPES
@@ -75,9 +75,11 @@ class Problems:
         except ValidationError as error:
             for details in error.errors():
                 self._add_details(details, (*key.split("."), *map(str, details["loc"])), [])
-        except PydanticUserError as error:
-            where = f"{options.__module__}.{options.__qualname__}"
-            self.take(PluginError(f"the plugin's {where} can't be read ({error.message})"), key)
+        except FlexFlowError as error:
+            self.take(error, key)
+        except Exception as error:  # a field that pydantic can't read, or whatever the plugin's own code raises
+            where, said = f"{options.__module__}.{options.__qualname__}", str(error).partition("\n")[0]
+            self.take(PluginError(f"the plugin's {where} can't be read ({type(error).__name__}: {said})"), key)
         return None
 
     def _add_details(self, details: ErrorDetails, loc: tuple[str, ...], known: Iterable[str]) -> None:

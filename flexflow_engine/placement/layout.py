@@ -100,6 +100,11 @@ class Layout:
         return self.activations.token_nbytes // self.item_nbytes
 
     @property
+    def features_nbytes(self) -> int:
+        """Bytes of what the head multiplies, of one row."""
+        return self.weights.layers[-1].runs[0].tensor.columns * self.item_nbytes
+
+    @property
     def inputs_width(self) -> int:
         """Numbers of one token's query, key and value, over all heads."""
         return self.attention_width + 2 * self.kv_width

@@ -149,7 +149,7 @@ def _embedding(layout: Layout) -> Iterator[Allocation]:
 def _results(layout: Layout) -> Iterator[Allocation]:
     device, rows = layout.device.name, layout.policy.gpu_batch_size
     for k in range(layout.policy.num_gpu_batches):
-        yield _region(device, "results", f"features.{k}", rows, layout.embed_row_nbytes)
+        yield _region(device, "results", f"features.{k}", rows, layout.features_nbytes)
         for part, nbytes in CANDIDATE_NBYTES.items():
             yield _region(device, "results", f"candidates.{k}.{part}", rows, nbytes)
 

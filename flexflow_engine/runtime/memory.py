@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.tier import HOST, HostBytes, LaneContext, Region, Tier
 from flexflow_engine.graph.task import Copy
 from flexflow_engine.placement.layout import Layout, store_region
@@ -58,7 +59,6 @@ class Memory:
         """Allocate all regions and fill the resident weights. Raises TierError, StorageError or CorruptDataError."""
         self._tiers = tiers
         self._regions: dict[tuple[str, str], Region] = {}
-        self._device = tiers[layout.device.name]
         self._reserved: dict[str, int] = {}
         try:
             self._allocate(layout, store)
@@ -124,18 +124,15 @@ class Memory:
             self._regions[tier, store_region(name)] = region
 
     def _fill_weights(self, layout: Layout, store: WeightStore) -> None:
-        with closing(self._device.lane_context()) as context, context:
-            for tensor in layout.weights.small:
-                span = Span(layout.device.name, "small", layout.small_offsets[tensor.name], tensor.nbytes)
-                self._fill(span, tensor.name, range(tensor.num_units), store, context)
-            for tier in layout.tiers:
-                for run in () if tier.reads_store else layout.weights.placed(tier.name):
-                    for page in run.pages:
-                        units = range(page.first_unit, page.first_unit + page.num_units)
-                        self._fill(layout.page_span(run, page), run.tensor.name, units, store, context)
+        for tier in layout.tiers:
+            with closing(self._tiers[tier.name].lane_context()) as context, context:
+                for span, name, units in _residents(layout, tier):
+                    self._fill(span, name, units, store, context)
 
     def _fill(self, span: Span, name: str, units: range, store: WeightStore, context: LaneContext) -> None:
-        """Copy stored units into a span; through a buffer of one page where the host can't address the tier."""
+        """Copy stored units into a span; through a buffer of one page where the host can't address the tier, whose
+        context it is.
+        """
         tier, region = self._tiers[span.tier], self._regions[span.tier, span.region]
         if tier.memory == HOST:
             store.read_units(name, units.start, len(units), tier.tensor(region, span.first, span.count).numpy())
@@ -144,3 +141,15 @@ class Memory:
         store.read_units(name, units.start, len(units), page)
         tier.write(region, span.first, span.count, page)
         context.record().wait()
+
+
+def _residents(layout: Layout, tier: TierDescription) -> Iterator[tuple[Span, str, range]]:
+    """The weights that lie on a tier throughout a run: where, and which units of which stored tensor."""
+    if tier is layout.device:
+        for tensor in layout.weights.small:
+            span = Span(tier.name, "small", layout.small_offsets[tensor.name], tensor.nbytes)
+            yield span, tensor.name, range(tensor.num_units)
+    for run in () if tier.reads_store else layout.weights.placed(tier.name):
+        for page in run.pages:
+            units = range(page.first_unit, page.first_unit + page.num_units)
+            yield layout.page_span(run, page), run.tensor.name, units

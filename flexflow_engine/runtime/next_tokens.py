@@ -3,7 +3,7 @@
 The head runs part by part of the vocabulary, so what is known of a row after each part is kept on the compute tier, in
 the regions `candidates.BATCH.NAME` of the layout, one number a row:
 
-    values      float32   the best logit so far                   Greedy
+    values      float32   the best logit so far, NaN once one is  Greedy
     ids         int64     its token id; the lowest among equals   Greedy
     logsumexps  float32   log of the sum of exp(logit) so far     Forced
     logits      float32   the given token's logit                 Forced
@@ -36,13 +36,8 @@ class Fetched:
     """What is on its way to the host for one batch and step; whole once the task that fetched it is done."""
 
     token_ids: TokenArray
-    logits: NDArray[np.float32]
-    logsumexps: NDArray[np.float32]
-
-    def next_tokens(self) -> NextTokens:
-        """To be called once."""
-        logprobs = self.logits.astype(np.float64) - self.logsumexps
-        return NextTokens(self.token_ids.tolist(), logprobs.tolist())
+    next_tokens: Callable[[], NextTokens]
+    """To be called once it is whole."""
 
 
 class TokenSource(ABC):
@@ -68,15 +63,20 @@ class Greedy(TokenSource):
         ids += first_id
         values, tokens = rows("values"), rows("ids")
         if first_id:
-            better = best > values
-            best, ids = torch.where(better, best, values), torch.where(better, ids, tokens)
+            ids = torch.where(best > values, ids, tokens)
+            best = torch.maximum(best, values)
         values.copy_(best)
         tokens.copy_(ids)
 
     def fetch(self, batch: BatchStep, read: ReadRows) -> Fetched:
-        tokens = np.empty(len(batch.rows), np.int64)
+        tokens, values = np.empty(len(batch.rows), np.int64), np.empty(len(batch.rows), np.float32)
         read("ids", tokens)
-        return Fetched(tokens, np.empty(0, np.float32), np.empty(0, np.float32))
+        read("values", values)
+
+        def next_tokens() -> NextTokens:
+            return NextTokens(tokens.tolist(), not_finite=np.flatnonzero(~np.isfinite(values)).tolist())
+
+        return Fetched(tokens, next_tokens)
 
 
 class Forced(TokenSource):
@@ -101,7 +101,12 @@ class Forced(TokenSource):
         logits, logsumexps = (np.empty(len(batch.rows), np.float32) for _ in range(2))
         read("logits", logits)
         read("logsumexps", logsumexps)
-        return Fetched(self._given(batch), logits, logsumexps)
+        given = self._given(batch)
+
+        def next_tokens() -> NextTokens:
+            return NextTokens(given.tolist(), (logits.astype(np.float64) - logsumexps).tolist())
+
+        return Fetched(given, next_tokens)
 
     def _given(self, batch: BatchStep) -> TokenArray:
         """Of each row, the token that follows its last position."""

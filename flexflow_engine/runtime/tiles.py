@@ -157,7 +157,7 @@ class TileRunner:
 
     def _features(self, batch: BatchStep) -> torch.Tensor:
         """[rows, head_width]"""
-        return self._rows(f"features.{batch.gpu_batch}", len(batch.rows), self._layout.embed_row_nbytes)
+        return self._rows(f"features.{batch.gpu_batch}", len(batch.rows), self._layout.features_nbytes)
 
     def _candidates(self, batch: BatchStep, name: str) -> torch.Tensor:
         """[rows]"""

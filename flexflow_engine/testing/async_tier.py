@@ -39,7 +39,7 @@ class StreamOptions:
 
 
 class StreamIslandTier(IslandTier):
-    """An island whose reads and writes, inside a lane's context, are only issued. Outside they happen at once."""
+    """An island whose reads and writes are only issued, on the stream of the context that the thread is in."""
 
     name = "stream-island"
     Options = StreamOptions
@@ -67,10 +67,8 @@ class StreamIslandTier(IslandTier):
         return StreamContext(self, stream, self._entered)
 
     def _issue(self, copy: Callable[[], None]) -> None:
-        if self._entered.contexts:
-            self._entered.contexts[-1].stream.issue(copy)
-        else:
-            copy()
+        assert self._entered.contexts, f"a copy of {self.label} outside of its contexts"
+        self._entered.contexts[-1].stream.issue(copy)
 
 
 class StreamCompletion(Completion):

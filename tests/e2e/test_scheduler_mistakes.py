@@ -22,6 +22,10 @@ class Options:
     mistake: str = "policy"
     problems: str = "[]"
     candidates: str = "Scheduler.candidates(self, request)"
+    made: str = "None"
+
+    def __post_init__(self):
+        eval(self.made)
 
 def shares(**percent):
     return Placement(tuple(percent.items()))
@@ -111,3 +115,18 @@ def test_candidates_that_are_none_are_refused(command: CommandLine, recipe: Path
     outcome = command("plan", recipe, setting(candidates=candidates))
     outcome.assert_user_error()
     assert "scheduler: the candidates of erring are no Candidates" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("None + 1", "scheduler: the plugin's erring_scheduler.Options can't be read (TypeError: unsupported"),
+        ("{}['rows']", "scheduler: the plugin's erring_scheduler.Options can't be read (KeyError: 'rows')"),
+    ],
+)
+def test_options_that_fail_to_be_made_are_their_plugins_mistake(
+    command: CommandLine, recipe: Path, made: str, message: str
+) -> None:
+    outcome = command("run", recipe, setting(made=made))
+    outcome.assert_user_error()
+    assert message in outcome.stderr

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexflow_engine.abc.step import NextTokens, RowStep, Step
+from flexflow_engine.errors import NotFiniteError
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 
 EOS = 2
@@ -154,3 +155,21 @@ def test_a_step_cannot_be_composed_past_the_lag() -> None:
     assert batcher.next_step()
     with pytest.raises(AssertionError, match="accept the oldest step"):
         batcher.next_step()
+
+
+def with_one_of_two_ended() -> Batcher:
+    """Prompt 1, in the second place, has ended, and the step that computes its surplus token is outstanding."""
+    batcher = make([3, 4], 3, rows=2, batches=1)
+    assert batcher.next_step()
+    assert batcher.next_step()
+    assert [ended.sequence for ended in batcher.accept(0, {0: NextTokens([5, EOS])})] == [0]
+    return batcher
+
+
+def test_a_token_that_means_nothing_is_refused() -> None:
+    with pytest.raises(NotFiniteError, match="prompt 2: step 1: the model's logits for token 2 are no finite numbers"):
+        with_one_of_two_ended().accept(1, {0: NextTokens([5, 5], not_finite=[0])})
+
+
+def test_a_surplus_token_that_means_nothing_is_dropped() -> None:
+    assert with_one_of_two_ended().accept(1, {0: NextTokens([5, 5], not_finite=[1])}) == []

@@ -139,6 +139,12 @@ def test_a_missing_section_is_named(path: Path, registry: Registry, key: str) ->
     assert f"FILE: {key}: `{key}` is missing" in problems_of(path, registry)
 
 
+def test_without_tiers_nothing_is_said_of_shares(path: Path, registry: Registry) -> None:
+    scheduler = {**RECIPE["scheduler"], "attention": "host"}
+    path.write_text(yaml.safe_dump({**RECIPE, "tiers": {}, "scheduler": scheduler}))
+    assert problems_of(path, registry) == ["FILE: tiers: should have at least 1 key, not {}"]
+
+
 def test_all_problems_are_told_together(path: Path, registry: Registry) -> None:
     found = problems_of(
         path,

@@ -1,7 +1,8 @@
 """On a tier whose copies run late, as a GPU's do, the dataflow executor computes what the sequential one computes.
 
 Where *issued* is taken for *done*, a late copy brings old bytes: into the rows that the host gathers in one staging
-buffer for all GPU batches, or out of a cache page that the step before has still to store.
+buffer for all GPU batches, or out of a cache page that the step before has still to store. The tier beside it is late
+too, as a second GPU's is.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ Outcome = tuple[dict[int, tuple[int, ...]], dict[str, tuple[int, ...]]]
 """Tokens by sequence, and checksums of what every computation wrote."""
 
 FAR: Mapping[str, type[Tier]] = {"host": PinnedTier, "disk": ZarrTier}
-TIERS = ("island", *FAR)
+DEVICES = ("island", "second")
+"""Tiers with a memory of their own, whose copies run late in the run that is compared."""
+CLASSES: Mapping[str, type[Tier]] = {**dict.fromkeys(DEVICES, IslandTier), **FAR}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _far_shares(*often: dict[str, float]) -> st.SearchStrategy[dict[str, float]]:
-    return st.one_of(st.sampled_from(often), shares(TIERS))
+    return st.one_of(st.sampled_from(often), shares(list(CLASSES)))
 
 
 def _many_stores() -> Policy:
@@ -48,7 +51,7 @@ def _many_stores() -> Policy:
     the next step's loads of the cache are issued behind rows that wait for those tokens.
     """
     return policy(
-        setups({"island": IslandTier, **FAR}),
+        setups(CLASSES),
         gpu_batch_size=6,
         num_gpu_batches=1,
         weights={"island": 90.0, "host": 10.0},
@@ -65,10 +68,14 @@ def far_policies(draw: st.DrawFn) -> Policy:
     kv_cache = draw(_far_shares({"host": 100.0}, {"host": 50.0, "disk": 50.0}))
     places: list[AttentionPlace] = ["device"] if kv_cache.get("island") else ["device", "host"]
     return policy(
-        setups({"island": IslandTier, **FAR}),
+        setups(CLASSES),
         gpu_batch_size=draw(st.integers(1, 4)),
         num_gpu_batches=draw(st.integers(1, 4)),
-        weights=draw(_far_shares({"host": 100.0}, {"island": 50.0, "host": 50.0}, {"host": 60.0, "disk": 40.0})),
+        weights=draw(
+            _far_shares(
+                {"host": 100.0}, {"second": 100.0}, {"island": 50.0, "host": 50.0}, {"host": 60.0, "disk": 40.0}
+            )
+        ),
         kv_cache=kv_cache,
         activations=draw(_far_shares({"island": 100.0}, {"host": 100.0})),
         attention=draw(st.sampled_from(places)),
@@ -88,9 +95,9 @@ class Job:
         self._eos = [data.draw(st.integers(0, 299))]
         self._max_new_tokens = data.draw(st.integers(1, 5))
 
-    def run(self, executor: Callable[..., Executor], island: TierSetup) -> Outcome:
+    def run(self, executor: Callable[..., Executor], device: TierSetup) -> Outcome:
         regions, recorded = Regions(), dict[str, tuple[int, ...]]()
-        tiers = {"island": island, **disk_setups(FAR, self._folder / "disk")}
+        tiers = {**dict.fromkeys(DEVICES, device), **disk_setups(FAR, self._folder / "disk")}
         result = run_job(
             self._folder / "checkpoint",
             {name: regions.watch(setup) for name, setup in tiers.items()},
