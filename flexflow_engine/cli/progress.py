@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from rich.console import Console
@@ -50,7 +50,8 @@ class PlainProgress:
             self.notice(_step(finished_sequences, total_sequences, generated_tokens, seconds))
 
     def notice(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        with suppress(OSError):  # nobody reads it any more, as with `2>&1 | head -3`: that ends no job
+            print(text, file=self._stream, flush=True)
 
     def _due(self, about: str, last: bool) -> bool:
         now = self._clock()
