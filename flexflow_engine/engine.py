@@ -90,7 +90,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Run:
-    """What is open while a job runs; `first_tokens` counts the tokens sampled from prompts."""
+    """What is open while a job runs. `first_tokens` counts tokens sampled from prompts; `times` are there after it."""
 
     store: WeightStore
     tiers: Mapping[str, Tier]
@@ -100,6 +100,7 @@ class _Run:
     machine: HardwareProfile | None
     predicted_tokens_per_s: float | None
     first_tokens: int = 0
+    times: Sequence[StepTime] = ()
 
 
 def run_recipe(
@@ -123,8 +124,10 @@ def run_recipe(
         store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
         with store, _open_tiers(recipe, job) as tiers:
             _tell(store, tiers, progress)
-            metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, machine, predicted))
-    return {**metrics, **_answers(writer)}
+            run = _Run(store, tiers, writer, progress, trace, machine, predicted)
+            metrics = _run(recipe, job, run)
+        as_ended = _predicted_as_ended(job, run, metrics["generated_tokens"])
+    return {**metrics, "predicted_tokens_per_s_as_ended": as_ended, **_answers(writer)}
 
 
 def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> Plan:
@@ -280,8 +283,12 @@ def _known_machine(job: _Job, progress: Progress) -> HardwareProfile | None:
 
 def _predicted_tokens_per_s(job: _Job, progress: Progress) -> float | None:
     """None, with a line why, where the profile lacks what the plan needs."""
+    return _predicted(lambda: job.planner.predict(job.plan.layout).tokens_per_s, progress)
+
+
+def _predicted(predict: Callable[[], float | None], progress: Progress) -> float | None:
     try:
-        return job.planner.predict(job.plan.layout).tokens_per_s
+        return predict()
     except (HardwareError, ProblemsError) as error:
         progress.notice(f"no prediction: {error}")
         return None
@@ -393,7 +400,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
     )
     with closing(session):
         batcher = _batcher(recipe, job)
-        times = session.run(batcher, _on_step(batcher, job, run))
+        run.times = session.run(batcher, _on_step(batcher, job, run))
         run.writer.finish()
         if run.trace is not None:
             session.trace.write(run.trace, {lane: _process(lane, job.plan) for lane in session.lanes})
@@ -401,26 +408,29 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
             layout=job.plan.layout,
             tiers=run.tiers,
             lanes=session.trace.lanes(session.lanes),
-            times=times,
+            times=run.times,
             prompt_tokens=sum(len(prompt.token_ids) for prompt in job.prompts),
             first_tokens=run.first_tokens,
             generated_tokens=batcher.generated_tokens,
             predicted_tokens_per_s=run.predicted_tokens_per_s,
-            predicted_tokens_per_s_as_ended=_predicted_as_ended(job, run, times, batcher.generated_tokens),
             float32_from=float32_from,
             products=products,
         )
 
 
-def _predicted_as_ended(job: _Job, run: _Run, times: Sequence[StepTime], generated_tokens: int) -> float | None:
+def _predicted_as_ended(job: _Job, run: _Run, generated_tokens: int) -> float | None:
     """The prediction made again for the steps that the run came to: no plan knows which sequences end early. None
     where there is no prediction, or the job is too long to be simulated step by step.
     """
     workload = job.planner.workload
     if run.predicted_tokens_per_s is None or generated_tokens == sum(workload.new_tokens):
         return run.predicted_tokens_per_s
-    seconds = job.planner.predictor().seconds(job.plan.layout, [time.step for time in times])
-    return generated_tokens / seconds if seconds else None
+
+    def predict() -> float | None:
+        seconds = job.planner.predictor().seconds(job.plan.layout, [time.step for time in run.times])
+        return generated_tokens / seconds if seconds else None
+
+    return _predicted(predict, run.progress)
 
 
 def _batcher(recipe: Recipe, job: _Job) -> Batcher:

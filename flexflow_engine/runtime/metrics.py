@@ -23,13 +23,12 @@ def collect(
     first_tokens: int,
     generated_tokens: int,
     predicted_tokens_per_s: float | None,
-    predicted_tokens_per_s_as_ended: float | None,
     float32_from: int | None,
     products: type[HostProducts],
 ) -> dict[str, Any]:
     """The metrics of a run, ready for JSON. first_tokens: how many generated tokens were sampled from prompts.
-    predicted_tokens_per_s: as if no sequence ended early, and ..._as_ended: with the ends that were met; None where
-    nothing is known of the machine. float32_from, products: as the host multiplied, see `Session`.
+    predicted_tokens_per_s: None where nothing is known of the machine. float32_from, products: as the host multiplied,
+    see `Session`.
     """
     prefill_s, decode_s = phase_seconds(times)
     total_s = prefill_s + decode_s
@@ -47,7 +46,6 @@ def collect(
         "lanes": {name: _lane(use) for name, use in lanes.items()},
         "bound_by": max(lanes, key=lambda name: lanes[name].busy_s),
         "predicted_tokens_per_s": predicted_tokens_per_s,
-        "predicted_tokens_per_s_as_ended": predicted_tokens_per_s_as_ended,
         "float32_from": float32_from,
         "torch_team": products is TeamProducts,
     }

@@ -9,14 +9,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from commands import CommandLine, completions, ended, install, start, token_ids, write_recipe
+from flexflow_engine.abc.hardware import HardwareProfile, Processor
 from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.engine import run_recipe
-from flexflow_engine.errors import StorageError, TaskError
+from flexflow_engine.errors import HardwareError, StorageError, TaskError
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.planning.hardware import read_profile
 from flexflow_engine.plugins import Registry
@@ -235,6 +237,33 @@ def test_a_trace_that_can_t_be_written_costs_no_completion(recipe: Path, tmp_pat
             hardware=lambda needs: read_profile(T4),
         )
     assert token_ids(tmp_path / "out.jsonl") == reference_tokens(tmp_path / "checkpoint", PROMPTS, max_new_tokens=6)
+
+
+def test_a_prediction_that_fails_after_the_run_costs_no_metrics(recipe: Path, tmp_path: Path) -> None:
+    """It is made for the ends that were met, when the tiers are closed."""
+    registry, output, told = Registry.load(), tmp_path / "out.jsonl", io.StringIO()
+    eos = reference_tokens(tmp_path / "checkpoint", PROMPTS, max_new_tokens=6)[0][3]
+    checkpoint = save_opt(tmp_path / "ends early", eos_token_id=eos)
+
+    class Forgotten(HardwareProfile):
+        def processor(self, memory: str | None) -> Processor:
+            if output.exists():
+                assert not scratch(recipe)
+                raise HardwareError("the machine is forgotten")
+            return super().processor(memory)
+
+    profile = read_profile(T4)
+    metrics = run_recipe(
+        load_recipe(recipe, [f"model.checkpoint={checkpoint}"], registry),
+        registry,
+        output=output,
+        trace=None,
+        progress=PlainProgress(told, time.monotonic),
+        hardware=lambda needs: Forgotten(**{field.name: getattr(profile, field.name) for field in fields(profile)}),
+    )
+    assert metrics["predicted_tokens_per_s"] > 0
+    assert metrics["predicted_tokens_per_s_as_ended"] is None
+    assert "no prediction: the machine is forgotten" in told.getvalue()
 
 
 def test_a_file_system_mounted_read_only(recipe: Path, command: CommandLine, small_disk: Path) -> None:
