@@ -51,6 +51,16 @@ def collect(
     }
 
 
+def nothing_run() -> dict[str, Any]:
+    """The metrics of a run that found every completion there: the same keys, no policy and no lane."""
+    counts = dict.fromkeys(("prompt_tokens", "generated_tokens"), 0)
+    times = dict.fromkeys(("prefill_s", "decode_s", "tokens_per_s"), 0.0)
+    places: dict[str, Any] = {key: {} for key in ("placement", "page_bytes", "tiers", "lanes")}
+    predictions = "predicted_tokens_per_s", "predicted_tokens_per_s_as_ended"
+    unknown = ("decode_tokens_per_s", "policy", "bound_by", *predictions, "float32_from", "torch_team")
+    return {**counts, **times, **places, **dict.fromkeys(unknown)}
+
+
 def phase_seconds(times: Sequence[StepTime]) -> tuple[float, float]:
     """Seconds of prefill and of decode; a step that does both is split by its token positions."""
     prefill = decode = began = 0.0
