@@ -14,11 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from flexflow_engine.errors import StorageError
 from flexflow_engine.files import reporting
-from flexflow_engine.jobs.identity import JobIdentity
+
+if TYPE_CHECKING:
+    from flexflow_engine.jobs.identity import JobIdentity
 
 KEY = "flexflow_engine"
 TRIAL_NBYTES = 4096

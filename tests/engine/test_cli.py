@@ -115,6 +115,12 @@ def test_plain_progress_writes_a_line_now_and_then_and_always_the_last() -> None
     ]
 
 
+def test_what_is_left_to_do_is_judged_by_what_this_run_has_done() -> None:
+    stream = io.StringIO()
+    PlainProgress(stream, lambda: 0.0).step(12, 16, 30, 2.0, earlier_sequences=8)
+    assert stream.getvalue() == "12 of 16 sequences, 30 tokens, 15.0 tokens/s, about 0:02 left\n"
+
+
 def test_plain_progress_tells_the_import_in_bytes() -> None:
     stream = io.StringIO()
     progress = PlainProgress(stream, lambda: 0.0)
