@@ -39,7 +39,7 @@ class Journal:
 
     Constant: `path`, `notice`. Changing:
         _begun    whether the file begins with this job's line
-        _aside    the name that another job's file gets when this one begins
+        _foreign  whether it is of another job, and gets another name when this one begins
         _end      bytes of the file that are whole lines; of another job's, all
     """
 
@@ -54,7 +54,7 @@ class Journal:
         """What to tell of a file that was there."""
         self._identity = identity
         self._begun = False
-        self._aside: Path | None = None
+        self._foreign = False
         self._file = _open_alone(path)
         self._end = self._file.seek(0, os.SEEK_END)
         try:
@@ -100,22 +100,22 @@ class Journal:
     def _compare(self) -> None:
         self._file.seek(0)
         first = self._file.readline()
-        if not first.strip():  # at most what a trial left
+        if not first.strip() and not self._file.read().strip():  # at most what a trial left
             self._end = self._file.truncate(0)
             return
         differences = self._identity().differences((_parse(first) or {}).get(KEY))
         if differences == ():
             self._begun, self._end = True, len(first)
             return
-        self._aside = _free_name(self.path)
+        self._foreign = True
         how = f" (its {', '.join(differences)} differ)" if differences else ""
-        self.notice = f"{self.path} is of another job{how}: it will be kept as {self._aside}"
+        self.notice = f"{self.path} is of another job{how}: it will be kept as {_free_name(self.path)}"
 
     def _begin(self) -> None:
-        if self._aside is not None:
-            self.path.rename(self._aside)
+        if self._foreign:
+            self.path.rename(_free_name(self.path))
             self._file.close()
-            self._file, self._end = _open_alone(self.path), 0
+            self._file, self._end, self._foreign = _open_alone(self.path), 0, False
         self._write({KEY: self._identity().as_json()})
         self._begun = True
 

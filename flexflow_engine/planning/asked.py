@@ -21,7 +21,7 @@ from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenArray, Toke
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Reads no weights."""
+    """A recipe with its checkpoint's configuration, its codecs and its prompts as token ids."""
 
     recipe: Recipe
     checkpoint: Checkpoint
@@ -29,7 +29,7 @@ class Asked:
     tokenizer_folder: Path | None
     tokenizer: Tokenizer | None
     prompts: tuple[Prompt, ...]
-    """In a job that is gone on with, those that are left."""
+    """Of a job that goes on where it stopped, those that are left to compute."""
 
     @classmethod
     def read(cls, recipe: Recipe, checkpoint: Checkpoint, codecs: Codecs) -> Asked:

@@ -135,7 +135,9 @@ def test_no_name_is_taken_twice(tmp_path: Path) -> None:
     assert [b'"p2"' in text for text in kept.values()] == [False, True]
 
 
-@pytest.mark.parametrize("text", [b'{"custom_id": "p1", "token_ids": []}\n', b"notes", b"[" * 100_000 + b"\n"])
+@pytest.mark.parametrize(
+    "text", [b'{"custom_id": "p1", "token_ids": []}\n', b"notes", b"\nnotes\n", b"[" * 100_000 + b"\n"]
+)
 def test_a_file_of_an_unknown_kind_is_kept_too(tmp_path: Path, text: bytes) -> None:
     (tmp_path / PARTIAL).write_bytes(text)
     run(tmp_path, "p1")
