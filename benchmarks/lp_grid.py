@@ -221,7 +221,15 @@ class Quiet:
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         return
 
-    def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
+    def step(
+        self,
+        finished_sequences: int,
+        total_sequences: int,
+        generated_tokens: int,
+        seconds: float,
+        *,
+        earlier_sequences: int = 0,
+    ) -> None:
         return
 
     def notice(self, text: str) -> None:

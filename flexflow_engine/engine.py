@@ -10,16 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile, Processor, measured_key
 from flexflow_engine.abc.model import Model
-from flexflow_engine.abc.policy import WorkloadShape
 from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.progress import Progress
 from flexflow_engine.abc.scheduler import Candidate, Scheduler
@@ -35,16 +32,14 @@ from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
-from flexflow_engine.jobs.prompts import Prompt, load_prompts
-from flexflow_engine.jobs.recipe import Generate, Recipe, Score
-from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
+from flexflow_engine.jobs.recipe import Recipe
+from flexflow_engine.planning.asked import Asked
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.outlook import Improvement, what_would_help
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers, needs_staging
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.plugins import Registry
-from flexflow_engine.runtime.metrics import collect
-from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenArray, TokenSource
+from flexflow_engine.runtime.metrics import collect, nothing_run
 from flexflow_engine.runtime.session import OnStep, Session, StepTime
 from flexflow_engine.runtime.trace import FoldedTrace, Trace
 from flexflow_engine.store.weights import WeightStore
@@ -78,11 +73,7 @@ class Forecast:
 class _Job:
     """A recipe with everything that can be known of it before weights are read."""
 
-    checkpoint: Checkpoint
-    model: Model
-    tokenizer: Tokenizer | None
-    prompts: tuple[Prompt, ...]
-    codecs: Codecs
+    asked: Asked
     tier_classes: Mapping[str, type[Tier]]
     planner: Planner
     plan: Plan
@@ -90,7 +81,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Run:
-    """What is open while a job runs; `first_tokens` counts the tokens sampled from prompts."""
+    """What is open while a job runs. `first_tokens` counts tokens sampled from prompts; `times` are there after it."""
 
     store: WeightStore
     tiers: Mapping[str, Tier]
@@ -100,6 +91,7 @@ class _Run:
     machine: HardwareProfile | None
     predicted_tokens_per_s: float | None
     first_tokens: int = 0
+    times: Sequence[StepTime] = ()
 
 
 def run_recipe(
@@ -112,24 +104,27 @@ def run_recipe(
     hardware: HardwareFor,
 ) -> dict[str, Any]:
     """Run a job; its metrics, ready for JSON. Completions are written to `output` in input order, whole or not at all;
-    they are there whatever then happens to the trace.
+    they are there whatever then happens to the trace. Prompts that an earlier run of the job has completed are not run
+    again.
 
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
-    job = _prepare_to_run(recipe, registry, hardware)
-    machine = _known_machine(job, progress)
-    predicted = _predicted_tokens_per_s(job, progress) if machine else None
-    with CompletionWriter(output, job.prompts, job.tokenizer) as writer:
-        store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
-        with store, _open_tiers(recipe, job) as tiers:
-            _tell(store, tiers, progress)
-            metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, machine, predicted))
-    return {**metrics, **_answers(writer)}
+    asked = _ask_to_run(recipe, registry)
+    identity = partial(asked.identity, progress.reading)
+    with CompletionWriter(output, asked.prompts, asked.tokenizer, identity=identity, tell=progress.notice) as writer:
+        if writer.pending:
+            job = _prepare_to_run(replace(asked, prompts=writer.pending), registry, hardware)
+            metrics = _run(job, store_root(recipe, registry), writer, progress, trace)
+        else:
+            metrics = nothing_run()
+            writer.finish()
+    counts = {"completions": writer.done, "earlier_completions": writer.earlier}
+    return {**metrics, **counts, **writer.answers.metrics()}
 
 
 def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> Plan:
     """The plan of a job, whether it fits or not. Reads no weights."""
-    return _prepare(recipe, registry, hardware).plan
+    return _prepare(_ask(recipe, registry), registry, hardware).plan
 
 
 def recipe_needs(recipe: Recipe, registry: Registry) -> Needs:
@@ -158,7 +153,7 @@ def predict_recipe(
         candidates.extend(planner.candidates(scheduler))
         return planner.plan_of(candidates[0].policy)
 
-    job = _prepare(recipe, registry, hardware, weigh)
+    job = _prepare(_ask(recipe, registry), registry, hardware, weigh)
     predictor, as_run = job.planner.predictor(executor), executor is VirtualDataflow
     if trace is not None:
         events = Trace()
@@ -214,32 +209,44 @@ def _denser_codecs(registry: Registry) -> dict[str, Codec]:
     }
 
 
+def _ask(recipe: Recipe, registry: Registry) -> Asked:
+    return Asked.read(recipe, recipe_checkpoint(recipe, registry), recipe_codecs(recipe, registry))
+
+
+def _ask_to_run(recipe: Recipe, registry: Registry) -> Asked:
+    """Raises with every problem of machine and prompts."""
+    problems = list(_unavailable_tiers(recipe, registry))
+    try:
+        asked = _ask(recipe, registry)
+    except ProblemsError as error:
+        problems += error.problems
+    except FlexFlowError as error:
+        problems.append(error)
+    raise_problems(problems)
+    return asked
+
+
 def _prepare(
-    recipe: Recipe,
+    asked: Asked,
     registry: Registry,
     hardware: HardwareFor,
     choose: Callable[[Planner, Scheduler], Plan] = Planner.plan,
 ) -> _Job:
-    checkpoint = recipe_checkpoint(recipe, registry)
-    model, codecs = checkpoint.model, recipe_codecs(recipe, registry)
-    tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
-    prompts = load_prompts(recipe.workload, tokenizer, model.config)
+    recipe, model, codecs = asked.recipe, asked.model, asked.codecs
     classes = _tier_classes(recipe, registry)
     budgets = dict.fromkeys(classes, sys.maxsize) | {tier.name: tier.budget_bytes for tier in recipe.tiers}
     named = {tier.name for tier in recipe.tiers}
     planner = Planner(
         model=model,
         codecs=codecs,
-        workload=WorkloadShape(
-            tuple(len(p.token_ids) for p in prompts), tuple(_new_tokens(p, recipe.workload.task) for p in prompts)
-        ),
+        workload=asked.shape(),
         tiers=tuple(replace(t, placeable=t.name in named) for t in describe_tiers(classes, budgets)),
         hardware=cache(lambda: hardware(_needs(recipe, model, codecs, classes))),
     )
     plan = choose(planner, registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options))
     for staging in classes.keys() - named:
         plan = plan.with_exact_budget(staging)
-    return _Job(checkpoint, model, tokenizer, prompts, codecs, classes, planner, plan)
+    return _Job(asked, classes, planner, plan)
 
 
 def _tier_classes(recipe: Recipe, registry: Registry) -> dict[str, type[Tier]]:
@@ -280,24 +287,21 @@ def _known_machine(job: _Job, progress: Progress) -> HardwareProfile | None:
 
 def _predicted_tokens_per_s(job: _Job, progress: Progress) -> float | None:
     """None, with a line why, where the profile lacks what the plan needs."""
+    return _predicted(lambda: job.planner.predict(job.plan.layout).tokens_per_s, progress)
+
+
+def _predicted(predict: Callable[[], float | None], progress: Progress) -> float | None:
     try:
-        return job.planner.predict(job.plan.layout).tokens_per_s
+        return predict()
     except (HardwareError, ProblemsError) as error:
         progress.notice(f"no prediction: {error}")
         return None
 
 
-def _prepare_to_run(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> _Job:
-    """The job, if it fits and this machine can run it. Raises with every problem of machine, prompts and budgets."""
-    problems = list(_unavailable_tiers(recipe, registry))
-    try:
-        job = _prepare(recipe, registry, hardware)
-        job.plan.require_fit()
-    except ProblemsError as error:
-        problems += error.problems
-    except FlexFlowError as error:
-        problems.append(error)
-    raise_problems(problems)
+def _prepare_to_run(asked: Asked, registry: Registry, hardware: HardwareFor) -> _Job:
+    """The job, if it fits. Raises with every problem of the budgets."""
+    job = _prepare(asked, registry, hardware)
+    job.plan.require_fit()
     return job
 
 
@@ -328,9 +332,9 @@ def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progre
 
 
 @contextmanager
-def _open_tiers(recipe: Recipe, job: _Job) -> Iterator[dict[str, Tier]]:
+def _open_tiers(job: _Job) -> Iterator[dict[str, Tier]]:
     """The job's tiers, fastest first; closed on the way out, whatever happened."""
-    options = _tier_options(recipe, job.tier_classes)
+    options = _tier_options(job.asked.recipe, job.tier_classes)
     with ExitStack() as stack:
         tiers = {}
         for description in job.plan.layout.tiers:
@@ -356,7 +360,7 @@ def _host_processor(machine: HardwareProfile | None) -> Processor | None:
 
 def _float32_from(job: _Job, machine: HardwareProfile | None) -> int | None:
     """As the profile says, or as is usual where it does not; None where the host multiplies nothing."""
-    dtype = job.model.dtype
+    dtype = job.asked.model.dtype
     if job.plan.layout.device.memory != HOST:
         return None
     processor = _host_processor(machine)
@@ -366,7 +370,7 @@ def _float32_from(job: _Job, machine: HardwareProfile | None) -> int | None:
 
 def _products(job: _Job, machine: HardwareProfile | None) -> type[HostProducts]:
     """Who makes the host's products; what was measured counts where nothing else wants a core."""
-    dtype, layout = job.model.dtype, job.plan.layout
+    dtype, layout = job.asked.model.dtype, job.plan.layout
     if layout.device.memory != HOST or not layout.only_computes:
         return HostProducts
     processor = _host_processor(machine)
@@ -376,24 +380,37 @@ def _products(job: _Job, machine: HardwareProfile | None) -> type[HostProducts]:
     return HostProducts if known[dtype] is None else TeamProducts
 
 
-def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
+def _run(job: _Job, root: Path, writer: CompletionWriter, progress: Progress, trace: Path | None) -> dict[str, Any]:
+    """The metrics of a job's run, which is predicted first."""
+    machine = _known_machine(job, progress)
+    predicted = _predicted_tokens_per_s(job, progress) if machine else None
+    store = _import(job.asked.checkpoint, job.asked.codecs, root, progress)
+    with store, _open_tiers(job) as tiers:
+        _tell(store, tiers, progress)
+        run = _Run(store, tiers, writer, progress, trace, machine, predicted)
+        metrics = _carry_out(job, run)
+    as_ended = _predicted_as_ended(job, run, metrics["generated_tokens"])
+    return {**metrics, "predicted_tokens_per_s_as_ended": as_ended}
+
+
+def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
     """Carry the plan out on open tiers; the writer takes completions as sequences end, and ends with the last."""
     float32_from, products = _float32_from(job, run.machine), _products(job, run.machine)
     session = Session(
         layout=job.plan.layout,
         tiers=run.tiers,
-        model=job.model,
-        kv_codec=job.codecs.kv_cache,
+        model=job.asked.model,
+        kv_codec=job.asked.codecs.kv_cache,
         store=run.store,
-        prompts=[_array(prompt.token_ids) for prompt in job.prompts],
-        source=_source(recipe.workload.task, job.prompts),
+        prompts=job.asked.arrays(),
+        source=job.asked.source(),
         float32_from=float32_from,
         products=products,
         trace=FoldedTrace if run.trace is None else Trace,
     )
     with closing(session):
-        batcher = _batcher(recipe, job)
-        times = session.run(batcher, _on_step(batcher, job, run))
+        batcher = _batcher(job)
+        run.times = session.run(batcher, _on_step(batcher, job, run))
         run.writer.finish()
         if run.trace is not None:
             session.trace.write(run.trace, {lane: _process(lane, job.plan) for lane in session.lanes})
@@ -401,62 +418,40 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
             layout=job.plan.layout,
             tiers=run.tiers,
             lanes=session.trace.lanes(session.lanes),
-            times=times,
-            prompt_tokens=sum(len(prompt.token_ids) for prompt in job.prompts),
+            times=run.times,
+            prompt_tokens=sum(job.planner.workload.prompt_tokens),
             first_tokens=run.first_tokens,
             generated_tokens=batcher.generated_tokens,
             predicted_tokens_per_s=run.predicted_tokens_per_s,
-            predicted_tokens_per_s_as_ended=_predicted_as_ended(job, run, times, batcher.generated_tokens),
             float32_from=float32_from,
             products=products,
         )
 
 
-def _predicted_as_ended(job: _Job, run: _Run, times: Sequence[StepTime], generated_tokens: int) -> float | None:
+def _predicted_as_ended(job: _Job, run: _Run, generated_tokens: int) -> float | None:
     """The prediction made again for the steps that the run came to: no plan knows which sequences end early. None
     where there is no prediction, or the job is too long to be simulated step by step.
     """
     workload = job.planner.workload
     if run.predicted_tokens_per_s is None or generated_tokens == sum(workload.new_tokens):
         return run.predicted_tokens_per_s
-    seconds = job.planner.predictor().seconds(job.plan.layout, [time.step for time in times])
-    return generated_tokens / seconds if seconds else None
+
+    def predict() -> float | None:
+        seconds = job.planner.predictor().seconds(job.plan.layout, [time.step for time in run.times])
+        return generated_tokens / seconds if seconds else None
+
+    return _predicted(predict, run.progress)
 
 
-def _batcher(recipe: Recipe, job: _Job) -> Batcher:
-    task, workload = recipe.workload.task, job.planner.workload
+def _batcher(job: _Job) -> Batcher:
+    workload = job.planner.workload
     return Batcher(
         workload.prompt_tokens,
         max_new_tokens=workload.new_tokens,
-        eos_token_ids=() if isinstance(task, Score) or task.ignore_eos else job.model.config.eos_token_ids,
+        eos_token_ids=job.asked.eos_token_ids,
         gpu_batch_size=job.plan.policy.gpu_batch_size,
         num_gpu_batches=job.plan.policy.num_gpu_batches,
     )
-
-
-def _new_tokens(prompt: Prompt, task: Generate | Score) -> int:
-    return task.max_new_tokens if isinstance(task, Generate) else len(prompt.completion)
-
-
-def _source(task: Generate | Score, prompts: Sequence[Prompt]) -> TokenSource:
-    if isinstance(task, Generate):
-        return Greedy()
-    return Forced([len(prompt.token_ids) for prompt in prompts], [_array(prompt.completion) for prompt in prompts])
-
-
-def _array(token_ids: Sequence[int]) -> TokenArray:
-    return np.asarray(token_ids, np.int64)
-
-
-def _answers(writer: CompletionWriter) -> dict[str, Any]:
-    """The metrics that speak of what the model said, not of how fast."""
-    match, likelihood = writer.exact_match, writer.likelihood
-    found: dict[str, Any] = {}
-    if match is not None:
-        found["exact_match"] = {"matched": match.matched, "total": match.total}
-    if likelihood is not None:
-        found |= {"perplexity": likelihood.perplexity, "scored_tokens": likelihood.tokens}
-    return found
 
 
 def _on_step(batcher: Batcher, job: _Job, run: _Run) -> OnStep:
@@ -466,9 +461,10 @@ def _on_step(batcher: Batcher, job: _Job, run: _Run) -> OnStep:
         for sequence in finished:
             run.writer.add(sequence)
             run.first_tokens += bool(sequence.token_ids)
-        done, total = batcher.finished_sequences, len(job.prompts)
-        if finished or done < total:  # a step that computed surplus tokens only is no progress
-            run.progress.step(done, total, batcher.generated_tokens, time.perf_counter() - begin)
+        earlier, pending = run.writer.earlier, len(job.asked.prompts)
+        if finished or batcher.finished_sequences < pending:  # a step of surplus tokens only is no progress
+            tokens, seconds = batcher.generated_tokens, time.perf_counter() - begin
+            run.progress.step(run.writer.done, earlier + pending, tokens, seconds, earlier_sequences=earlier)
 
     return on_step
 

@@ -95,7 +95,12 @@ class CommandLine:
 
 
 def start(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.Popen[str]:
-    """`python -m flexflow_engine …` in a process of its own, caches in `cwd`; the caller waits for it."""
+    """`python -m flexflow_engine …` in a process of its own, caches in `cwd`; the caller waits for it.
+
+    A PYTHONPATH comes before this process's own.
+    """
+    paths = variables.get("PYTHONPATH"), os.environ.get("PYTHONPATH")
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=cwd,

@@ -16,8 +16,18 @@ class Progress(Protocol):
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         """Weights written to the store so far; called after each page or tensor, last with done == total."""
 
-    def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
-        """After a step's tokens are known: totals since the run began; `seconds` of prefill and decode."""
+    def step(
+        self,
+        finished_sequences: int,
+        total_sequences: int,
+        generated_tokens: int,
+        seconds: float,
+        *,
+        earlier_sequences: int = 0,
+    ) -> None:
+        """After a step's tokens are known: sequences of the whole job, and of them those that earlier runs finished;
+        tokens since the run began, in `seconds` of prefill and decode.
+        """
 
     def notice(self, text: str) -> None:
         """Something worth one line: `weights found in the store`."""

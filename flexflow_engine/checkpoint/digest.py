@@ -21,15 +21,19 @@ _BUFFER_NBYTES = 4 * 2**20
 
 
 class DigestCache:
-    """SHA-256 of files, remembered in one JSON file. A lost or broken cache costs time and nothing else."""
+    """SHA-256 of files, remembered in one JSON file. A lost or broken cache costs time and nothing else.
+
+    Changing state: `_found`, what this object has found, which it knows where the file can't be written too.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._found: dict[str, Any] = {}
 
     def content_key(self, files: Mapping[str, Path], progress: Callable[[int, int], None]) -> str:
         """One digest of all `files`, by name and content. Raises CheckpointError when one can't be read."""
         total = sum(_stat(path).st_size for path in files.values())
-        known, key, done = self._load(), hashlib.sha256(), 0
+        known, key, done = self._load() | self._found, hashlib.sha256(), 0
         for name in sorted(files):
             size = _stat(files[name]).st_size
             digest = self._digest(files[name], known, lambda read, done=done: progress(done + read, total))  # type: ignore[misc]  # a default binds the loop's value
@@ -43,7 +47,7 @@ class DigestCache:
             return entry[-1]
         digest = _sha256(path, progress)
         if stamp == _stamp(path):
-            known[str(path.resolve())] = [*stamp, digest]
+            known[str(path.resolve())] = self._found[str(path.resolve())] = [*stamp, digest]
             self._store(known)
         return digest
 

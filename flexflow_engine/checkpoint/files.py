@@ -52,7 +52,7 @@ class FilesCheckpoint(Checkpoint):
     def content_key(self, progress: ByteProgress = silent) -> str:
         shards = self._shards
         files = {name: file_inside(shards.folder, name) for name in ("config.json", *shards.names)}
-        return DigestCache(user_cache() / "digests.json").content_key(files, progress)
+        return self._digests.content_key(files, progress)
 
     def tensor_names(self) -> frozenset[str]:
         return frozenset(self._places)
@@ -75,6 +75,10 @@ class FilesCheckpoint(Checkpoint):
 
     def place(self, name: str) -> str:
         return str(self._places[name].path)
+
+    @cached_property
+    def _digests(self) -> DigestCache:
+        return DigestCache(user_cache() / "digests.json")
 
     @cached_property
     def _shards(self) -> _Shards:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ParamSpec
 
 from flexflow_engine.errors import FlexFlowError, ProblemsError, TaskError
@@ -22,23 +22,30 @@ def with_exit_status(verb: Callable[Parameters, None]) -> Callable[Parameters, N
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
             verb(*args, **kwargs)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            print("; ".join(["interrupted", *_notes(error)]), file=sys.stderr)
             sys.exit(INTERRUPTED)
         except FlexFlowError as error:
-            _leave(error)
+            _leave(error, _notes(error))
         except TaskError as error:
-            _leave(next(_causes(error), None) or error)
+            _leave(next(_causes(error), None) or error, _notes(error))
 
     return wrapped
 
 
-def _leave(error: FlexFlowError | TaskError) -> None:
+def _leave(error: FlexFlowError | TaskError, notes: Sequence[str]) -> None:
     if isinstance(error, TaskError):
         raise error
     for problem in error.problems if isinstance(error, ProblemsError) else (error,):
         print(f"error: {problem}", file=sys.stderr)
+    for note in notes:
+        print(note, file=sys.stderr)
     sys.exit(USER_ERROR)
+
+
+def _notes(error: BaseException) -> Sequence[str]:
+    """What whoever the error passed has added to it."""
+    return getattr(error, "__notes__", ())
 
 
 def _causes(error: BaseException) -> Iterator[FlexFlowError]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from rich.console import Console
@@ -45,12 +45,21 @@ class PlainProgress:
         if self._due("import", done_bytes == total_bytes):
             self.notice(_moving("importing weights", done_bytes, total_bytes))
 
-    def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
+    def step(
+        self,
+        finished_sequences: int,
+        total_sequences: int,
+        generated_tokens: int,
+        seconds: float,
+        *,
+        earlier_sequences: int = 0,
+    ) -> None:
         if self._due("step", finished_sequences == total_sequences):
-            self.notice(_step(finished_sequences, total_sequences, generated_tokens, seconds))
+            self.notice(_step(finished_sequences, total_sequences, earlier_sequences, generated_tokens, seconds))
 
     def notice(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        with suppress(OSError):  # nobody reads it any more, as with `2>&1 | head -3`: that ends no job
+            print(text, file=self._stream, flush=True)
 
     def _due(self, about: str, last: bool) -> bool:
         now = self._clock()
@@ -73,8 +82,16 @@ class LiveProgress:
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         self._status.update(_moving("importing weights", done_bytes, total_bytes))
 
-    def step(self, finished_sequences: int, total_sequences: int, generated_tokens: int, seconds: float) -> None:
-        self._status.update(_step(finished_sequences, total_sequences, generated_tokens, seconds))
+    def step(
+        self,
+        finished_sequences: int,
+        total_sequences: int,
+        generated_tokens: int,
+        seconds: float,
+        *,
+        earlier_sequences: int = 0,
+    ) -> None:
+        self._status.update(_step(finished_sequences, total_sequences, earlier_sequences, generated_tokens, seconds))
 
     def notice(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
@@ -85,9 +102,9 @@ def _moving(what: str, done_bytes: int, total_bytes: int) -> str:
     return f"{what}: {format_size(done_bytes)} of {format_size(total_bytes)} ({percent:.0f} %)"
 
 
-def _step(finished: int, total: int, tokens: int, seconds: float) -> str:
-    rate = tokens / seconds if seconds else 0.0
-    left = f", about {_duration(seconds * (total - finished) / finished)} left" if 0 < finished < total else ""
+def _step(finished: int, total: int, earlier: int, tokens: int, seconds: float) -> str:
+    rate, here = tokens / seconds if seconds else 0.0, finished - earlier
+    left = f", about {_duration(seconds * (total - finished) / here)} left" if here and finished < total else ""
     return f"{finished} of {total} sequences, {tokens} tokens, {rate:.1f} tokens/s{left}"
 
 

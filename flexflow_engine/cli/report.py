@@ -13,6 +13,8 @@ from flexflow_engine.jobs.sizes import format_size
 
 def render_run(metrics: Mapping[str, Any]) -> str:
     """Throughput, what lay on each tier, and which lane was the busiest. `metrics` are those of `--metrics`."""
+    if metrics["policy"] is None:
+        return "\n".join(_answers(metrics))
     return "\n\n".join(["\n".join(_summary(metrics)), _tiers(metrics), _lanes(metrics)])
 
 
@@ -36,6 +38,12 @@ def _summary(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield f"{tokens} in {seconds:.1f} s ({phases})"
     yield "throughput: " + ", ".join(_throughput(metrics))
     yield f"bound by: {_bound(metrics, seconds)}"
+    yield from _answers(metrics)
+
+
+def _answers(metrics: Mapping[str, Any]) -> Iterator[str]:
+    if earlier := metrics.get("earlier_completions"):
+        yield f"completions: {earlier} of {metrics['completions']} come from earlier runs of the job"
     if match := metrics.get("exact_match"):
         percent = 100 * match["matched"] / match["total"]
         yield f"exact match: {match['matched']} of {match['total']} ({percent:.1f} %)"

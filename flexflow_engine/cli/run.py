@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from flexflow_engine.cli.outputs import check_distinct, check_writable, write_wh
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, inputs_of, load
+from flexflow_engine.files import partial_of
+from flexflow_engine.jobs.journal import set_aside
 from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.plugins import Registry
 
@@ -28,6 +31,7 @@ def run(
     trace: Annotated[Path | None, typer.Option(metavar="F.json", help="Write Chrome trace events.")] = None,
     hardware: Hardware = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the policy's memory table and stop.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew where an earlier run was cut short.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe's prompts through its model and write the completions."""
@@ -40,6 +44,8 @@ def run(
         {"--output": destination, "--metrics": metrics, "--trace": trace},
         {"RECIPE": recipe, "--hardware": hardware, **inputs_of(asked)},
     )
+    if fresh and (kept := set_aside(partial_of(destination))) is not None:
+        print(f"what an earlier run has left is now {kept}", file=sys.stderr)
     found = _run(asked, registry, output=destination, metrics=metrics, trace=trace, hardware=hardware)
     print(json.dumps(found, indent=2) if as_json else f"{render_run(found)}\n\ncompletions: {destination}")
 

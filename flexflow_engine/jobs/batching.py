@@ -19,6 +19,7 @@ Constant: the prompts' lengths, how many tokens may follow each, the EOS ids. Ch
     _tokens         sequence -> tokens accepted so far, EOS and surplus left out
     _logprobs       sequence -> their log-probabilities, where tokens are scored
     _ended_at       sequence -> step whose token was its EOS
+    _generated      tokens accepted so far, over all sequences
     _finished       sequences whose last token was accepted
     _outstanding    steps composed and not accepted, oldest first
     _next_index     number of the next step
@@ -76,6 +77,7 @@ class Batcher:
         self._composed = [0] * len(prompt_lengths)
         self._tokens: list[list[int]] = [[] for _ in prompt_lengths]
         self._logprobs: list[list[float]] = [[] for _ in prompt_lengths]
+        self._generated = 0
         self._ended_at: dict[int, int] = {}
         self._finished: set[int] = set()
         self._outstanding: deque[Step] = deque()
@@ -89,7 +91,7 @@ class Batcher:
     @property
     def generated_tokens(self) -> int:
         """Tokens accepted so far, over all sequences; EOS and surplus are not counted."""
-        return sum(map(len, self._tokens))
+        return self._generated
 
     @property
     def finished_sequences(self) -> int:
@@ -159,6 +161,7 @@ class Batcher:
             self._ended_at[sequence] = step_index
             return [self._finish(sequence, "stop")]
         self._tokens[sequence].append(token)
+        self._generated += 1
         at_length = len(self._tokens[sequence]) == self._max_new_tokens[sequence]
         return [self._finish(sequence, "length")] if at_length else []
 

@@ -1,123 +1,98 @@
 """The completions of a job: JSON lines in input order, under their final name only when they are all there.
 
-Until then the file is called `….partial`. What a crash or an error leaves is that file; a file of an earlier run
-keeps its place until the new one is whole.
+Until then they lie in a journal called `….partial`, in the order in which their sequences ended. What a crash or an
+error leaves is that file, and the next run of the job goes on with it; a file of an earlier job keeps its place until
+the new one is whole.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
 import os
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self
 
 from flexflow_engine.errors import StorageError
-from flexflow_engine.files import partial_of
+from flexflow_engine.files import PARTIAL, partial_of, replacing
+from flexflow_engine.jobs.answers import Answers
 from flexflow_engine.jobs.batching import FinishedSequence
+from flexflow_engine.jobs.identity import JobIdentity
+from flexflow_engine.jobs.journal import Journal, Place
 from flexflow_engine.jobs.prompts import Prompt
 from flexflow_engine.jobs.tokenizer import Tokenizer
 
-TRIAL_NBYTES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class ExactMatch:
-    """How many completions are the expected text, of those whose prompt line knows it."""
-
-    matched: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Likelihood:
-    """How probable the scored tokens were, all lines together."""
-
-    tokens: int
-    logprob: float
-    """Sum over the tokens, natural logarithms."""
-
-    @property
-    def perplexity(self) -> float | None:
-        """exp(-mean log-probability); None where that is no finite number."""
-        try:
-            perplexity = math.exp(-self.logprob / self.tokens)
-        except OverflowError:
-            return None
-        return perplexity if math.isfinite(perplexity) else None
+ORDERED = f"{PARTIAL}.ordered"
+"""How the name of the file ends that is made of the journal."""
 
 
 class CompletionWriter:
     """Takes sequences as they end, in any order; used from one thread, as a context manager.
 
-    Constant: the paths, the prompts, the tokenizer. Changing:
-        _early      sequences that ended before an earlier one of the input, by index
-        _next       index of the next line to write
-        _matched, _compared    completions that are what was expected, and those compared
-        _scored, _logprob      tokens with a log-probability, and the sum of those
-        _finished   whether the file has its final name
+    Constant: `pending`, `earlier`, the path, the prompts, the tokenizer. Changing:
+        answers     what the completions say so far, those of earlier runs among them
+        _missing    custom_id -> a prompt that has no completion yet
+        _places     custom_id -> where its line lies in the journal
     """
 
-    def __init__(self, path: Path, prompts: Sequence[Prompt], tokenizer: Tokenizer | None) -> None:
-        """Raises StorageError when the file can't be written, so that it is known before the run."""
+    def __init__(
+        self,
+        path: Path,
+        prompts: Sequence[Prompt],
+        tokenizer: Tokenizer | None,
+        *,
+        identity: Callable[[], JobIdentity],
+        tell: Callable[[str], None],
+    ) -> None:
+        """identity: of the job, see `Journal`. tell: takes a line on what an earlier run has left.
+
+        Raises StorageError when the file can't be written, so that it is known before the run.
+        """
         self._path, self._partial = path, partial_of(path)
         self._check_target()
-        self._prompts = prompts
-        self._tokenizer = tokenizer
-        self._early: dict[int, FinishedSequence] = {}
-        self._next = self._matched = self._compared = self._scored = 0
-        self._logprob = 0.0
-        self._finished = False
-        try:
-            self._file = _open_alone(self._partial)
-            self._try_out()
-        except OSError as error:
-            raise self._storage_error(error) from error
+        self._prompts, self._tokenizer = prompts, tokenizer
+        self._missing = {prompt.custom_id: prompt for prompt in prompts}
+        self._places: dict[str, Place] = {}
+        self.answers = Answers()
+        with self._reporting():
+            self._journal = Journal(self._partial, identity)
+            for place, line in self._journal.lines():
+                self._take(place, line)
+        self.pending = tuple(self._missing.values())
+        """The prompts that no earlier run has completed, in input order: sequence n is the n-th of them."""
+        self.earlier = self.done
+        """Completions of earlier runs."""
+        self._tell(tell)
 
     @property
-    def exact_match(self) -> ExactMatch | None:
-        """None when no prompt said what was expected, or there is no text to compare."""
-        return ExactMatch(self._matched, self._compared) if self._compared else None
-
-    @property
-    def likelihood(self) -> Likelihood | None:
-        """None when no token was scored."""
-        return Likelihood(self._scored, self._logprob) if self._scored else None
+    def done(self) -> int:
+        """Completions that are there, of this run and of earlier ones."""
+        return len(self._places)
 
     def add(self, finished: FinishedSequence) -> None:
-        """Take a sequence; what is now complete from the first line on is written. Raises StorageError."""
-        self._early[finished.sequence] = finished
-        try:
-            while (ready := self._early.pop(self._next, None)) is not None:
-                self._file.write(self._line(self._prompts[self._next], ready))
-                self._next += 1
-            self._file.flush()
-        except OSError as error:
-            raise self._storage_error(error) from error
+        """Take a sequence; from now on no crash of this process loses it. Raises StorageError."""
+        line = self._line(self.pending[finished.sequence], finished)
+        with self._reporting():
+            place = self._journal.append(line)
+        self._take(place, line)
 
     def finish(self) -> None:
-        """Every prompt has its line: make them durable and give the file its name. Raises StorageError."""
-        assert self._next == len(self._prompts), "a sequence is missing"
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._partial.replace(self._path)
-            self._file.close()  # only now: the lock ends with it
-        except OSError as error:
-            raise self._storage_error(error) from error
-        self._finished = True
+        """Every prompt has its line: bring them in order, make them durable, give the file its name.
+
+        Raises StorageError; the journal keeps them then.
+        """
+        assert not self._missing, "a sequence is missing"
+        with replacing(self._path, ORDERED) as ordered:
+            self._write_ordered(ordered)
+        _settle_names(self._path.parent)
+        with self._reporting():
+            self._journal.remove()
 
     def close(self) -> None:
         """Let go of the file; without `finish` it stays `.partial`, unless it is empty."""
-        with suppress(OSError):  # the disk is full, which `add` has told
-            if not self._finished and not self._next:
-                self._partial.unlink(missing_ok=True)
-            self._file.close()
+        self._journal.close()
 
     def __enter__(self) -> Self:
         return self
@@ -125,31 +100,43 @@ class CompletionWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        """What ends a job is told with how to go on."""
+        if error is not None and self.done and self._partial.exists():
+            error.add_note(f"{self._so_far()}; run again to go on")
         self.close()
 
-    def _line(self, prompt: Prompt, finished: FinishedSequence) -> str:
-        text = None if self._tokenizer is None else self._tokenizer.decode(finished.token_ids)
-        self._compare(prompt.expected, text)
-        line = {
+    def _tell(self, tell: Callable[[str], None]) -> None:
+        if self._journal.notice:
+            tell(self._journal.notice)
+        if self.earlier:
+            tell(f"continuing: {self._so_far()}")
+
+    def _so_far(self) -> str:
+        return f"{self.done} of {len(self._prompts)} completions are in {self._partial}"
+
+    def _take(self, place: Place, line: Mapping[str, Any]) -> None:
+        """Note a line of the journal; one that no prompt waits for is passed over."""
+        prompt = self._missing.pop(line.get("custom_id", ""), None)
+        if prompt is not None:
+            self._places[prompt.custom_id] = place
+            self.answers.count(line, prompt.expected)
+
+    def _line(self, prompt: Prompt, finished: FinishedSequence) -> dict[str, Any]:
+        return {
             "custom_id": prompt.custom_id,
-            "text": text,
+            "text": None if self._tokenizer is None else self._tokenizer.decode(finished.token_ids),
             "token_ids": finished.token_ids,
-            **self._score(finished.logprobs),
+            **_scores(finished.logprobs),
             "finish_reason": finished.finish_reason,
             "usage": {"prompt_tokens": len(prompt.token_ids), "completion_tokens": len(finished.token_ids)},
         }
-        return json.dumps(line, ensure_ascii=False) + "\n"
 
-    def _score(self, logprobs: Sequence[float]) -> dict[str, list[float | None]]:
-        """What a line says of scored tokens. JSON has no infinity and no NaN: null."""
-        self._scored += len(logprobs)
-        self._logprob += sum(logprobs)
-        return {"token_logprobs": [x if math.isfinite(x) else None for x in logprobs]} if logprobs else {}
-
-    def _compare(self, expected: str | None, text: str | None) -> None:
-        if expected is not None and text is not None:
-            self._compared += 1
-            self._matched += text.strip() == expected.strip()
+    def _write_ordered(self, path: Path) -> None:
+        with path.open("wb") as file:
+            for prompt in self._prompts:
+                file.write(self._journal.read(self._places[prompt.custom_id]))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _check_target(self) -> None:
         """A device, or a folder, is not to be replaced by a file."""
@@ -161,38 +148,26 @@ class CompletionWriter:
         if not replaceable:
             raise StorageError("the output is no regular file", where=str(self._path), fix="name another with --output")
 
-    def _try_out(self) -> None:
-        """Find a full disk or a used-up quota now."""
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
         try:
-            self._file.write("\n" * TRIAL_NBYTES)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.seek(0)
-            self._file.truncate()
-        except OSError:
-            self.close()
-            self._partial.unlink(missing_ok=True)
-            raise
-
-    def _storage_error(self, error: OSError) -> StorageError:
-        fix = "name a place that can be written with --output"
-        return StorageError(f"the completions can't be written ({error.strerror})", where=str(self._partial), fix=fix)
+            yield
+        except OSError as error:
+            what = f"the completions can't be written ({error.strerror})"
+            fix = "name a place that can be written with --output"
+            raise StorageError(what, where=str(self._partial), fix=fix) from error
 
 
-def _open_alone(path: Path) -> TextIO:
-    """An empty file at `path` that no other run writes. Raises StorageError when one does, OSError as `open`."""
-    while True:
-        file = path.open("a", encoding="utf-8")  # what another run has written is left alone until it is known dead
+def _scores(logprobs: Sequence[float]) -> dict[str, list[float | None]]:
+    """What a line says of scored tokens. JSON has no infinity and no NaN: null."""
+    return {"token_logprobs": [x if math.isfinite(x) else None for x in logprobs]} if logprobs else {}
+
+
+def _settle_names(folder: Path) -> None:
+    """Wait until the disk has a folder's names; some file systems refuse that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                return file
-            file.close()  # between opening and locking, the other run gave it its final name
-        except BlockingIOError as error:
-            file.close()
-            what = "another run is writing its completions there"
-            raise StorageError(what, where=str(path), fix="wait for it, or name another place with --output") from error
-        except OSError:
-            file.close()
-            raise
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

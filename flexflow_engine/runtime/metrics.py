@@ -23,13 +23,12 @@ def collect(
     first_tokens: int,
     generated_tokens: int,
     predicted_tokens_per_s: float | None,
-    predicted_tokens_per_s_as_ended: float | None,
     float32_from: int | None,
     products: type[HostProducts],
 ) -> dict[str, Any]:
     """The metrics of a run, ready for JSON. first_tokens: how many generated tokens were sampled from prompts.
-    predicted_tokens_per_s: as if no sequence ended early, and ..._as_ended: with the ends that were met; None where
-    nothing is known of the machine. float32_from, products: as the host multiplied, see `Session`.
+    predicted_tokens_per_s: None where nothing is known of the machine. float32_from, products: as the host multiplied,
+    see `Session`.
     """
     prefill_s, decode_s = phase_seconds(times)
     total_s = prefill_s + decode_s
@@ -47,10 +46,19 @@ def collect(
         "lanes": {name: _lane(use) for name, use in lanes.items()},
         "bound_by": max(lanes, key=lambda name: lanes[name].busy_s),
         "predicted_tokens_per_s": predicted_tokens_per_s,
-        "predicted_tokens_per_s_as_ended": predicted_tokens_per_s_as_ended,
         "float32_from": float32_from,
         "torch_team": products is TeamProducts,
     }
+
+
+def nothing_run() -> dict[str, Any]:
+    """The metrics of a run that found every completion there: the same keys, no policy and no lane."""
+    counts = dict.fromkeys(("prompt_tokens", "generated_tokens"), 0)
+    times = dict.fromkeys(("prefill_s", "decode_s", "tokens_per_s"), 0.0)
+    places: dict[str, Any] = {key: {} for key in ("placement", "page_bytes", "tiers", "lanes")}
+    predictions = "predicted_tokens_per_s", "predicted_tokens_per_s_as_ended"
+    unknown = ("decode_tokens_per_s", "policy", "bound_by", *predictions, "float32_from", "torch_team")
+    return {**counts, **times, **places, **dict.fromkeys(unknown)}
 
 
 def phase_seconds(times: Sequence[StepTime]) -> tuple[float, float]:

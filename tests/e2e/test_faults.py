@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from commands import CommandLine, completions, ended, install, start, token_ids, write_recipe
+from flexflow_engine.abc.hardware import HardwareProfile, Processor
 from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.engine import run_recipe
-from flexflow_engine.errors import StorageError, TaskError
+from flexflow_engine.errors import HardwareError, StorageError, TaskError
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.planning.hardware import read_profile
 from flexflow_engine.plugins import Registry
@@ -83,7 +86,10 @@ def test_ctrl_c_ends_a_run_within_seconds_and_tidily(
     endless.send_signal(signal.SIGINT)
     outcome = ended(endless, seconds=20)
     assert (outcome.status, outcome.stdout) == (130, "")
-    assert outcome.stderr.endswith("interrupted\n")
+    last = outcome.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"interrupted; \d+ of 20000 completions are in job\.completions\.jsonl\.partial; run again to go on", last
+    )
     assert "Traceback" not in outcome.stderr
     assert not scratch(recipe)
     assert [path.name for path in (tmp_path / "first").iterdir() if path.is_file()] == ["job.completions.jsonl.partial"]
@@ -235,6 +241,33 @@ def test_a_trace_that_can_t_be_written_costs_no_completion(recipe: Path, tmp_pat
             hardware=lambda needs: read_profile(T4),
         )
     assert token_ids(tmp_path / "out.jsonl") == reference_tokens(tmp_path / "checkpoint", PROMPTS, max_new_tokens=6)
+
+
+def test_a_prediction_that_fails_after_the_run_costs_no_metrics(recipe: Path, tmp_path: Path) -> None:
+    """It is made for the ends that were met, when the tiers are closed."""
+    registry, output, told = Registry.load(), tmp_path / "out.jsonl", io.StringIO()
+    eos = reference_tokens(tmp_path / "checkpoint", PROMPTS, max_new_tokens=6)[0][3]
+    checkpoint = save_opt(tmp_path / "ends early", eos_token_id=eos)
+
+    class Forgotten(HardwareProfile):
+        def processor(self, memory: str | None) -> Processor:
+            if output.exists():
+                assert not scratch(recipe)
+                raise HardwareError("the machine is forgotten")
+            return super().processor(memory)
+
+    profile = read_profile(T4)
+    metrics = run_recipe(
+        load_recipe(recipe, [f"model.checkpoint={checkpoint}"], registry),
+        registry,
+        output=output,
+        trace=None,
+        progress=PlainProgress(told, time.monotonic),
+        hardware=lambda needs: Forgotten(**{field.name: getattr(profile, field.name) for field in fields(profile)}),
+    )
+    assert metrics["predicted_tokens_per_s"] > 0
+    assert metrics["predicted_tokens_per_s_as_ended"] is None
+    assert "no prediction: the machine is forgotten" in told.getvalue()
 
 
 def test_a_file_system_mounted_read_only(recipe: Path, command: CommandLine, small_disk: Path) -> None:

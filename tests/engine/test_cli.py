@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,12 @@ def test_plain_progress_writes_a_line_now_and_then_and_always_the_last() -> None
     ]
 
 
+def test_what_is_left_to_do_is_judged_by_what_this_run_has_done() -> None:
+    stream = io.StringIO()
+    PlainProgress(stream, lambda: 0.0).step(12, 16, 30, 2.0, earlier_sequences=8)
+    assert stream.getvalue() == "12 of 16 sequences, 30 tokens, 15.0 tokens/s, about 0:02 left\n"
+
+
 def test_plain_progress_tells_the_import_in_bytes() -> None:
     stream = io.StringIO()
     progress = PlainProgress(stream, lambda: 0.0)
@@ -122,6 +130,17 @@ def test_plain_progress_tells_the_import_in_bytes() -> None:
         "reading the checkpoint: 1.0 MiB of 1.0 MiB (100 %)",
         "importing weights: 1.0 MiB of 4.0 MiB (25 %)",
     ]
+
+
+def test_plain_progress_goes_on_when_nobody_reads_it_any_more() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    stream = os.fdopen(write_end, "w")
+    progress = PlainProgress(stream, lambda: 0.0)
+    progress.notice("the first line")
+    progress.notice("the second line")
+    with suppress(BrokenPipeError):  # what is left in its buffer
+        stream.close()
 
 
 def test_a_place_is_tried_without_a_trace(tmp_path: Path) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexflow_engine.errors import StorageError
+from flexflow_engine.jobs.answers import ExactMatch
 from flexflow_engine.jobs.batching import FinishedSequence
-from flexflow_engine.jobs.completions import CompletionWriter, ExactMatch
+from flexflow_engine.jobs.completions import CompletionWriter
+from flexflow_engine.jobs.identity import JobIdentity
 from flexflow_engine.jobs.prompts import Prompt
 from flexflow_engine.jobs.tokenizer import Tokenizer
+from full_disk import no_room
 
 
 class Letters(Tokenizer):
@@ -38,9 +39,37 @@ def prompts(*expected: str | None) -> tuple[Prompt, ...]:
     return tuple(Prompt(f"p{index}", (1, 2, 3), text) for index, text in enumerate(expected))
 
 
+JOB = JobIdentity(
+    checkpoint="c",
+    model="opt",
+    dtype="float32",
+    weights="plain",
+    kv_cache="plain",
+    tokenizer="t",
+    task="t",
+    prompts="p",
+)
+
+
+def writing(
+    path: Path,
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer | None,
+    *,
+    job: JobIdentity = JOB,
+    told: list[str] | None = None,
+) -> CompletionWriter:
+    return CompletionWriter(path, prompts, tokenizer, identity=lambda: job, tell=([] if told is None else told).append)
+
+
+def journal(partial: Path) -> list[dict[str, Any]]:
+    """Its completions, without the first line, which says whose they are."""
+    return [json.loads(line) for line in partial.read_text().splitlines()[1:]]
+
+
 def test_lines_are_those_of_the_user_surface(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with CompletionWriter(path, prompts(None, None), Letters()) as writer:
+    with writing(path, prompts(None, None), Letters()) as writer:
         writer.add(FinishedSequence(0, (8, 9), "stop"))
         writer.add(FinishedSequence(1, (8,), "length"))
         writer.finish()
@@ -65,14 +94,14 @@ def test_lines_are_those_of_the_user_surface(tmp_path: Path) -> None:
 
 def test_scored_tokens_have_their_log_probabilities_and_the_job_a_perplexity(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with CompletionWriter(path, prompts(None, None), Letters()) as writer:
-        assert writer.likelihood is None
+    with writing(path, prompts(None, None), Letters()) as writer:
+        assert writer.answers.likelihood is None
         writer.add(FinishedSequence(0, (8, 9), "length", (math.log(0.25), math.log(0.5))))
         writer.add(FinishedSequence(1, (8,), "length", (math.log(0.125),)))
         writer.finish()
-        assert writer.likelihood is not None
-        assert writer.likelihood.tokens == 3
-        assert writer.likelihood.perplexity == pytest.approx(4.0)
+        assert writer.answers.likelihood is not None
+        assert writer.answers.likelihood.tokens == 3
+        assert writer.answers.likelihood.perplexity == pytest.approx(4.0)
     first, second = map(json.loads, path.read_text().splitlines())
     assert first["token_logprobs"] == pytest.approx([-1.3862943611, -0.6931471806])
     assert second["token_logprobs"] == pytest.approx([-2.0794415417])
@@ -81,11 +110,11 @@ def test_scored_tokens_have_their_log_probabilities_and_the_job_a_perplexity(tmp
 @pytest.mark.parametrize("logprob", [float("nan"), float("-inf"), -1e6])
 def test_a_likelihood_beyond_numbers_leaves_the_lines_json(tmp_path: Path, logprob: float) -> None:
     path = tmp_path / "out.jsonl"
-    with CompletionWriter(path, prompts(None), Letters()) as writer:
+    with writing(path, prompts(None), Letters()) as writer:
         writer.add(FinishedSequence(0, (8, 9), "length", (-1.0, logprob)))
         writer.finish()
-        assert writer.likelihood is not None
-        assert writer.likelihood.perplexity is None
+        assert writer.answers.likelihood is not None
+        assert writer.answers.likelihood.perplexity is None
     expected = logprob if math.isfinite(logprob) else None
     assert json.loads(path.read_text(), parse_constant=pytest.fail)["token_logprobs"] == [-1.0, expected]
 
@@ -95,7 +124,7 @@ def test_lines_come_in_input_order_however_sequences_end(
     tmp_path_factory: pytest.TempPathFactory, order: list[int]
 ) -> None:
     path = tmp_path_factory.mktemp("completions") / "out.jsonl"
-    with CompletionWriter(path, prompts(*[None] * 6), None) as writer:
+    with writing(path, prompts(*[None] * 6), None) as writer:
         for index in order:
             writer.add(FinishedSequence(index, (index,), "stop"))
         writer.finish()
@@ -104,29 +133,29 @@ def test_lines_come_in_input_order_however_sequences_end(
     assert {line["text"] for line in lines} == {None}
 
 
-def test_what_is_complete_from_the_first_line_on_can_be_read_during_the_run(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl"
+def test_a_completion_is_kept_as_soon_as_its_sequence_has_ended(tmp_path: Path) -> None:
     partial = tmp_path / "out.jsonl.partial"
-    with CompletionWriter(path, prompts(None, None, None), None) as writer:
-        writer.add(FinishedSequence(1, (), "stop"))
+    with writing(tmp_path / "out.jsonl", prompts(None, None, None), None) as writer:
         assert partial.read_text() == ""
+        writer.add(FinishedSequence(1, (), "stop"))
+        assert [line["custom_id"] for line in journal(partial)] == ["p1"]
         writer.add(FinishedSequence(0, (), "stop"))
-        assert len(partial.read_text().splitlines()) == 2
+        assert [line["custom_id"] for line in journal(partial)] == ["p1", "p0"]
 
 
 def test_leaving_before_the_end_keeps_the_partial_file_and_the_earlier_result(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("of an earlier run\n")
-    with CompletionWriter(path, prompts(None, None), None) as writer:
+    with writing(path, prompts(None, None), None) as writer:
         writer.add(FinishedSequence(0, (4,), "stop"))
     assert path.read_text() == "of an earlier run\n"
-    assert len((tmp_path / "out.jsonl.partial").read_text().splitlines()) == 1
+    assert len(journal(tmp_path / "out.jsonl.partial")) == 1
 
 
 def test_an_existing_result_is_replaced_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("of an earlier run\n")
-    with CompletionWriter(path, prompts(None), None) as writer:
+    with writing(path, prompts(None), None) as writer:
         writer.add(FinishedSequence(0, (4,), "stop"))
         assert path.read_text() == "of an earlier run\n"
         writer.finish()
@@ -134,44 +163,31 @@ def test_an_existing_result_is_replaced_at_the_end(tmp_path: Path) -> None:
 
 
 def test_exact_match_compares_stripped_text_where_it_is_expected(tmp_path: Path) -> None:
-    with CompletionWriter(tmp_path / "out.jsonl", prompts("hi", " hi", "ho", None), Letters()) as writer:
-        assert writer.exact_match is None
+    with writing(tmp_path / "out.jsonl", prompts("hi", " hi", "ho", None), Letters()) as writer:
+        assert writer.answers.exact_match is None
         for index in range(4):
             writer.add(FinishedSequence(index, (0, 8, 9), "stop"))
-        assert writer.exact_match == ExactMatch(matched=2, total=3)
+        assert writer.answers.exact_match == ExactMatch(matched=2, total=3)
 
 
 def test_without_a_tokenizer_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    with CompletionWriter(tmp_path / "out.jsonl", prompts("hi"), None) as writer:
+    with writing(tmp_path / "out.jsonl", prompts("hi"), None) as writer:
         writer.add(FinishedSequence(0, (8, 9), "stop"))
-        assert writer.exact_match is None
+        assert writer.answers.exact_match is None
 
 
 def test_a_folder_that_does_not_exist_is_told_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"No such file or directory.*--output"):
-        CompletionWriter(tmp_path / "missing" / "out.jsonl", prompts(None), None)
+        writing(tmp_path / "missing" / "out.jsonl", prompts(None), None)
 
 
 @pytest.mark.parametrize("place", ["", "/dev/null"])
 def test_a_folder_or_a_device_is_not_replaced(tmp_path: Path, place: str) -> None:
     with pytest.raises(StorageError, match="no regular file"):
-        CompletionWriter(Path(place or tmp_path), prompts(None), None)
-
-
-@contextmanager
-def no_room() -> Iterator[None]:
-    """Files of this process can't grow past one KiB, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+        writing(Path(place or tmp_path), prompts(None), None)
 
 
 def test_a_full_disk_is_told_before_the_run(tmp_path: Path) -> None:
     with no_room(), pytest.raises(StorageError, match="can't be written"):
-        CompletionWriter(tmp_path / "out.jsonl", prompts(None), None)
+        writing(tmp_path / "out.jsonl", prompts(None), None)
     assert not any(tmp_path.iterdir())

@@ -49,7 +49,6 @@ def metrics(steps: list[StepTime], **tokens: int) -> dict[str, Any]:
         lanes=LANES,
         times=steps,
         predicted_tokens_per_s=None,
-        predicted_tokens_per_s_as_ended=None,
         float32_from=None,
         products=HostProducts,
         **counts,

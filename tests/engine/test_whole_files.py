@@ -55,3 +55,14 @@ def test_digests_that_can_t_be_kept_leave_nothing_behind(tmp_path: Path) -> None
     digests.mkdir(parents=True)
     assert DigestCache(digests).content_key({"weights": weights}, lambda done, total: None)
     assert list(digests.parent.iterdir()) == [digests]
+
+
+def test_digests_that_can_t_be_kept_are_found_once_all_the_same(tmp_path: Path) -> None:
+    """A run asks twice for its checkpoint's content."""
+    weights, digests = tmp_path / "weights", tmp_path / "digests.json"
+    weights.write_bytes(b"1" * 100)
+    digests.mkdir()
+    cache, read = DigestCache(digests), list[int]()
+    keys = [cache.content_key({"weights": weights}, lambda done, total: read.append(done)) for _ in range(2)]
+    assert keys[0] == keys[1]
+    assert read == [100]

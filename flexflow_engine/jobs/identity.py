@@ -1,0 +1,73 @@
+"""What a job's completions depend on, so that a later run knows which of them are its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.files import reporting
+from flexflow_engine.jobs.prompts import Prompt
+from flexflow_engine.jobs.tokenizer import VOCABULARIES
+
+PLAIN = "plain"
+"""Of all codecs that keep every bit, compressed or not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobIdentity:
+    """Jobs that are equal in this have the same completions. Tiers, budgets and policy are no part of it: they decide
+    where things lie and how many sequences compute at a time.
+    """
+
+    checkpoint: str
+    """Digest of its content."""
+    model: str
+    """The plugin."""
+    dtype: str
+    weights: str
+    """The key of their codec, and of the tables' where it is another one."""
+    kv_cache: str
+    """The key of its codec."""
+    tokenizer: str
+    """Digest of what makes text of token ids."""
+    task: str
+    prompts: str
+    """Digest of their names and token ids, and of those to score."""
+
+    def differences(self, found: object) -> tuple[str, ...] | None:
+        """The fields in which a job is another one, found in a file as `as_json` gave it; None for what is no job."""
+        if not isinstance(found, dict):
+            return None
+        return tuple(name for name, value in self.as_json().items() if found.get(name) != value)
+
+    def as_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def codecs_key(*codecs: Codec) -> str:
+    """What is told of codecs in an identity."""
+    return " ".join(dict.fromkeys(PLAIN if codec.keeps_bytes else codec.key for codec in codecs))
+
+
+def prompts_key(prompts: Sequence[Prompt]) -> str:
+    """A digest of what is asked of the model, in 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        sizes = len(prompt.token_ids), len(prompt.completion)
+        digest.update(json.dumps([prompt.custom_id, *sizes]).encode())
+        digest.update(array("q", prompt.token_ids + prompt.completion).tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_key(folder: Path | None) -> str:
+    """A digest of the vocabularies in a tokenizer's folder. Raises StorageError when one can't be read."""
+    digest = hashlib.sha256()
+    for path in () if folder is None else (folder / name for name in VOCABULARIES):
+        with reporting(path):
+            digest.update(path.read_bytes() if path.is_file() else b"-")
+    return digest.hexdigest()
