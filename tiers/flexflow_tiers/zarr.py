@@ -21,7 +21,8 @@ from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, StoredTensor
 from flexflow_engine.errors import StorageError
 from flexflow_engine.files import reporting
 from flexflow_engine.store.access import READS_AT_ONCE, Access
-from flexflow_engine.store.scratch import RunFolder, ScratchArray, scratch_nbytes
+from flexflow_engine.store.run_folder import RunFolder
+from flexflow_engine.store.scratch import ScratchArray, scratch_nbytes
 from flexflow_engine.store.weights import StoredUnits
 
 
