@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,11 +33,16 @@ def partial_of(path: Path) -> Path:
     return Path(f"{path}{PARTIAL}")
 
 
+def own_ending() -> str:
+    """How the names of this process's files end that are not whole yet, where other processes write the same ones."""
+    return f".{os.getpid()}{PARTIAL}"
+
+
 @contextmanager
 def replacing(path: Path, ending: str = PARTIAL) -> Iterator[Path]:
     """The name under which the body writes a file, which then takes the name `path`; where either fails, it is removed.
 
-    ending: of that name, one of the process's own where several may write at once. Raises StorageError for an OSError.
+    ending: of that name; `own_ending()` where several processes may write at once. Raises StorageError for an OSError.
     """
     partial = Path(f"{path}{ending}")
     try:
