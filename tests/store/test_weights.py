@@ -172,3 +172,18 @@ def test_no_file_stays_open(path: Path) -> None:
         store.read_units(f"model.{TABLE}", 0, 12, np.empty(12 * 24, np.uint8))
         assert open_pages() == 3
     assert open_pages() == 0
+
+
+def test_what_an_array_says_of_itself_is_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are thousands of arrays in a large model."""
+    seen, read_bytes = list[Path](), Path.read_bytes
+
+    def seeing(file: Path) -> bytes:
+        seen.append(file)
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", seeing)
+    with WeightStore.open(path) as store:
+        for _ in range(2):
+            store.read_units(f"model.{BIAS}", 0, 1, np.empty(28, np.uint8))
+    assert seen.count(path / BIAS / "zarr.json") == 1

@@ -85,7 +85,7 @@ class ZarrTier(Tier):
             return shutil.disk_usage(existing).free
 
     def attach(self, tensor: StoredTensor, *, placed_units: int) -> Region:
-        units = StoredUnits(tensor, self._access)
+        units = StoredUnits.open(tensor, self._access)
         units.check_pages()
         counted = placed_units * tensor.unit_nbytes
         self.reserve(counted, what=tensor.name)
