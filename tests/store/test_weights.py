@@ -13,6 +13,7 @@ import zarr
 
 from flexflow_engine.errors import CorruptDataError, FlexFlowError, StorageError
 from flexflow_engine.store.header import KEY, read_header
+from flexflow_engine.store.shard import CHECKSUM_NBYTES
 from flexflow_engine.store.weights import WeightStore
 from flexflow_engine.store.writing import StoreWriter
 from store.stores import (
@@ -143,6 +144,15 @@ def test_a_writer_keeps_whole_pages_and_only_those(path: Path) -> None:
     assert [writer.has_page(TABLE, page) for page in range(3)] == [True, False, True]
     assert [writer.has_page(HALF, page) for page in range(3)] == [False, True, False]
     assert not read_header(path).complete
+
+
+def test_a_writer_keeps_no_page_whose_data_never_reached_the_disk(path: Path) -> None:
+    """As a power cut may leave it: with its name, size and index."""
+    page = path / TABLE / "c" / "1" / "0"
+    data = LAYOUTS[TABLE].units_per_page * (LAYOUTS[TABLE].unit_nbytes + CHECKSUM_NBYTES)
+    page.write_bytes(bytes(data) + page.read_bytes()[data:])
+    writer = StoreWriter(path, HEADER, LAYOUTS)
+    assert [writer.has_page(TABLE, page) for page in range(3)] == [True, False, True]
 
 
 def test_a_writer_makes_arrays_of_another_layout_anew(path: Path) -> None:
