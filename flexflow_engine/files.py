@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,25 @@ def replacing(path: Path, ending: str = PARTIAL) -> Iterator[Path]:
         with suppress(OSError):  # the error to tell is the one before
             partial.unlink(missing_ok=True)
         raise
+
+
+def open_locked(path: Path, operation: int) -> int:
+    """A descriptor of the file at `path`, made where there is none, that holds its lock until it is closed.
+
+    operation: flock's. Whoever holds the lock may rename or remove the file: then the next one to get the lock opens
+    another. Raises OSError, BlockingIOError where the operation does not wait and somebody holds the lock.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, operation)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from flexflow_engine.errors import StorageError
-from flexflow_engine.files import partial_of
+from flexflow_engine.files import open_locked, partial_of
 from flexflow_engine.jobs.batching import FinishedSequence
 from flexflow_engine.jobs.prompts import Prompt
 from flexflow_engine.jobs.tokenizer import Tokenizer
@@ -181,18 +181,11 @@ class CompletionWriter:
 
 def _open_alone(path: Path) -> TextIO:
     """An empty file at `path` that no other run writes. Raises StorageError when one does, OSError as `open`."""
-    while True:
-        file = path.open("a", encoding="utf-8")  # what another run has written is left alone until it is known dead
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                return file
-            file.close()  # between opening and locking, the other run gave it its final name
-        except BlockingIOError as error:
-            file.close()
-            what = "another run is writing its completions there"
-            raise StorageError(what, where=str(path), fix="wait for it, or name another place with --output") from error
-        except OSError:
-            file.close()
-            raise
+    try:
+        descriptor = open_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        what = "another run is writing its completions there"
+        raise StorageError(what, where=str(path), fix="wait for it, or name another place with --output") from error
+    file = os.fdopen(descriptor, "w", encoding="utf-8")
+    file.truncate(0)  # only now: what another run has written is left alone until it is known dead
+    return file
