@@ -56,6 +56,15 @@ def replacing(path: Path, ending: str = PARTIAL) -> Iterator[Path]:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those around it that are missing. Raises StorageError."""
+    with reporting(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # nothing was removed: /proc, for one, takes no folders
+            raise StorageError("the folder can't be made", where=str(path), fix="choose another path") from error
+
+
 def open_locked(path: Path, operation: int) -> int:
     """A descriptor of the file at `path`, made where there is none, that holds its lock until it is closed.
 

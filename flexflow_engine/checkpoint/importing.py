@@ -26,7 +26,7 @@ from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, sile
 from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StorageError
-from flexflow_engine.files import open_locked, reporting
+from flexflow_engine.files import make_folder, open_locked, reporting
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.store.array import METADATA, read_layout
 from flexflow_engine.store.header import StoreHeader, header_or_none, read_header
@@ -77,8 +77,8 @@ def store_folder(root: Path, content_key: str, plan: ImportPlan) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a store's folder; waits for whoever holds it. Raises StorageError."""
     path = folder.with_name(folder.name + ".lock")
+    make_folder(path.parent)
     with reporting(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = open_locked(path, fcntl.LOCK_EX)
     try:
         yield

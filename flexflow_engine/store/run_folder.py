@@ -13,7 +13,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from flexflow_engine.files import reporting
+from flexflow_engine.files import make_folder, reporting
 from flexflow_engine.store.shard import BLOCK_NBYTES
 
 _LOCK = "lock"
@@ -25,8 +25,8 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         """Raises StorageError when `root` can't be written."""
         runs = root / "runs"
+        make_folder(runs)
         with reporting(runs):
-            runs.mkdir(parents=True, exist_ok=True)
             _remove_dead(runs)
             self.path, self._lock = _make_locked(runs)
         self._closed = False

@@ -14,7 +14,7 @@ import numpy as np
 from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.errors import CorruptDataError, StorageError
-from flexflow_engine.files import replacing, reporting
+from flexflow_engine.files import make_folder, replacing, reporting
 from flexflow_engine.store.access import BUFFERED, Access
 from flexflow_engine.store.array import METADATA, ArrayLayout, create_array, read_layout, sync_file
 from flexflow_engine.store.compressed import units_nbytes, write_compressed
@@ -49,8 +49,7 @@ class StoreWriter:
         self._compressor = compressor
         self._access = Access(BUFFERED)
         self._unsettled = Unsettled()
-        with reporting(path):
-            path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         write_header(path, self._header)
         for name, layout in layouts.items():
             self._prepare(name, layout)

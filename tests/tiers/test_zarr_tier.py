@@ -215,6 +215,12 @@ def test_a_path_that_cannot_be_made_is_told_and_nothing_is_made(tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="others may not even try to make a folder in /proc")
+def test_a_path_where_no_folder_can_be_made_is_told() -> None:
+    with pytest.raises(StorageError, match=r"/proc/tier/runs: the folder can't be made; choose another path"):
+        make_tier(Path("/proc/tier"))
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
