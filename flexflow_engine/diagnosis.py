@@ -13,7 +13,7 @@ import torch
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.engine import recipe_checkpoint, recipe_codecs
+from flexflow_engine.engine import recipe_checkpoint, recipe_codecs, recipe_store_room
 from flexflow_engine.errors import FlexFlowError, ProblemsError
 from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.jobs.sizes import format_size
@@ -70,7 +70,10 @@ def diagnose(registry: Registry, recipe: Recipe | None) -> Iterator[Finding]:
     for codec in subject.codecs:
         yield from _codec(codec, working)
     if recipe is not None:
-        yield from _checkpoint(registry, recipe)
+        checkpoint = list(_checkpoint(registry, recipe))
+        yield from checkpoint
+        if all(finding.state == "fine" for finding in checkpoint):
+            yield from _store(registry, recipe)
 
 
 def _installed(registry: Registry) -> _Subject:
@@ -205,6 +208,24 @@ def _checkpoint(registry: Registry, recipe: Recipe) -> Iterator[Finding]:
         yield from _told(about, error, "fails")
     else:
         yield Finding(about=about, found=f"{reference}, {layers} layers")
+
+
+def _store(registry: Registry, recipe: Recipe) -> Iterator[Finding]:
+    """The room that it takes, unless it is there."""
+    about = "weight store"
+    try:
+        room = recipe_store_room(recipe, registry)
+        found, free = f"{format_size(room.nbytes)} under {room.root}", room.free_nbytes
+    except FlexFlowError as error:
+        yield from _told(about, error, "fails")
+        return
+    if room.imported:
+        yield Finding(about=about, found=f"{found}, imported")
+    elif room.nbytes <= free:
+        yield Finding(about=about, found=f"{found}, imported once; {format_size(free)} free")
+    else:
+        help_ = "free some space there, or choose a path on a larger disk"
+        yield Finding(about=about, state="fails", found=f"{found}, and {format_size(free)} free", help=help_)
 
 
 def _told(about: str, error: FlexFlowError, state: State) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.importing import import_checkpoint
+from flexflow_engine.checkpoint.room import StoreRoom, store_room
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.matmul import HostProducts, TeamProducts, usual_float32_from, usual_products
 from flexflow_engine.declared.codecs import check_codec
@@ -198,6 +199,12 @@ def store_root(recipe: Recipe, registry: Registry) -> Path:
     """Where weight stores lie: under the first tier that reads them in place, else in the user's cache folder."""
     roots = (registry.tier(tier.plugin).store_root(tier.options) for tier in recipe.tiers)
     return next((root for root in roots if root is not None), user_cache())
+
+
+def recipe_store_room(recipe: Recipe, registry: Registry) -> StoreRoom:
+    """What the recipe's weight store takes, and where. Reads no weights. Raises CheckpointError."""
+    codecs = recipe_codecs(recipe, registry)
+    return store_room(recipe_checkpoint(recipe, registry), codecs.weights, codecs.small, store_root(recipe, registry))
 
 
 def _denser_codecs(registry: Registry) -> dict[str, Codec]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,11 +34,16 @@ def partial_of(path: Path) -> Path:
     return Path(f"{path}{PARTIAL}")
 
 
+def own_ending() -> str:
+    """How the names of this process's files end that are not whole yet, where other processes write the same ones."""
+    return f".{os.getpid()}{PARTIAL}"
+
+
 @contextmanager
 def replacing(path: Path, ending: str = PARTIAL) -> Iterator[Path]:
     """The name under which the body writes a file, which then takes the name `path`; where either fails, it is removed.
 
-    ending: of that name, one of the process's own where several may write at once. Raises StorageError for an OSError.
+    ending: of that name; `own_ending()` where several processes may write at once. Raises StorageError for an OSError.
     """
     partial = Path(f"{path}{ending}")
     try:
@@ -47,6 +54,34 @@ def replacing(path: Path, ending: str = PARTIAL) -> Iterator[Path]:
         with suppress(OSError):  # the error to tell is the one before
             partial.unlink(missing_ok=True)
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those around it that are missing. Raises StorageError."""
+    with reporting(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # nothing was removed: /proc, for one, takes no folders
+            raise StorageError("the folder can't be made", where=str(path), fix="choose another path") from error
+
+
+def open_locked(path: Path, operation: int) -> int:
+    """A descriptor of the file at `path`, made where there is none, that holds its lock until it is closed.
+
+    operation: flock's. Whoever holds the lock may rename or remove the file: then the next one to get the lock opens
+    another. Raises OSError, BlockingIOError where the operation does not wait and somebody holds the lock.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, operation)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:

@@ -10,5 +10,6 @@ synthetic.py   a checkpoint that is made up
 digest.py      what a checkpoint's content is called
 plan.py        what an import will write, and everything that stands against it
 importing.py   import_checkpoint
+room.py        how much of a disk a weight store takes
 catalogue.py   the imported stores of a folder
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flexflow_engine.errors import CheckpointError, StorageError
-from flexflow_engine.files import PARTIAL, replacing
+from flexflow_engine.files import own_ending, replacing
 
 _BUFFER_NBYTES = 4 * 2**20
 
@@ -60,7 +60,7 @@ class DigestCache:
 
     def _store(self, known: dict[str, Any]) -> None:
         """Best effort: a cache that can't be written is a slow start next time, not an error."""
-        with suppress(StorageError), replacing(self._path, f".{os.getpid()}{PARTIAL}") as partial:
+        with suppress(StorageError), replacing(self._path, own_ending()) as partial:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(known))
 

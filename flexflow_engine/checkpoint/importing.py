@@ -1,7 +1,7 @@
 """Streaming a checkpoint into a weight store, page by page.
 
     <root>/weights/<content key>-<dtype>-<codec>/       the store
-    <root>/weights/<content key>-<dtype>-<codec>.lock   held while it is written
+    <root>/weights/<content key>-<dtype>-<codec>.lock   held while it is written, gone then
 
 The codec of the tables follows where it is another one. Stores of one checkpoint share the pages that are equal, as
 hard links: small tensors, and what the same codec has encoded.
@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, sile
 from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StorageError
-from flexflow_engine.files import reporting
+from flexflow_engine.files import make_folder, open_locked, reporting
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.store.array import METADATA, read_layout
 from flexflow_engine.store.header import StoreHeader, header_or_none, read_header
@@ -77,14 +77,14 @@ def store_folder(root: Path, content_key: str, plan: ImportPlan) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a store's folder; waits for whoever holds it. Raises StorageError."""
     path = folder.with_name(folder.name + ".lock")
+    make_folder(path.parent)
     with reporting(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_locked(path, fcntl.LOCK_EX)
     try:
-        with reporting(path):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        with suppress(OSError):  # it stays, and does no harm
+            path.unlink()
         os.close(descriptor)
 
 

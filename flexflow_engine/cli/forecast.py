@@ -10,21 +10,23 @@ from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Placement
 from flexflow_engine.abc.prediction import LaneUse, Prediction
 from flexflow_engine.abc.scheduler import Candidate
 from flexflow_engine.cli.columns import columns
-from flexflow_engine.cli.report import plan_as_json, render_plan
+from flexflow_engine.cli.report import plan_as_json, render_plan, render_store, store_as_json
 from flexflow_engine.jobs.sizes import format_size
 
 if TYPE_CHECKING:
+    from flexflow_engine.checkpoint.room import StoreRoom
     from flexflow_engine.engine import Forecast
 
 BAR_WIDTH = 30
 
 
-def render_forecast(forecast: Forecast) -> str:
+def render_forecast(forecast: Forecast, room: StoreRoom) -> str:
     """The memory table as `run --dry-run` has it, bars of what is full and what is busy, and the predicted times."""
     plan, prediction = forecast.plan, forecast.prediction
     parts = [
         render_plan(plan.policy, plan.memory),
         _memory_bars(plan.memory),
+        render_store(room),
         _lane_bars(prediction),
         "\n".join(_summary(forecast)),
         *_runners_up(forecast),
@@ -34,7 +36,7 @@ def render_forecast(forecast: Forecast) -> str:
     return "\n\n".join(parts)
 
 
-def forecast_as_json(forecast: Forecast) -> dict[str, object]:
+def forecast_as_json(forecast: Forecast, room: StoreRoom) -> dict[str, object]:
     """What `plan --json` prints: keys as in `--metrics`, the memory table as in `--dry-run`, and whether it fits."""
     plan, prediction = forecast.plan, forecast.prediction
     tiers = {
@@ -73,6 +75,7 @@ def forecast_as_json(forecast: Forecast) -> dict[str, object]:
             for better in forecast.improvements
         ],
         **plan_as_json(plan.policy, plan.memory),
+        **store_as_json(room),
     }
 
 

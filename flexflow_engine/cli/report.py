@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Policy
 from flexflow_engine.cli.columns import columns
 from flexflow_engine.jobs.sizes import format_size
+
+if TYPE_CHECKING:
+    from flexflow_engine.checkpoint.room import StoreRoom
 
 
 def render_run(metrics: Mapping[str, Any]) -> str:
@@ -29,6 +32,19 @@ def render_plan(policy: Policy, memory: MemoryTable) -> str:
 def plan_as_json(policy: Policy, memory: MemoryTable) -> dict[str, object]:
     """The same for programs: the policy as `fixed` takes it, and each tier's lines."""
     return {"policy": policy.as_fixed(), "memory": {tier: _tier_as_json(memory, tier) for tier in memory.budgets}}
+
+
+def render_store(room: StoreRoom) -> str:
+    """How much of a disk the weight store takes."""
+    store = f"weight store: {format_size(room.nbytes)} under {room.root}"
+    if room.imported:
+        return f"{store}, imported"
+    return f"{store}, imported once; a budget counts no more of it than is placed on its tier"
+
+
+def store_as_json(room: StoreRoom) -> dict[str, object]:
+    """The same for programs."""
+    return {"weight_store": {"under": str(room.root), "nbytes": room.nbytes, "imported": room.imported}}
 
 
 def _summary(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import typer
 from flexflow_engine.cli.hardware import Hardware, hardware_for
 from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
-from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
+from flexflow_engine.cli.report import plan_as_json, render_plan, render_run, render_store, store_as_json
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, inputs_of, load
 from flexflow_engine.files import partial_of
 from flexflow_engine.jobs.journal import set_aside
@@ -52,12 +52,15 @@ def run(
 
 def _show_plan(recipe: Recipe, registry: Registry, hardware: Path | None, *, as_json: bool) -> None:
     """Print what lies where. Raises PolicyError afterwards when it does not fit."""
-    from flexflow_engine.engine import plan_recipe  # noqa: PLC0415  # torch; --help must not import it
+    from flexflow_engine.engine import plan_recipe, recipe_store_room  # noqa: PLC0415  # torch; --help must not import it
 
     with progress_on_stderr() as progress:
         plan = plan_recipe(recipe, registry, hardware_for(hardware, progress.notice))
-    found = plan_as_json(plan.policy, plan.memory)
-    print(json.dumps(found, indent=2) if as_json else render_plan(plan.policy, plan.memory), flush=True)
+    room = recipe_store_room(recipe, registry)
+    if as_json:
+        print(json.dumps({**plan_as_json(plan.policy, plan.memory), **store_as_json(room)}, indent=2), flush=True)
+    else:
+        print(f"{render_plan(plan.policy, plan.memory)}\n\n{render_store(room)}", flush=True)
     plan.require_fit()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from flexflow_engine.errors import StorageError
-from flexflow_engine.files import reporting
+from flexflow_engine.files import open_locked, reporting
 
 if TYPE_CHECKING:
     from flexflow_engine.jobs.identity import JobIdentity
@@ -121,6 +121,7 @@ class Journal:
 
     def _write(self, line: Mapping[str, Any]) -> Place:
         raw = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        self._file.seek(self._end)
         self._file.write(raw)
         self._file.flush()
         return self._advance(raw)
@@ -170,17 +171,9 @@ def _open_alone(path: Path) -> BinaryIO:
     """The file at `path`, made where there is none, that no other run has. Raises StorageError when one does, OSError
     as `open`.
     """
-    while True:
-        file = path.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-            file.close()  # between opening and locking, the other run removed it
-        except BlockingIOError as error:
-            file.close()
-            what = "another run is writing its completions there"
-            raise StorageError(what, where=str(path), fix="wait for it, or name another place with --output") from error
-        except OSError:
-            file.close()
-            raise
+    try:
+        descriptor = open_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        what = "another run is writing its completions there"
+        raise StorageError(what, where=str(path), fix="wait for it, or name another place with --output") from error
+    return os.fdopen(descriptor, "r+b")

@@ -27,7 +27,7 @@ from flexflow_engine.abc.hardware import (
     ProductRates,
 )
 from flexflow_engine.errors import HardwareError, ProblemsError, RecipeError
-from flexflow_engine.files import replacing
+from flexflow_engine.files import own_ending, replacing
 from flexflow_engine.jobs.document import read_document
 from flexflow_engine.jobs.problems import Problems
 from flexflow_engine.jobs.schema import Size
@@ -48,7 +48,7 @@ def read_profile(path: Path) -> HardwareProfile:
 
 def write_profile(profile: HardwareProfile, path: Path) -> None:
     """Write what `read_profile` reads, whole or not at all; its folder is made. Raises StorageError."""
-    with replacing(path) as partial:
+    with replacing(path, own_ending()) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(render_profile(profile), encoding="utf-8")
 

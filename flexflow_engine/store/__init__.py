@@ -14,7 +14,8 @@
     header.py       what the group of a weight store says about itself
     weights.py      WeightStore: the imported weights of one model, read by tensor name
     writing.py      StoreWriter: makes a weight store page by page, and goes on with an unfinished one
-    scratch.py      regions that live as long as a run, in a folder that is cleaned up even after a crash
+    run_folder.py   a folder for one run's files, cleaned up even after a crash
+    scratch.py      regions that live as long as a run
     descriptors.py  open files, a bounded number of them
 
 Stock zarr-python reads every array; this package moves the bytes itself, because it can then read straight into the

@@ -12,7 +12,7 @@ from typing import Any
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError
-from flexflow_engine.files import replacing, reporting
+from flexflow_engine.files import make_folder, replacing, reporting
 from flexflow_engine.store.encoding import PREFIX, UNIT_NBYTES, Compression, Encoding
 from flexflow_engine.store.shard import ShardFile
 
@@ -111,8 +111,7 @@ class ArrayLayout:
 
 def create_array(folder: Path, layout: ArrayLayout) -> None:
     """Make an array without pages at `folder`. Raises StorageError when that can't be written."""
-    with reporting(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_metadata(folder, _array_metadata(layout))
 
 

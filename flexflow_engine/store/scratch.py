@@ -1,7 +1,6 @@
 """Regions of one run on a disk: written and read at random, gone when the run ends.
 
-    <root>/runs/<pid>-<random>/lock              held with flock while the run lives; one block
-    <root>/runs/<pid>-<random>/<region>/         a Zarr v3 array uint8 [num_units, unit_nbytes], one shard file
+    <folder of the run>/<region>/         a Zarr v3 array uint8 [num_units, unit_nbytes], one shard file
 
 The files are sparse: a unit takes room once it is written. Units follow each other as they do in memory, so that any
 run of them is one request of as many bytes. Their checksums stay with the run, four bytes a unit.
@@ -9,9 +8,7 @@ run of them is one request of as many bytes. Their checksums stay with the run, 
 
 from __future__ import annotations
 
-import fcntl
 import os
-import secrets
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -26,42 +23,12 @@ from flexflow_engine.store.array import ArrayLayout, create_array
 from flexflow_engine.store.checksums import checksums_of, verify
 from flexflow_engine.store.index import write_index
 from flexflow_engine.store.settling import settle
-from flexflow_engine.store.shard import BLOCK_NBYTES, round_up
+from flexflow_engine.store.shard import round_up
 from flexflow_engine.store.spans import read_span, write_span
 
-_LOCK = "lock"
 _VERIFIED_NBYTES = 4 * 2**20
 """Units are read and verified so many bytes at a time, while they are in the processor's cache."""
 _FIX = "run again; if it happens again, the disk or the memory may be failing"
-
-
-class RunFolder:
-    """A folder for one run's files. Folders of runs that died are removed when a new one is made."""
-
-    def __init__(self, root: Path) -> None:
-        """Raises StorageError when `root` can't be written."""
-        runs = root / "runs"
-        with reporting(runs):
-            runs.mkdir(parents=True, exist_ok=True)
-            _remove_dead(runs)
-            self.path, self._lock = _make_locked(runs)
-        self._closed = False
-
-    @property
-    def sample(self) -> Path:
-        """A file of one block, to find out on it what I/O the file system takes."""
-        return self.path / _LOCK
-
-    def close(self) -> None:
-        """Remove the folder with everything in it. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            with reporting(self.path):
-                _remove(self.path)
-        finally:
-            os.close(self._lock)
 
 
 class ScratchArray:
@@ -158,44 +125,3 @@ def scratch_nbytes(spec: RegionSpec) -> int:
 
 def _layout(spec: RegionSpec) -> ArrayLayout:
     return ArrayLayout.opaque(num_units=spec.num_units, unit_nbytes=spec.unit_nbytes, units_per_page=spec.num_units)
-
-
-def _make_locked(runs: Path) -> tuple[Path, int]:
-    """A new folder in `runs` and the descriptor that holds its lock.
-
-    It gets its name only once it is locked, so that nobody takes it for the folder of a dead run.
-    """
-    name = f"{os.getpid()}-{secrets.token_hex(4)}"
-    draft = runs / f".{name}"
-    draft.mkdir()
-    lock = os.open(draft / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    os.write(lock, bytes(BLOCK_NBYTES))  # something to try direct I/O on
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return draft.rename(runs / name), lock
-
-
-def _remove_dead(runs: Path) -> None:
-    """Remove the folders in `runs` whose lock nobody holds; what belongs to another user is left alone."""
-    for folder in sorted(runs.glob("[!.]*")):
-        try:
-            lock = os.open(folder / _LOCK, os.O_RDWR)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(folder)
-        except OSError:
-            continue
-        finally:
-            os.close(lock)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a locked folder, its lock last: until then nobody else may take it."""
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != _LOCK:
-            entry.unlink()
-    (folder / _LOCK).unlink(missing_ok=True)
-    folder.rmdir()

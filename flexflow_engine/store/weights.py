@@ -37,17 +37,23 @@ class StoredUnits:
     read each time.
     """
 
-    def __init__(self, tensor: StoredTensor, access: Access) -> None:
-        """Raises CorruptDataError when zarr.json is not what `tensor` says, StorageError when there is none."""
+    def __init__(self, tensor: StoredTensor, layout: ArrayLayout, access: Access) -> None:
+        """layout: what `tensor` was made of."""
         self.tensor = tensor
-        self._layout = read_layout(tensor.path)
+        self._layout = layout
         self._access = access
         self._checked: set[int] = set()
         self._bounds: dict[int, Bounds] = {}
-        if stored_tensor(tensor.name, tensor.path, self._layout, tensor.compressor) != tensor:
-            raise CorruptDataError(f"{tensor.name} is cut otherwise than expected", where=str(tensor.path), fix=FIX)
         if tensor.compressor is not None:
             access.widen(buffer_nbytes(tensor.unit_nbytes, tensor.compressor))
+
+    @classmethod
+    def open(cls, tensor: StoredTensor, access: Access) -> StoredUnits:
+        """Raises CorruptDataError when zarr.json is not what `tensor` says, StorageError when there is none."""
+        layout = read_layout(tensor.path)
+        if stored_tensor(tensor.name, tensor.path, layout, tensor.compressor) != tensor:
+            raise CorruptDataError(f"{tensor.name} is cut otherwise than expected", where=str(tensor.path), fix=FIX)
+        return cls(tensor, layout, access)
 
     def check_pages(self) -> None:
         """Raise CorruptDataError when a page file is missing or of the wrong size; their content is not read.
@@ -202,8 +208,9 @@ class WeightStore:
             raise CorruptDataError(f"the weight store has no tensor {name}", where=str(self.path), fix=FIX)
         if array not in self._units:
             folder = self.path / array
-            tensor = stored_tensor(array, folder, read_layout(folder), self._compressor)
-            self._units[array] = StoredUnits(tensor, self._access)
+            layout = read_layout(folder)
+            tensor = stored_tensor(array, folder, layout, self._compressor)
+            self._units[array] = StoredUnits(tensor, layout, self._access)
         return self._units[array]
 
 

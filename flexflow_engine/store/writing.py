@@ -14,16 +14,16 @@ import numpy as np
 from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.errors import CorruptDataError, StorageError
-from flexflow_engine.files import replacing, reporting
+from flexflow_engine.files import make_folder, replacing, reporting
 from flexflow_engine.store.access import BUFFERED, Access
 from flexflow_engine.store.array import METADATA, ArrayLayout, create_array, read_layout, sync_file
-from flexflow_engine.store.compressed import read_bounds, units_nbytes, write_compressed
+from flexflow_engine.store.compressed import units_nbytes, write_compressed
 from flexflow_engine.store.header import StoreHeader, write_header
-from flexflow_engine.store.index import open_complete, open_to_read, write_index
+from flexflow_engine.store.index import open_complete, write_index
 from flexflow_engine.store.settling import Unsettled, begin_writing, settle
 from flexflow_engine.store.shard import ShardFile
 from flexflow_engine.store.units import write_units
-from flexflow_engine.store.weights import FIX
+from flexflow_engine.store.weights import FIX, StoredUnits, stored_tensor
 
 _BLOCK_OF_STAT = 512
 """Bytes, by POSIX."""
@@ -49,8 +49,7 @@ class StoreWriter:
         self._compressor = compressor
         self._access = Access(BUFFERED)
         self._unsettled = Unsettled()
-        with reporting(path):
-            path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         write_header(path, self._header)
         for name, layout in layouts.items():
             self._prepare(name, layout)
@@ -64,14 +63,22 @@ class StoreWriter:
         return self._layouts[name].page_file(self.path / name, page, name=name, fix=FIX)
 
     def has_page(self, name: str, page: int) -> bool:
-        """Whether the page is there with its size and index right. Raises StorageError when it can't be read."""
-        file = self.page_file(name, page)
+        """Whether the page is there with every unit right. Raises StorageError when it can't be read.
+
+        Size and index are not enough: after a power cut a file may have them without its data.
+        """
+        file, layout = self.page_file(name, page), self._layouts[name]
         if not file.path.exists():
             return False
+        units = StoredUnits(stored_tensor(name, self.path / name, layout, self._compressor), layout, self._access)
         try:
-            self._check_page(file, self._compressor_of(name))
+            first, out = page * layout.units_per_page, np.empty(file.num_slots * file.unit_nbytes, np.uint8)
+            units.read(first, file.num_slots, out)
         except CorruptDataError:
             return False
+        finally:
+            units.close()
+        settle(file.path)
         return True
 
     def write_page(self, name: str, page: int, data: HostBytes) -> None:
@@ -116,18 +123,6 @@ class StoreWriter:
 
     def _compressor_of(self, name: str) -> Compressor | None:
         return None if self._layouts[name].compression is None else self._compressor
-
-    def _check_page(self, file: ShardFile, compressor: Compressor | None) -> None:
-        """Raise CorruptDataError when size or index are wrong."""
-        if compressor is None:
-            os.close(open_complete(file, self._access))
-            return
-        descriptor = open_to_read(file, self._access)
-        try:
-            with self._access.using(descriptor) as opened:
-                read_bounds(file, opened, compressor)
-        finally:
-            os.close(descriptor)
 
     def _prepare(self, name: str, layout: ArrayLayout) -> None:
         """Make the array, unless it is there in this very layout."""

@@ -54,4 +54,4 @@ def test_stores_are_listed_and_removed(tmp_path: Path, folder: Path) -> None:
     (unreadable,) = list_stores(root)
     assert (unreadable.reference, unreadable.complete) == ("", False)
     remove_store(root, single.name)
-    assert list_stores(root) == ()
+    assert list(root.rglob("*")) == [root / "weights"], "a lock file is left"

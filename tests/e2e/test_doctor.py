@@ -123,6 +123,18 @@ def test_budgets_beyond_what_is_free_are_a_note(command: CommandLine, recipe: Pa
         assert "lower the budgets" in room["help"]
 
 
+def test_the_room_of_the_weight_store_is_told_until_it_is_imported(command: CommandLine, recipe: Path) -> None:
+    (store,) = about(findings(command("doctor", recipe, "--json")), "weight store")
+    assert store["state"] == "fine"
+    assert "imported once" in store["found"]
+    assert str(recipe.parent / "disk") in store["found"]
+    assert command("import", recipe).status == 0
+    (store,) = about(findings(command("doctor", recipe, "--json")), "weight store")
+    assert store["found"].endswith(", imported")
+    (other,) = about(findings(command("doctor", recipe, "--json", "--set=codecs.weights=group-int4")), "weight store")
+    assert "imported once" in other["found"]
+
+
 def test_every_problem_of_a_checkpoint_fails(command: CommandLine, recipe: Path, tmp_path: Path) -> None:
     weights = tmp_path / "checkpoint" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

@@ -188,6 +188,10 @@ def test_a_disk_too_small_for_the_weights_is_told_before_one_is_written(
     assert "the weights need" in outcome.stderr
     assert not Path("job.completions.jsonl").exists()
     assert not [path for path in small_disk.rglob("*") if path.is_file() and path.name == "0"]
+    outcome = command("doctor", recipe, f"--set=tiers.disk.path={small_disk}")
+    assert outcome.status == 2
+    assert "error: weight store: " in outcome.stderr
+    assert f"under {small_disk}, and 512.0 KiB free; free some space" in outcome.stderr
 
 
 def test_a_disk_too_small_for_the_cache_is_told_before_the_run(

@@ -20,7 +20,7 @@ ON_HOST = (
     "--set=scheduler={plugin: fixed, gpu_batch_size: 4, num_gpu_batches: 1, weights: {host: 100}, kv_cache: {gpu: 100},"
     " activations: {gpu: 100}}"
 )
-KEYS = {"predicted_tokens_per_s", "policy", "tiers", "lanes", "bound_by", "fits"}
+KEYS = {"weight_store", "predicted_tokens_per_s", "policy", "tiers", "lanes", "bound_by", "fits"}
 
 
 @pytest.fixture

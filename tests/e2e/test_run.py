@@ -141,6 +141,7 @@ def test_a_dry_run_shows_the_memory_table_and_touches_nothing(run: Run, command:
     recipe = write_recipe(tmp_path / "recipe", run.checkpoint, PROMPTS)
     before = sorted(tmp_path.rglob("*"))
     outcome = command("run", recipe, "--dry-run")
+    assert "weight store: " in outcome.stdout
     assert outcome.status == 0
     assert "kv_cache" in outcome.stdout
     assert sorted(tmp_path.rglob("*")) == before

@@ -126,3 +126,11 @@ def test_a_file_that_is_no_profile_at_all(tmp_path: Path) -> None:
     assert "nested too deeply" in problems_of(tmp_path, f"name: {'[' * 3000}{']' * 3000}")
     with pytest.raises(ProblemsError, match="the hardware file can't be read"):
         read_profile(tmp_path / "nowhere.yaml")
+
+
+def test_a_profile_that_another_process_is_writing_too_is_left_to_it(tmp_path: Path) -> None:
+    path, others = tmp_path / "machine.yaml", tmp_path / "machine.yaml.partial"
+    others.write_text("half of ")
+    write_profile(profile(), path)
+    assert read_profile(path) == profile()
+    assert others.read_text() == "half of "

@@ -23,7 +23,7 @@ from flexflow_engine.planning.hardware import read_profile
 from flexflow_engine.planning.profile import arithmetic
 from flexflow_engine.planning.profile.arithmetic import first_of_the_last
 from flexflow_engine.planning.profile.bench import Bench
-from flexflow_engine.planning.profile.cache import profile_path, this_machine
+from flexflow_engine.planning.profile.cache import measured_again, profile_path, this_machine
 from flexflow_engine.planning.profile.load import Load, rates
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
@@ -99,6 +99,22 @@ def test_a_profile_has_what_a_recipe_needs_and_is_read_the_second_time(keeper: B
     assert keeper.measure(asked) == profile
     assert keeper.notices == []
     assert list((tmp_path / "disk" / "runs").iterdir()) == [], "files of the measurement are left"
+
+
+def test_measuring_again_replaces_what_is_known_once_it_is_done(keeper: Bookkeeper, tmp_path: Path) -> None:
+    def interrupt(line: str) -> None:
+        if "(2 of" in line:
+            raise KeyboardInterrupt
+
+    asked = needs(tmp_path)
+    profile = keeper.measure(asked)
+    with pytest.raises(KeyboardInterrupt):
+        measured_again(asked, sizes=TINY, notice=interrupt)
+    assert keeper.measure(asked) == profile
+    assert keeper.notices == []
+    anew = measured_again(asked, sizes=TINY, notice=keeper.notices.append)
+    assert len(keeper.measured) == 3
+    assert keeper.measure(asked) == anew != profile
 
 
 def test_two_ways_to_multiply_16_bit_numbers_are_compared(keeper: Bookkeeper, tmp_path: Path) -> None:

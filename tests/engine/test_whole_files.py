@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from flexflow_engine.checkpoint.digest import DigestCache
 from flexflow_engine.errors import StorageError
-from flexflow_engine.files import replacing
+from flexflow_engine.files import open_locked, replacing
 
 
 def write(path: Path, text: str, error: BaseException | None = None) -> None:
@@ -66,3 +69,20 @@ def test_digests_that_can_t_be_kept_are_found_once_all_the_same(tmp_path: Path) 
     keys = [cache.content_key({"weights": weights}, lambda done, total: read.append(done)) for _ in range(2)]
     assert keys[0] == keys[1]
     assert read == [100]
+
+
+def test_a_lock_is_held_by_one_at_a_time_though_each_removes_its_file(tmp_path: Path) -> None:
+    path, holder = tmp_path / "lock", tmp_path / "holder"
+
+    def hold(number: int) -> None:
+        descriptor = open_locked(path, fcntl.LOCK_EX)
+        try:
+            holder.touch(exist_ok=False)
+            holder.unlink()
+            path.unlink()
+        finally:
+            os.close(descriptor)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(hold, range(400)))
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ import zarr
 
 from flexflow_engine.errors import CorruptDataError, FlexFlowError, StorageError
 from flexflow_engine.store.header import KEY, read_header
+from flexflow_engine.store.shard import CHECKSUM_NBYTES
 from flexflow_engine.store.weights import WeightStore
 from flexflow_engine.store.writing import StoreWriter
 from store.stores import (
@@ -145,6 +146,15 @@ def test_a_writer_keeps_whole_pages_and_only_those(path: Path) -> None:
     assert not read_header(path).complete
 
 
+def test_a_writer_keeps_no_page_whose_data_never_reached_the_disk(path: Path) -> None:
+    """As a power cut may leave it: with its name, size and index."""
+    page = path / TABLE / "c" / "1" / "0"
+    data = LAYOUTS[TABLE].units_per_page * (LAYOUTS[TABLE].unit_nbytes + CHECKSUM_NBYTES)
+    page.write_bytes(bytes(data) + page.read_bytes()[data:])
+    writer = StoreWriter(path, HEADER, LAYOUTS)
+    assert [writer.has_page(TABLE, page) for page in range(3)] == [True, False, True]
+
+
 def test_a_writer_makes_arrays_of_another_layout_anew(path: Path) -> None:
     narrower = LAYOUTS | {TABLE: replace(LAYOUTS[TABLE], page_shape=(4, 6))}
     writer = StoreWriter(path, HEADER, narrower)
@@ -172,3 +182,18 @@ def test_no_file_stays_open(path: Path) -> None:
         store.read_units(f"model.{TABLE}", 0, 12, np.empty(12 * 24, np.uint8))
         assert open_pages() == 3
     assert open_pages() == 0
+
+
+def test_what_an_array_says_of_itself_is_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are thousands of arrays in a large model."""
+    seen, read_bytes = list[Path](), Path.read_bytes
+
+    def seeing(file: Path) -> bytes:
+        seen.append(file)
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", seeing)
+    with WeightStore.open(path) as store:
+        for _ in range(2):
+            store.read_units(f"model.{BIAS}", 0, 1, np.empty(28, np.uint8))
+    assert seen.count(path / BIAS / "zarr.json") == 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import zarr
 
 from flexflow_engine.abc.tier import RegionSpec
 from flexflow_engine.errors import CorruptDataError, StorageError, TierError
+from flexflow_engine.store.run_folder import RunFolder
 from flexflow_engine.store.weights import WeightStore
 from flexflow_tiers.zarr import ZarrOptions, ZarrTier
 from store.stores import TABLE, flip_byte, unit_bytes, write_store
@@ -165,6 +168,39 @@ def test_what_a_killed_run_left_is_removed_and_a_living_runs_files_stay(tmp_path
     assert run_folders(tmp_path) == []
 
 
+def test_folders_of_runs_that_were_killed_as_they_began_or_ended_are_removed(tmp_path: Path) -> None:
+    for name in (".7-draft", "7-began", "7-ended"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "runs" / ".7-draft" / "lock").touch()
+    (tmp_path / "runs" / "7-began" / "lock").touch()
+    make_tier(tmp_path).close()
+    assert run_folders(tmp_path) == []
+
+
+def test_a_run_that_finds_no_room_for_its_lock_leaves_nothing(tmp_path: Path) -> None:
+    before, open_before = resource.getrlimit(resource.RLIMIT_FSIZE), open_files()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(StorageError, match="file too large"):
+            make_tier(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert run_folders(tmp_path) == []
+    assert open_files() == open_before
+
+
+def test_runs_that_begin_and_end_at_once_take_nothing_from_each_other(tmp_path: Path) -> None:
+    def runs(_: int) -> None:
+        for _ in range(40):
+            run = RunFolder(tmp_path)
+            assert run.sample.exists()
+            run.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(runs, range(8)))
+    assert run_folders(tmp_path) == []
+
+
 def test_importing_the_tier_imports_neither_torch_nor_zarr() -> None:
     program = "import sys, flexflow_tiers.zarr; assert not {'torch', 'zarr'} & set(sys.modules), 'heavy'"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -177,6 +213,12 @@ def test_a_path_that_cannot_be_made_is_told_and_nothing_is_made(tmp_path: Path) 
         ZarrTier.check_available(ZarrOptions(tmp_path / "file" / "tier"))
     ZarrTier.check_available(ZarrOptions(tmp_path / "new" / "tier"))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others may not even try to make a folder in /proc")
+def test_a_path_where_no_folder_can_be_made_is_told() -> None:
+    with pytest.raises(StorageError, match=r"/proc/tier/runs: the folder can't be made; choose another path"):
+        make_tier(Path("/proc/tier"))
 
 
 @pytest.fixture

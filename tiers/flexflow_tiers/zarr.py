@@ -21,7 +21,8 @@ from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, StoredTensor
 from flexflow_engine.errors import StorageError
 from flexflow_engine.files import reporting
 from flexflow_engine.store.access import READS_AT_ONCE, Access
-from flexflow_engine.store.scratch import RunFolder, ScratchArray, scratch_nbytes
+from flexflow_engine.store.run_folder import RunFolder
+from flexflow_engine.store.scratch import ScratchArray, scratch_nbytes
 from flexflow_engine.store.weights import StoredUnits
 
 
@@ -84,7 +85,7 @@ class ZarrTier(Tier):
             return shutil.disk_usage(existing).free
 
     def attach(self, tensor: StoredTensor, *, placed_units: int) -> Region:
-        units = StoredUnits(tensor, self._access)
+        units = StoredUnits.open(tensor, self._access)
         units.check_pages()
         counted = placed_units * tensor.unit_nbytes
         self.reserve(counted, what=tensor.name)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.errors import ProblemsError, StorageError
-from flexflow_engine.files import reporting
 from flexflow_engine.planning.hardware import read_profile, write_profile
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.measure import complete
@@ -35,11 +34,12 @@ def this_machine(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -
     return needs.choose(profile)
 
 
-def forget(needs: Needs) -> None:
-    """Have this machine measured anew, for the dtype of these needs. Raises StorageError."""
-    path = profile_path(Machine.here(), needs)
-    with reporting(path):
-        path.unlink(missing_ok=True)
+def measured_again(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -> HardwareProfile:
+    """The same, with everything that is needed measured anew; what was known is replaced once all of it is measured."""
+    machine = Machine.here()
+    *_, profile = complete(None, needs, name=str(machine), sizes=sizes, notice=notice)
+    _keep(profile, profile_path(machine, needs), notice)
+    return needs.choose(profile)
 
 
 def profile_path(machine: Machine, needs: Needs) -> Path:
