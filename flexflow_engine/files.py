@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what the operating system refuses, told as StorageError with a way out."""
+"""Files that appear whole or not at all, their locks, and what the system refuses, told as StorageError."""
 
 from __future__ import annotations
 

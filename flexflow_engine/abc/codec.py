@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 API_VERSION = 1
+ZARR_PREFIX = "flexflow_engine."
+"""Zarr knows codec `group-int4` as `flexflow_engine.group-int4`, if somebody registered it there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import exp, log
-from typing import Literal
+from typing import Literal, get_args
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import DType
@@ -20,6 +20,7 @@ from flexflow_engine.errors import HardwareError
 
 Direction = Literal["read", "write"]
 """read: towards the tier where the model computes; write: away from it."""
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 PLAIN = "none"
 """The codec name under which rates of numbers in the model's own dtype stand."""

@@ -109,7 +109,10 @@ class Model(ABC):
     @classmethod
     @abstractmethod
     def read_config(cls, config: Mapping[str, Any]) -> ModelConfig:
-        """Parse a checkpoint's config.json. Raises CheckpointError on a missing key or an unsupported option."""
+        """Parse a checkpoint's config.json, with the `eos_token_id` of its generation_config.json where that has one.
+
+        Raises CheckpointError on a missing key or an unsupported option.
+        """
 
     @classmethod
     @abstractmethod

@@ -34,7 +34,7 @@ class Checkpoint(ABC):
         self.reference = reference
         """As the user named it."""
         self.config = config
-        """The content of config.json."""
+        """The content of config.json, with the `eos_token_id` of generation_config.json if there is one."""
         self.dtype = dtype
         self.model_class = model_class
 

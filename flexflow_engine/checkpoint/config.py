@@ -1,4 +1,4 @@
-"""config.json, and the model plugin that reads it."""
+"""config.json and generation_config.json, and the model plugin that reads them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from flexflow_engine.abc.model import Model
+from flexflow_engine.checkpoint.folders import GENERATION, file_inside
 from flexflow_engine.errors import CheckpointError
+
+EOS = "eos_token_id"
 
 
 def read_config_file(path: Path) -> Mapping[str, Any]:
-    """The content of a config.json. Raises CheckpointError when it is not a JSON object."""
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            "there is no config.json", where=str(path.parent), fix="name the folder that save_pretrained wrote"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"can't be read as JSON: {error}", where=str(path)) from error
-    if not isinstance(config, dict):
-        raise CheckpointError("is not a JSON object", where=str(path))
-    return config
+    """The content of a config.json, with the `eos_token_id` of the generation_config.json beside it, which counts more
+    for transformers too. Raises CheckpointError when one of them is not a JSON object.
+    """
+    config, beside = _read(path), file_inside(path.parent, GENERATION)
+    eos = _read(beside).get(EOS) if beside.exists() else None
+    return config if eos is None else {**config, EOS: eos}
 
 
 def published_config(reference: str, model_class: type[Model]) -> Mapping[str, Any] | None:
@@ -43,3 +40,17 @@ def check_model_type(config: Mapping[str, Any], model_class: type[Model], *, whe
             where=where,
             fix=f"it reads {', '.join(model_class.model_types)}; choose another plugin as model.plugin",
         )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            "there is no config.json", where=str(path.parent), fix="name the folder that save_pretrained wrote"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"can't be read as JSON: {error}", where=str(path)) from error
+    if not isinstance(config, dict):
+        raise CheckpointError("is not a JSON object", where=str(path))
+    return config

@@ -20,8 +20,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
 )
+GENERATION = "generation_config.json"
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAFETENSORS_PATTERNS = (*SAFETENSORS, "model-*.safetensors")
@@ -77,12 +77,13 @@ class HubFolder(CheckpointFolder):
         return Path(found) if isinstance(found, str) else None
 
     def fetch_config(self) -> Path:
-        return self._fetch(("config.json",)) / "config.json"
+        """With generation_config.json beside it, where the repository has one."""
+        return self._fetch(("config.json", GENERATION)) / "config.json"
 
     def weights(self) -> Path:
         """One format is fetched, not both: .bin files only where there are no safetensors."""
         for names, patterns in ((SAFETENSORS, _SAFETENSORS_PATTERNS), (TORCH_FILES, _TORCH_PATTERNS)):
-            folder = self._fetch(("config.json", *patterns))
+            folder = self._fetch(("config.json", GENERATION, *patterns))
             if _has_one(folder, names):
                 return folder
         raise CheckpointError(

@@ -110,14 +110,17 @@ def _import(
 ) -> None:
     names = header.arrays
     layouts = {names[entry.name]: entry.layout for entry in plan.tensors}
-    _check_space(folder, missing_nbytes(folder, layouts))
-    writer = StoreWriter(folder, header, layouts, plan.compressor)
     others = _others(folder, header.content_key)
+    sources = {names[entry.name]: _sources(entry, others) for entry in plan.tensors}
+    _check_space(folder, missing_nbytes(folder, {name: x for name, x in layouts.items() if not sources[name]}))
+    writer = StoreWriter(folder, header, layouts, plan.compressor)
     done, total = 0, plan.nbytes
     for entry in plan.tensors:
+        name = names[entry.name]
         for page in range(entry.layout.num_pages):
-            if not writer.has_page(names[entry.name], page) and not _share_page(writer, names, entry, page, others):
-                _write_page(writer, checkpoint, names[entry.name], entry, page)
+            there = writer.has_page(name, page) or any(writer.share_page(name, page, path) for path in sources[name])
+            if not there:
+                _write_page(writer, checkpoint, name, entry, page)
             done += len(entry.tensor.page_units(page)) * entry.layout.unit_nbytes
             progress(done, total)
     writer.finish()
@@ -133,17 +136,14 @@ def _others(folder: Path, content_key: str) -> dict[Path, StoreHeader]:
     return found
 
 
-def _share_page(
-    writer: StoreWriter, names: Mapping[str, str], entry: TensorPlan, page: int, others: Mapping[Path, StoreHeader]
-) -> bool:
-    """Take a page from a store that has it: plain numbers, or what the same encoder made of them."""
+def _sources(entry: TensorPlan, others: Mapping[Path, StoreHeader]) -> tuple[Path, ...]:
+    """The stores that have a tensor's very pages: plain numbers, or what the same encoder made of them."""
     codec, role = entry.tensor.codec, entry.tensor.role
     plain = codec.keeps_bytes and not codec.compresses
-    return any(
-        (plain or header.codec_of(role) == codec.key)
-        and _is_stored(path, header, entry)
-        and writer.share_page(names[entry.name], page, path)
+    return tuple(
+        path
         for path, header in others.items()
+        if (plain or header.codec_of(role) == codec.key) and _is_stored(path, header, entry)
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import Direction, HardwareProfile, Link
+from flexflow_engine.abc.hardware import DIRECTIONS, HardwareProfile, Link
 from flexflow_engine.abc.policy import TENSOR_CLASSES, Placement, Policy, TensorClass
 from flexflow_engine.abc.prediction import StepShape
 from flexflow_engine.abc.step import Phase
@@ -30,9 +30,6 @@ FACTOR = 2
 """How much more of a budget or of a link's rate is asked about."""
 LEAST_GAIN = 0.005
 """Smaller ones are not told: closed form and simulation differ by more."""
-
-
-_DIRECTIONS: tuple[Direction, ...] = ("read", "write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,7 @@ def _faster_links(planner: Planner, policy: Policy) -> Iterator[tuple[str, Secon
     profile, direct = planner.hardware(), direct_tiers(planner.tiers)
     for tier in planner.tiers:
         if tier.name not in direct:
-            faster = {direction: _faster(profile.link(tier, direction)) for direction in _DIRECTIONS}
+            faster = {direction: _faster(profile.link(tier, direction)) for direction in DIRECTIONS}
             changed = replace(profile, links={**profile.links, tier.name: faster})
             what = "host-device link" if tier.memory == HOST else "disk"
             yield f"{tier.name}: a {what} of twice the rate", _on(planner, policy, changed)

@@ -10,10 +10,11 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
+from flexflow_engine.abc.codec import ZARR_PREFIX
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.errors import CorruptDataError
 from flexflow_engine.files import make_folder, replacing, reporting
-from flexflow_engine.store.encoding import PREFIX, UNIT_NBYTES, Compression, Encoding
+from flexflow_engine.store.encoding import UNIT_NBYTES, Compression, Encoding
 from flexflow_engine.store.shard import ShardFile
 
 METADATA = "zarr.json"
@@ -196,7 +197,7 @@ def _is_checksummed(codecs: list[dict[str, Any]]) -> bool:
         return False
     endian = serializer.get("configuration", {}).get("endian", "little")  # bytes of one byte have no order
     name: str = serializer["name"]
-    return name.startswith(PREFIX) or (name, endian) == ("bytes", "little")
+    return name.startswith(ZARR_PREFIX) or (name, endian) == ("bytes", "little")
 
 
 def _foreign(folder: Path) -> CorruptDataError:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PREFIX = "flexflow_engine."
-"""Zarr knows codec `group-int4` as `flexflow_engine.group-int4`, if somebody registered it there."""
+from flexflow_engine.abc.codec import ZARR_PREFIX
+
 UNIT_NBYTES = "unit_nbytes"
 """The array's attribute that tells a unit's encoded size, so that bytes are moved without knowing the codec."""
 
@@ -57,10 +57,10 @@ class Encoding:
         """From the array-to-bytes codec's entry in zarr.json and the array's attributes; None for plain numbers."""
         if serializer["name"] == "bytes":
             return None
-        settings = {**serializer["configuration"], "name": serializer["name"].removeprefix(PREFIX)}
+        settings = {**serializer["configuration"], "name": serializer["name"].removeprefix(ZARR_PREFIX)}
         return cls.of(settings, int(attributes[UNIT_NBYTES]))
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The codec's entry in zarr.json."""
-        return {"name": PREFIX + self.name, "configuration": json.loads(self.configuration)}
+        return {"name": ZARR_PREFIX + self.name, "configuration": json.loads(self.configuration)}

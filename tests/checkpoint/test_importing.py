@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -329,6 +331,24 @@ def test_stores_of_two_codecs_share_what_is_equal(tmp_path: Path, folder: Path) 
     assert (stores[1].path / FC1 / "c/0/0").read_bytes() != (stores[2].path / FC1 / "c/0/0").read_bytes()
     remove_store(root, stores[0].path.name)
     assert torch.equal(stock(stores[1], bias.removesuffix("/c/0")), tensors()[bias.removesuffix("/c/0")])
+
+
+def test_what_is_shared_needs_no_space(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_both(root: Path) -> Path:
+        imported_with(NoneCodec(), opened(folder), root).close()
+        with monkeypatch.context() as nearly_full:
+            nearly_full.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+            imported_with(GroupInt4Codec(), opened(folder), root).close()
+        return next(root.glob("weights/*int4*"))
+
+    free = 2**30
+    written = [path.stat() for path in pages(import_both(tmp_path / "roomy"))]
+    free = sum(page.st_size for page in written if page.st_nlink == 1)
+    assert 0 < free < sum(page.st_size for page in written)
+    import_both(tmp_path / "exact")
+    free -= 1
+    with pytest.raises(StorageError, match=f"the weights need {free + 1} bytes, and {free} are free"):
+        import_both(tmp_path / "short")
 
 
 def test_codecs_of_two_kinds_can_not_share_a_store(tmp_path: Path, folder: Path) -> None:

@@ -40,6 +40,20 @@ def test_a_cached_hub_checkpoint_is_used_offline(hub_cache: Path) -> None:
     assert checkpoint.tokenizer_folder == snapshot
 
 
+def test_the_ends_of_a_generation_config_count_before_those_of_the_config(hub_cache: Path, tmp_path: Path) -> None:
+    folders = {"some/model": cache_model(hub_cache, "some/model"), str(tmp_path / "a"): tmp_path / "a"}
+    write_safetensors(tmp_path / "a", tensors())
+    for reference, folder in folders.items():
+        assert opened(reference).model.config.eos_token_ids == (2,)
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
+        assert opened(reference).model.config.eos_token_ids == (5, 7)
+        (folder / "generation_config.json").write_text(json.dumps({"max_length": 20}))
+        assert opened(reference).model.config.eos_token_ids == (2,)
+        (folder / "generation_config.json").write_text("[")
+        with pytest.raises(CheckpointError, match=r"generation_config\.json: can't be read as JSON"):
+            opened(reference)
+
+
 def test_a_published_models_config_is_known_without_the_hub(hub_cache: Path) -> None:
     checkpoint = opened("facebook/OPT-30b")
     assert checkpoint.config["num_hidden_layers"] == 48

@@ -172,7 +172,6 @@ def test_a_config_of_another_architecture(job: Job) -> None:
         ("activation_function", "swish"),
         ("word_embed_proj_dim", "x"),
         ("do_layer_norm_before", "no"),
-        ("eos_token_id", "</s>"),
     ],
 )
 def test_a_config_that_makes_no_sense(job: Job, key: str, value: object) -> None:
@@ -181,6 +180,17 @@ def test_a_config_that_makes_no_sense(job: Job, key: str, value: object) -> None
     stderr = job.refused()
     assert "config.json" in stderr
     assert key in stderr or "heads" in stderr
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_an_end_that_is_no_token_id(job: Job, name: str) -> None:
+    (job.checkpoint / "generation_config.json").unlink()
+    path = job.checkpoint / name
+    config = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(config | {"eos_token_id": "</s>"}))
+    stderr = job.refused()
+    assert name in stderr
+    assert "eos_token_id is '</s>'" in stderr
 
 
 @pytest.mark.parametrize("setting", ["scheduler.gpu_batch_size=1000000000", "scheduler.num_gpu_batches=100000000"])

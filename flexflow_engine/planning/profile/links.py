@@ -27,7 +27,6 @@ GATHERS = 5
 """Calls for single units of which the median counts."""
 IN_FLIGHT = 3
 """Pages that a device has been given when the oldest is waited for."""
-DIRECTIONS: tuple[Direction, ...] = ("read", "write")
 
 
 @dataclass(frozen=True, slots=True)

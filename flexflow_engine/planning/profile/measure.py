@@ -10,7 +10,16 @@ from types import TracebackType
 from typing import Self
 
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.abc.hardware import PLAIN, Direction, HardwareProfile, HostCosts, Link, Processor, measured_key
+from flexflow_engine.abc.hardware import (
+    DIRECTIONS,
+    PLAIN,
+    Direction,
+    HardwareProfile,
+    HostCosts,
+    Link,
+    Processor,
+    measured_key,
+)
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import FlexFlowError, HardwareError
 from flexflow_engine.placement.reach import is_staged
@@ -25,7 +34,7 @@ from flexflow_engine.planning.profile.attention import decode_bytes_per_s, prefi
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.codecs import codec_rates
 from flexflow_engine.planning.profile.host import host_costs, layer_s, measure_tasks
-from flexflow_engine.planning.profile.links import DIRECTIONS, Probe, measure_link
+from flexflow_engine.planning.profile.links import Probe, measure_link
 from flexflow_engine.planning.profile.needs import CodecPart, LinkPart, Needs, Part, ProcessorPart, TierChoice
 from flexflow_engine.planning.profile.sizes import Sizes
 

@@ -18,10 +18,9 @@ from zarr.abc.codec import ArrayBytesCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 
+from flexflow_engine.abc.codec import ZARR_PREFIX
 from flexflow_engine.errors import CorruptDataError
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec, GroupQuantCodec
-
-PREFIX = "flexflow_engine."
 
 
 class GroupQuantZarrCodec(ArrayBytesCodec):
@@ -50,7 +49,7 @@ class GroupQuantZarrCodec(ArrayBytesCodec):
 
     def to_dict(self) -> dict[str, Any]:
         settings = dict(self._codec.configuration())
-        return {"name": PREFIX + settings.pop("name"), "configuration": settings}
+        return {"name": ZARR_PREFIX + settings.pop("name"), "configuration": settings}
 
     def validate(self, *, shape: Any, dtype: Any, chunk_grid: Any) -> None:
         """Called when an array's metadata are read or made. Raises CorruptDataError for another type than float32."""
