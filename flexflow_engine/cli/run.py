@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flexflow_engine.cli.hardware import Hardware, hardware_for
+from flexflow_engine.cli.hardware import Hardware, hardware_for, lacking_at
 from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
@@ -48,7 +48,7 @@ def _show_plan(recipe: Recipe, registry: Registry, hardware: Path | None, *, as_
     """Print what lies where. Raises PolicyError afterwards when it does not fit."""
     from flexflow_engine.engine import plan_recipe  # noqa: PLC0415  # torch; --help must not import it
 
-    with progress_on_stderr() as progress:
+    with progress_on_stderr() as progress, lacking_at(hardware):
         plan = plan_recipe(recipe, registry, hardware_for(hardware, progress.notice))
     found = plan_as_json(plan.policy, plan.memory)
     print(json.dumps(found, indent=2) if as_json else render_plan(plan.policy, plan.memory), flush=True)
@@ -69,7 +69,7 @@ def _run(
     for file in (metrics, trace):
         if file is not None:
             check_writable(file)
-    with progress_on_stderr() as progress:
+    with progress_on_stderr() as progress, lacking_at(hardware):
         found = run_recipe(
             recipe,
             registry,

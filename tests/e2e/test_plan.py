@@ -199,3 +199,15 @@ def test_a_machine_without_the_recipes_link_is_refused(command_line: CommandLine
     outcome = command_line("plan", recipe, "--hardware", machine)
     outcome.assert_user_error()
     assert "links.zarr" in outcome.stderr
+    assert str(machine) in outcome.stderr
+
+
+def test_a_machine_without_a_rate_of_the_recipes_dtype_is_refused_by_its_file(
+    command_line: CommandLine, recipe: Path, machine: Path
+) -> None:
+    document = yaml.safe_load(machine.read_text())
+    del document["processors"]["cpu"]["matmul_flops_per_s"]["float32"]
+    machine.write_text(yaml.safe_dump(document))
+    outcome = command_line("plan", recipe, "--hardware", machine)
+    outcome.assert_user_error()
+    assert f"{machine}: there is no matmul rate for float32" in outcome.stderr

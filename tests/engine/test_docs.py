@@ -183,6 +183,18 @@ def test_every_recipe_in_a_document_loads(
         assert load_recipe(path, (), Registry.load()).name == yaml.safe_load(block.text)["name"]
 
 
+def test_the_readmes_recipe_is_planned_as_the_readme_says(tmp_path: Path) -> None:
+    (recipe,) = blocks(ROOT / "README.md", "yaml")
+    (tmp_path / "my_job.yaml").write_text(recipe.text)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt_token_ids": [2, 3, 4]}\n')
+    machine = ROOT / "recipes" / "hardware" / "t4_gcp.yaml"
+    plan = json.loads(
+        run("-m", "flexflow_engine", "plan", "my_job.yaml", "--json", f"--hardware={machine}", cwd=tmp_path).stdout
+    )
+    assert plan["fits"]
+    assert plan["machine_lacks_bytes"] == {}
+
+
 def _forget_examples(folder: Path) -> None:
     for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(folder))]:
         del sys.modules[name]
