@@ -38,11 +38,13 @@ from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.prompts import Prompt, load_prompts
 from flexflow_engine.jobs.recipe import Generate, Recipe, Score
 from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
+from flexflow_engine.planning.availability import unavailable, without_room
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.outlook import Improvement, what_would_help
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers, needs_staging
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.plugins import Registry
+from flexflow_engine.runtime.full_device import full_device_told
 from flexflow_engine.runtime.metrics import collect
 from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenArray, TokenSource
 from flexflow_engine.runtime.session import OnStep, Session, StepTime
@@ -121,7 +123,7 @@ def run_recipe(
     predicted = _predicted_tokens_per_s(job, progress) if machine else None
     with CompletionWriter(output, job.prompts, job.tokenizer) as writer:
         store = _import(job.checkpoint, job.codecs, store_root(recipe, registry), progress)
-        with store, _open_tiers(recipe, job) as tiers:
+        with store, _open_tiers(recipe, job) as tiers, full_device_told(job.plan.layout.device):
             _tell(store, tiers, progress)
             metrics = _run(recipe, job, _Run(store, tiers, writer, progress, trace, machine, predicted))
     return {**metrics, **_answers(writer)}
@@ -252,15 +254,19 @@ def _tier_classes(recipe: Recipe, registry: Registry) -> dict[str, type[Tier]]:
 
 
 def _needs(recipe: Recipe, model: Model, codecs: Codecs, classes: Mapping[str, type[Tier]]) -> Needs:
-    options = _tier_options(recipe, classes)
     used = codecs.weights, codecs.weights.for_table(), codecs.kv_cache
     encoding = {measured_key(codec): codec for codec in used if not codec.keeps_bytes}
     return Needs(
         model=model,
-        tiers=tuple(TierChoice(name=n, tier_class=c, options=options[n]) for n, c in classes.items()),
+        tiers=_tier_choices(recipe, classes),
         plain=codecs.small,
         codecs=tuple(encoding.values()),
     )
+
+
+def _tier_choices(recipe: Recipe, classes: Mapping[str, type[Tier]]) -> tuple[TierChoice, ...]:
+    options = _tier_options(recipe, classes)
+    return tuple(TierChoice(name=n, tier_class=c, options=options[n]) for n, c in classes.items())
 
 
 def _tier_options(recipe: Recipe, classes: Mapping[str, type[Tier]]) -> dict[str, Any]:
@@ -289,30 +295,18 @@ def _predicted_tokens_per_s(job: _Job, progress: Progress) -> float | None:
 
 def _prepare_to_run(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> _Job:
     """The job, if it fits and this machine can run it. Raises with every problem of machine, prompts and budgets."""
-    problems = list(_unavailable_tiers(recipe, registry))
+    tiers = _tier_choices(recipe, {tier.name: registry.tier(tier.plugin) for tier in recipe.tiers})
+    problems = list(unavailable(tiers))
     try:
         job = _prepare(recipe, registry, hardware)
         job.plan.require_fit()
+        problems = problems or list(without_room(tiers, job.plan.memory))
     except ProblemsError as error:
         problems += error.problems
     except FlexFlowError as error:
         problems.append(error)
     raise_problems(problems)
     return job
-
-
-def _unavailable_tiers(recipe: Recipe, registry: Registry) -> Iterator[FlexFlowError]:
-    for tier in recipe.tiers:
-        try:
-            registry.tier(tier.plugin).check_available(tier.options)
-        except FlexFlowError as error:
-            yield error.at(_of_tier(tier.name, error.where))
-
-
-def _of_tier(name: str, where: str) -> str:
-    """A place that a tier told, with the tier's."""
-    place = f"tiers.{name}"
-    return where if where.startswith(place) else f"{place}: {where}" if where else place
 
 
 def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progress) -> WeightStore:
