@@ -31,7 +31,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict a recipe's throughput without running it; needs no GPU and no weights."""
+    """Predict a recipe's throughput without running it; reads no weights, and with --hardware needs no GPU."""
     from flexflow_engine.engine import predict_recipe  # noqa: PLC0415  # torch; --help must not import it
 
     asked, registry = load(recipe, overrides)

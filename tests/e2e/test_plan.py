@@ -182,14 +182,16 @@ def test_a_trace_of_the_virtual_clock_is_one_of_a_run(
     assert computed == pytest.approx(plan["lanes"]["compute"]["busy_s"])
 
 
+@pytest.mark.parametrize("verb", [("plan",), ("run", "--dry-run")])
 def test_a_machine_that_can_not_be_measured_here_is_refused_and_the_way_out_told(
-    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
 ) -> None:
     monkeypatch.delenv(HARDWARE_VARIABLE)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    outcome = command_line("plan", ROOT / "recipes" / "opt30b_16gb.yaml", SMALL)
+    outcome = command_line(*verb, ROOT / "recipes" / "opt30b_16gb.yaml", SMALL)
     outcome.assert_user_error()
-    assert "--hardware" in outcome.stderr
+    assert outcome.stderr.startswith("error: tiers.gpu: this machine can't be measured: "), "nothing is tried before"
+    assert (ROOT / outcome.stderr.rpartition("--hardware ")[2].strip()).is_file()
 
 
 def test_a_machine_without_the_recipes_link_is_refused(command_line: CommandLine, recipe: Path, machine: Path) -> None:
