@@ -198,7 +198,8 @@ def _checkpoint(registry: Registry, recipe: Recipe) -> Iterator[Finding]:
         checkpoint = recipe_checkpoint(recipe, registry)
         layers = checkpoint.model.config.num_layers
         if not checkpoint.is_fetched:
-            yield Finding(about=about, found=f"{reference}, {layers} layers; an import fetches what the cache lacks")
+            found = f"{reference}, {layers} layers, not fetched yet"
+            yield Finding(about=about, state="note", found=found, help="an import fetches it, where the hub has it")
             return
         checkpoint.tensor_names()
     except FlexFlowError as error:

@@ -132,6 +132,14 @@ def test_every_problem_of_a_checkpoint_fails(command: CommandLine, recipe: Path,
     assert "fetch the checkpoint again" in outcome.stdout
 
 
+def test_a_checkpoint_that_is_not_fetched_yet_is_a_note(command: CommandLine, recipe: Path) -> None:
+    outcome = command("doctor", recipe, "--json", "--set=model.checkpoint=facebook/opt-175b")
+    assert outcome.status == 0, outcome
+    (checkpoint,) = about(findings(outcome), "checkpoint")
+    assert (checkpoint["state"], checkpoint["found"]) == ("note", "facebook/opt-175b, 96 layers, not fetched yet")
+    assert "an import fetches it" in checkpoint["help"]
+
+
 def test_schedulers_and_codecs_of_plugins_are_asked(
     command: CommandLine, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
