@@ -38,6 +38,7 @@ from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.prompts import Prompt, load_prompts
 from flexflow_engine.jobs.recipe import Generate, Recipe, Score
 from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
+from flexflow_engine.planning import expectation
 from flexflow_engine.planning.availability import unavailable, without_room
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.outlook import Improvement, what_would_help
@@ -373,6 +374,7 @@ def _products(job: _Job, machine: HardwareProfile | None) -> type[HostProducts]:
 def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
     """Carry the plan out on open tiers; the writer takes completions as sequences end, and ends with the last."""
     float32_from, products = _float32_from(job, run.machine), _products(job, run.machine)
+    run.progress.notice(expectation.loading(job.plan.layout))
     session = Session(
         layout=job.plan.layout,
         tiers=run.tiers,
@@ -387,6 +389,7 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
     )
     with closing(session):
         batcher = _batcher(recipe, job)
+        run.progress.notice(_first_prompts(recipe, job, run.predicted_tokens_per_s))
         times = session.run(batcher, _on_step(batcher, job, run))
         run.writer.finish()
         if run.trace is not None:
@@ -404,6 +407,16 @@ def _run(recipe: Recipe, job: _Job, run: _Run) -> dict[str, Any]:
             float32_from=float32_from,
             products=products,
         )
+
+
+def _first_prompts(recipe: Recipe, job: _Job, predicted_tokens_per_s: float | None) -> str:
+    """What the first step computes, of whose end the progress tells first."""
+    step = _batcher(recipe, job).next_step()
+    assert step is not None, "there are prompts"
+    if predicted_tokens_per_s is None:
+        return expectation.first_prompts(step)
+    job_s = sum(job.planner.workload.new_tokens) / predicted_tokens_per_s
+    return expectation.first_prompts_predicted(step, job.plan.layout, job.planner.predictor(), job_s)
 
 
 def _predicted_as_ended(job: _Job, run: _Run, times: Sequence[StepTime], generated_tokens: int) -> float | None:

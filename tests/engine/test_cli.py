@@ -13,6 +13,7 @@ from flexflow_engine.cli.outputs import check_writable, write_whole
 from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
 from flexflow_engine.errors import CorruptDataError, FlexFlowError, ProblemsError, RecipeError, StorageError, TaskError
+from flexflow_engine.jobs.durations import format_duration
 
 METRICS = {
     "prompt_tokens": 1000,
@@ -108,9 +109,16 @@ def test_plain_progress_writes_a_line_now_and_then_and_always_the_last() -> None
         progress.step(finished, 4, finished * 10, 2.0)
     assert stream.getvalue().splitlines() == [
         "0 of 4 sequences, 0 tokens, 0.0 tokens/s",
-        "3 of 4 sequences, 30 tokens, 15.0 tokens/s, about 0:01 left",
+        "3 of 4 sequences, 30 tokens, 15.0 tokens/s, about 0.7 s left",
         "4 of 4 sequences, 40 tokens, 20.0 tokens/s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.97, "1:00"), (125.4, "2:05"), (3725, "1:02:05")]
+)
+def test_durations_are_short_and_never_sixty_seconds(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 def test_plain_progress_tells_the_import_in_bytes() -> None:
