@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from flexflow_engine.abc.policy import MemoryTable
+from flexflow_engine.abc.sizes import rounded_down, rounded_up
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.errors import FlexFlowError, TierError
-from flexflow_engine.jobs.sizes import UNITS, format_size
 from flexflow_engine.planning.profile.needs import TierChoice
 
 
@@ -34,9 +34,9 @@ def without_room(tiers: Iterable[TierChoice], memory: MemoryTable) -> Iterator[F
             continue
         if free is not None and free < peak:
             yield TierError(
-                f"the plan takes {format_size(peak)} of the device's memory, {format_size(free)} are free",
+                f"the plan takes {rounded_up(peak)} of the device's memory, {rounded_down(free)} are free",
                 where=f"tiers.{tier.name}.budget",
-                fix=f"less than {free // UNITS['MiB']}MiB would do, or fewer other programs on the device",
+                fix=f"less than {rounded_down(free)} would do, or fewer other programs on the device",
             )
 
 

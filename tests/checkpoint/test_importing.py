@@ -412,7 +412,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_too_small_is_told_before_starting(small_disk: Path, folder: Path) -> None:
-    with pytest.raises(StorageError, match=r"weights need \d+ bytes, and \d+ are free.*free some space") as caught:
+    with pytest.raises(StorageError, match=r"weights need \d+KiB, and \d+KiB are free.*free some space") as caught:
         imported(opened(folder), small_disk)
     assert caught.value.where == str(small_disk / "weights")
     assert pages(small_disk) == {}

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from commands import CommandLine, Outcome, completions, save_tokenizer, token_ids, write_prompts, write_recipe
+from flexflow_engine.jobs.sizes import parse_size
 from harness import random_prompts, reference_tokens, save_opt
 
 PROMPTS = random_prompts(5, seed=1, longest=12)
@@ -273,15 +274,15 @@ POLICIES = {
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_does_not_fit_is_refused_with_the_smallest_budgets_that_would_do(job: Job, policy: str) -> None:
-    """The named budgets are enough, and one byte less on any of the tiers is not."""
+    """The named budgets are enough, and one KiB less on any of the tiers is not."""
     settings = [f"{key}={value}" for key, value in POLICIES[policy].items()]
     tiny = [f"tiers.{tier}.budget=1kB" for tier in ("device", "host", "disk")]
     stderr = job.refused(*settings, *tiny)
-    assert re.search(r"device needs [\d.]+ [KM]iB \(.*workspace .*\) and has 1000 B", stderr)
-    named = dict(re.findall(r"(device|host|disk) (\d+) bytes", stderr))
-    budgets = {tier: int(named.get(tier, "1000")) for tier in ("device", "host", "disk")}
+    assert re.search(r"device needs \d+[KM]iB \(the most for (\w+ [^,]*, ){2}[^,]*\) and has 1000B", stderr)
+    named = dict(re.findall(r"(device|host|disk) (\d+[KM]?i?B)", stderr.partition("would do: ")[2]))
+    budgets = {tier: parse_size(named.get(tier, "1kB")) for tier in ("device", "host", "disk")}
     for tier in named:
-        short = budgets | {tier: budgets[tier] - 1}
+        short = budgets | {tier: budgets[tier] - 2**10}
         assert f"{tier} needs" in job.refused(*settings, *(f"tiers.{name}.budget={n}" for name, n in short.items()))
     outcome = job.run(*settings, *(f"tiers.{tier}.budget={n}" for tier, n in budgets.items()))
     assert outcome.status == 0, outcome.stderr
