@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 import yaml
 
 from commands import CommandLine, Outcome, save_tokenizer, write_recipe
+from flexflow_engine.cli.forecast import render_forecast
 from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
+from flexflow_engine.engine import predict_recipe
+from flexflow_engine.jobs.load import load_recipe
+from flexflow_engine.planning.clock import VirtualDataflow
+from flexflow_engine.planning.hardware import read_profile
+from flexflow_engine.plugins import Registry
 from harness import random_prompts, save_opt
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +128,31 @@ def test_the_printed_policy_is_the_same_plan(command_line: CommandLine, recipe: 
     pasted = line.strip().removeprefix("--set ").replace("'", "")
     again = found(command_line("plan", *arguments, "--json", "--set", pasted))
     assert again == found(command_line("plan", *arguments, "--json"))
+
+
+def test_the_answer_comes_first_and_the_policy_in_full_last(
+    command_line: CommandLine, recipe: Path, machine: Path
+) -> None:
+    parts = command_line("plan", recipe, "--hardware", machine, "--set=scheduler={plugin: lp}").stdout.split("\n\n")
+    begin = [part.split()[0] for part in parts]
+    assert begin[:3] == ["predicted", "lane", "tier"]
+    assert begin[-3:] == ["policy", "tier", "to"]
+    (weighed,) = [part.splitlines()[0] for part in parts if part.startswith("runner-up")]
+    assert weighed.endswith("attention  tokens/s  beside the choice")
+
+
+@pytest.mark.parametrize(("error", "told"), [(0.0004, False), (0.0006, True)])
+def test_a_sampling_error_is_told_unless_it_is_nothing(recipe: Path, error: float, told: bool) -> None:
+    registry = Registry.load()
+    forecast = predict_recipe(
+        load_recipe(recipe, (), registry),
+        registry,
+        hardware=lambda needs: read_profile(T4),
+        executor=VirtualDataflow,
+        trace=None,
+    )
+    uncertain = replace(forecast, prediction=replace(forecast.prediction, relative_error=error))
+    assert ("sampling error" in render_forecast(uncertain)) is told
 
 
 def test_a_policy_that_does_not_fit_is_predicted_and_run_refuses_it(
