@@ -167,9 +167,8 @@ def _room_of(names: str, free: int, asked: int) -> Finding:
         found += f", budgets of {format_size(asked)}"
     if asked <= free:
         return Finding(about=about, found=found)
-    return Finding(
-        about=about, state="note", found=found, help="lower the budgets, or free some: a run may use them up"
-    )
+    help_ = "budgets are limits: `run --dry-run` tells how much of them a plan takes"
+    return Finding(about=about, state="note", found=found, help=help_)
 
 
 def _scheduler(registry: Registry, name: str, refused: State) -> Iterator[Finding]:
@@ -179,7 +178,8 @@ def _scheduler(registry: Registry, name: str, refused: State) -> Iterator[Findin
     except FlexFlowError as error:
         yield from _told(about, error, refused)
     else:
-        yield Finding(about=about, found="it works")
+        solver = registry.scheduler(name).solver()
+        yield Finding(about=about, found=f"it works, with {solver}" if solver else "it works")
 
 
 def _codec(codec: Codec, tiers: Sequence[TierChoice]) -> Iterator[Finding]:
@@ -189,7 +189,7 @@ def _codec(codec: Codec, tiers: Sequence[TierChoice]) -> Iterator[Finding]:
     for notice in notices:
         yield Finding(about=f"codec {codec.name}", state="note", found=notice)
     if memories and not notices:
-        yield Finding(about=f"codec {codec.name}", found=f"as fast as it is meant to be on {' and '.join(memories)}")
+        yield Finding(about=f"codec {codec.name}", found=f"ok on {' and '.join(memories)}")
 
 
 def _checkpoint(registry: Registry, recipe: Recipe) -> Iterator[Finding]:

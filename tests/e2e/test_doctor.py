@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,19 @@ def test_a_recipe_that_nothing_hinders(command: CommandLine, recipe: Path, tmp_p
     assert not list(Path.cwd().iterdir()), "no folder is left that was not there"
     disk = tmp_path / "job" / "disk"
     disk.mkdir()
-    table = command("doctor", recipe).stdout.splitlines()
+    lines = command("doctor", recipe).stdout.splitlines()
     assert not list(disk.iterdir())
-    assert table[0].split() == ["about", "found", "what", "would", "help"]
-    assert any(line.split()[:3] == ["tier", "disk", "fine"] for line in table)
+    assert all(line.startswith("fine ") for line in lines)
+    assert any(line.split() == ["fine", "tier", "disk", "zarr", "is", "available"] for line in lines)
+
+
+def test_what_would_help_stands_beneath_what_was_found(command: CommandLine, recipe: Path) -> None:
+    outcome = command("doctor", recipe, "--set=tiers.host.budget=900000TiB", "--set=scheduler={plugin: lp}")
+    lines = outcome.stdout.splitlines()
+    (room,) = [number for number, line in enumerate(lines) if "room of device, host" in line]
+    assert lines[room].startswith("note ")
+    assert lines[room + 1].strip().startswith("budgets are limits: ")
+    assert any(re.search(r"scheduler lp +it works, with \w+", line) for line in lines)
 
 
 def test_what_is_installed_is_looked_at_without_a_recipe(command: CommandLine) -> None:
@@ -120,7 +130,7 @@ def test_budgets_beyond_what_is_free_are_a_note(command: CommandLine, recipe: Pa
         (room,) = about(findings(outcome), subject)
         assert room["state"] == "note"
         assert "budgets of 900000" in room["found"]
-        assert "lower the budgets" in room["help"]
+        assert "--dry-run" in room["help"]
 
 
 def test_every_problem_of_a_checkpoint_fails(command: CommandLine, recipe: Path, tmp_path: Path) -> None:
