@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from commands import CommandLine, Outcome, completions, save_tokenizer, token_ids, write_prompts, write_recipe
+from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
 from flexflow_engine.jobs.sizes import parse_size
 from harness import random_prompts, reference_tokens, save_opt
 
@@ -343,3 +344,20 @@ def test_a_file_that_can_t_be_made_is_told_before_the_weights_are_read(
     outcome.assert_user_error()
     assert str(Path(output)) in outcome.stderr
     assert "importing" not in outcome.stderr
+
+
+@pytest.mark.parametrize("output", [".", LONG_NAME, "missing/out.jsonl", "/dev/null"])
+def test_an_output_that_has_no_place_is_told_before_the_machine_is_measured(
+    command: CommandLine, job: Job, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(HARDWARE_VARIABLE)
+    outcome = command("run", job.recipe, "--output", output)
+    outcome.assert_user_error()
+    assert outcome.stderr.startswith(f"error: {Path(output)}: ")
+
+
+def test_completions_that_are_not_whole_outlive_a_refused_run(command: CommandLine, job: Job) -> None:
+    partial = Path("job.completions.jsonl.partial")
+    partial.write_text("kept\n")
+    command("run", job.recipe, "--set=tiers.device.budget=1kB").assert_user_error()
+    assert partial.read_text() == "kept\n"
