@@ -16,6 +16,7 @@ from flexflow_engine.abc.tier import HOST
 from flexflow_engine.engine import recipe_checkpoint, recipe_codecs
 from flexflow_engine.errors import FlexFlowError, ProblemsError
 from flexflow_engine.jobs.recipe import Recipe
+from flexflow_engine.jobs.references import is_hub_id
 from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.planning.profile.installed import default_codec, tiers_by_default
 from flexflow_engine.planning.profile.machine import Machine
@@ -196,16 +197,22 @@ def _checkpoint(registry: Registry, recipe: Recipe) -> Iterator[Finding]:
     about, reference = "checkpoint", recipe.model.checkpoint
     try:
         checkpoint = recipe_checkpoint(recipe, registry)
-        layers = checkpoint.model.config.num_layers
-        if not checkpoint.is_fetched:
-            found = f"{reference}, {layers} layers, not fetched yet"
-            yield Finding(about=about, state="note", found=found, help="an import fetches it, where the hub has it")
+        found = f"{reference}, {checkpoint.model.config.num_layers} layers"
+        if is_hub_id(reference):
+            yield _of_hub(about, found, fetched=checkpoint.is_fetched)
             return
         checkpoint.tensor_names()
     except FlexFlowError as error:
         yield from _told(about, error, "fails")
     else:
-        yield Finding(about=about, found=f"{reference}, {layers} layers")
+        yield Finding(about=about, found=found)
+
+
+def _of_hub(about: str, found: str, *, fetched: bool) -> Finding:
+    if fetched:
+        return Finding(about=about, found=f"{found}, in the Hugging Face cache")
+    help_ = "an import fetches it, where the hub has it"
+    return Finding(about=about, state="note", found=f"{found}, not fetched yet", help=help_)
 
 
 def _told(about: str, error: FlexFlowError, state: State) -> Iterator[Finding]:

@@ -52,7 +52,7 @@ class Checkpoint(ABC):
 
     @property
     def is_fetched(self) -> bool:
-        """Whether its tensors can be looked at without asking the hub for them."""
+        """Whether the files of its tensors are on this machine; asks no hub."""
         return True
 
     @abstractmethod

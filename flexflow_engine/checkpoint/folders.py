@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
 
 from flexflow_engine.errors import CheckpointError
 from flexflow_engine.jobs.tokenizer import VOCABULARIES
@@ -31,8 +30,9 @@ _TORCH_PATTERNS = (*TORCH_FILES, "pytorch_model-*.bin")
 class CheckpointFolder(ABC):
     """Gives the folder of what is asked for, and fetches it first where it must."""
 
-    is_local: ClassVar[bool]
-    """Whether nothing is ever fetched."""
+    @abstractmethod
+    def here(self) -> Path | None:
+        """The folder with what is on this machine, whatever that is; fetches nothing."""
 
     @abstractmethod
     def weights(self) -> Path:
@@ -46,10 +46,11 @@ class CheckpointFolder(ABC):
 class LocalFolder(CheckpointFolder):
     """A folder that the user named."""
 
-    is_local = True
-
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def here(self) -> Path:
+        return self._path
 
     def file(self, name: str) -> Path:
         return file_inside(self._path, name)
@@ -64,10 +65,12 @@ class LocalFolder(CheckpointFolder):
 class HubFolder(CheckpointFolder):
     """A repository of the Hugging Face hub; what its cache holds is used when the hub can't be reached."""
 
-    is_local = False
-
     def __init__(self, hub_id: str) -> None:
         self._hub_id = hub_id
+
+    def here(self) -> Path | None:
+        config = self.cached_config()
+        return None if config is None else config.parent
 
     def cached_config(self) -> Path | None:
         """config.json in the cache; no network."""

@@ -40,6 +40,16 @@ def test_a_cached_hub_checkpoint_is_used_offline(hub_cache: Path) -> None:
     assert checkpoint.tokenizer_folder == snapshot
 
 
+def test_a_hub_checkpoint_is_fetched_when_the_cache_has_its_weights(hub_cache: Path) -> None:
+    assert not opened("facebook/opt-30b").is_fetched
+    snapshot = cache_model(hub_cache, "facebook/opt-30b")
+    assert opened("facebook/opt-30b").is_fetched
+    (snapshot / "model.safetensors").unlink()
+    index = {"weight_map": {FC1: "model-00001-of-00001.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert not opened("facebook/opt-30b").is_fetched
+
+
 def test_a_published_models_config_is_known_without_the_hub(hub_cache: Path) -> None:
     checkpoint = opened("facebook/OPT-30b")
     assert checkpoint.config["num_hidden_layers"] == 48
