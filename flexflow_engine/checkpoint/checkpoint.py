@@ -43,7 +43,10 @@ class Checkpoint(ABC):
         """The network of this checkpoint. Raises CheckpointError when its config can't be used, PluginError when the
         plugin makes no model of it.
         """
-        return open_model(self.model_class, self.config, self.dtype)
+        try:
+            return open_model(self.model_class, self.config, self.dtype)
+        except CheckpointError as error:
+            raise error.at(f"{self.reference}: {error.where}") from error
 
     @property
     @abstractmethod

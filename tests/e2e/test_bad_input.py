@@ -181,8 +181,14 @@ def test_a_config_that_makes_no_sense(job: Job, key: str, value: object) -> None
     path = job.checkpoint / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     stderr = job.refused()
-    assert "config.json" in stderr
+    assert f"error: {job.checkpoint}: config.json" in stderr
     assert key in stderr or "heads" in stderr
+
+
+def test_a_config_that_lacks_a_size_says_so(job: Job) -> None:
+    path = job.checkpoint / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "hidden_size"}))
+    assert f"error: {job.checkpoint}: config.json: hidden_size is missing; a positive integer" in job.refused()
 
 
 @pytest.mark.parametrize("setting", ["scheduler.gpu_batch_size=1000000000", "scheduler.num_gpu_batches=100000000"])
