@@ -69,6 +69,8 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
 def test_an_empty_folder_has_no_stores_and_an_unknown_store_is_an_error(tmp_path: Path) -> None:
     listing = command("store", "list", "--under", str(tmp_path), "--json")
     assert (listing.returncode, json.loads(listing.stdout)) == (0, [])
+    assert "--under" not in command("store", "list", "--under", str(tmp_path)).stdout
+    assert "store list --under .flexflow" in command("store", "list").stdout
     removal = command("store", "remove", "nothing", "--under", str(tmp_path))
     assert removal.returncode == 2
     assert removal.stderr.startswith("error: ")
