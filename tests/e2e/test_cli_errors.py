@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from flexflow_engine.plugins import BLOCK_VARIABLE
 
 VERBS = ("run", "plan", "profile", "import", "doctor", "plugins", "store", "schema")
 
@@ -74,3 +77,11 @@ def test_an_empty_folder_has_no_stores_and_an_unknown_store_is_an_error(tmp_path
     removal = command("store", "remove", "nothing", "--under", str(tmp_path))
     assert removal.returncode == 2
     assert removal.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(("blocked", "told"), [("tierz", ["tierz"]), ("codecs, flexflow-engine", [])])
+def test_a_name_that_blocks_no_plugin_is_told(blocked: str, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BLOCK_VARIABLE, blocked)
+    done = command("plugins", "--json")
+    assert done.returncode == 0
+    assert re.findall(rf"^{BLOCK_VARIABLE}: nothing is blocked by '(\w+)'; did you mean `tiers`", done.stderr) == told
