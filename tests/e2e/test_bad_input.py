@@ -161,7 +161,8 @@ def test_a_cut_off_weight_file(job: Job) -> None:
 def test_a_config_of_another_architecture(job: Job) -> None:
     path = job.checkpoint / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mamba"}))
-    assert "model plugin `opt` does not read model_type 'mamba'" in job.refused()
+    stderr = job.refused()
+    assert "model plugin `opt` does not read model_type 'mamba'; it reads opt; `plugins` lists the model" in stderr
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,17 @@ def test_help_does_not_import_torch(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: flexflow-engine" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["store"]])
+def test_no_verbs_description_is_cut(arguments: list[str]) -> None:
+    described = command(*arguments, "--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert len(described) >= 2
+    assert not [line for line in described if line.endswith("...")]
+
+
+def test_the_version_is_told() -> None:
+    assert command("--version").stdout == f"flexflow-engine {version('flexflow-engine')}\n"
 
 
 def test_the_run_module_is_the_run_verb() -> None:
