@@ -27,6 +27,7 @@ from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.importing import import_checkpoint
+from flexflow_engine.checkpoint.prompts import open_prompts
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.matmul import HostProducts, TeamProducts, usual_float32_from, usual_products
 from flexflow_engine.declared.codecs import check_codec
@@ -35,9 +36,9 @@ from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
-from flexflow_engine.jobs.prompts import Prompt, load_prompts
+from flexflow_engine.jobs.prompts import Prompt
 from flexflow_engine.jobs.recipe import Generate, Recipe, Score
-from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
+from flexflow_engine.jobs.tokenizer import Tokenizer
 from flexflow_engine.planning import expectation
 from flexflow_engine.planning.availability import unavailable, without_room
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
@@ -225,8 +226,7 @@ def _prepare(
 ) -> _Job:
     checkpoint = recipe_checkpoint(recipe, registry)
     model, codecs = checkpoint.model, recipe_codecs(recipe, registry)
-    tokenizer = load_tokenizer(checkpoint.tokenizer_folder)
-    prompts = load_prompts(recipe.workload, tokenizer, model.config)
+    tokenizer, prompts = open_prompts(checkpoint, recipe.workload)
     classes = _tier_classes(recipe, registry)
     budgets = dict.fromkeys(classes, sys.maxsize) | {tier.name: tier.budget_bytes for tier in recipe.tiers}
     named = {tier.name for tier in recipe.tiers}

@@ -51,7 +51,9 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def tokenizer_folder(self) -> Path | None:
-        """The folder of the tokenizer's files; None when there are none, or the hub that has them can't be reached."""
+        """The folder of the tokenizer's files; None when there are none. Raises CheckpointError when the hub that has
+        them does not give them.
+        """
 
     @property
     def is_fetched(self) -> bool:

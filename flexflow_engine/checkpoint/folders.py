@@ -40,7 +40,9 @@ class CheckpointFolder(ABC):
 
     @abstractmethod
     def tokenizer(self) -> Path | None:
-        """The folder with the tokenizer's files, None when there are none or they can't be had."""
+        """The folder with the tokenizer's files, None when there are none. Raises CheckpointError when they can't be
+        had.
+        """
 
 
 class LocalFolder(CheckpointFolder):
@@ -95,11 +97,7 @@ class HubFolder(CheckpointFolder):
         )
 
     def tokenizer(self) -> Path | None:
-        """None without the network too: a job whose prompts are token ids can be planned all the same."""
-        try:
-            folder = self._fetch(TOKENIZER_FILES)
-        except CheckpointError:
-            return None
+        folder = self._fetch(TOKENIZER_FILES)
         return folder if _has_one(folder, VOCABULARIES) else None
 
     def _fetch(self, patterns: tuple[str, ...]) -> Path:
