@@ -16,6 +16,7 @@ from flexflow_engine.abc.tier import HOST
 from flexflow_engine.engine import recipe_checkpoint, recipe_codecs, recipe_store_room
 from flexflow_engine.errors import FlexFlowError, ProblemsError
 from flexflow_engine.jobs.recipe import Recipe
+from flexflow_engine.jobs.references import is_hub_id
 from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.planning.profile.installed import default_codec, tiers_by_default
 from flexflow_engine.planning.profile.machine import Machine
@@ -170,9 +171,8 @@ def _room_of(names: str, free: int, asked: int) -> Finding:
         found += f", budgets of {format_size(asked)}"
     if asked <= free:
         return Finding(about=about, found=found)
-    return Finding(
-        about=about, state="note", found=found, help="lower the budgets, or free some: a run may use them up"
-    )
+    help_ = "budgets are limits: `run --dry-run` tells how much of them a plan takes"
+    return Finding(about=about, state="note", found=found, help=help_)
 
 
 def _scheduler(registry: Registry, name: str, refused: State) -> Iterator[Finding]:
@@ -182,7 +182,8 @@ def _scheduler(registry: Registry, name: str, refused: State) -> Iterator[Findin
     except FlexFlowError as error:
         yield from _told(about, error, refused)
     else:
-        yield Finding(about=about, found="it works")
+        solver = registry.scheduler(name).solver()
+        yield Finding(about=about, found=f"it works, with {solver}" if solver else "it works")
 
 
 def _codec(codec: Codec, tiers: Sequence[TierChoice]) -> Iterator[Finding]:
@@ -192,22 +193,29 @@ def _codec(codec: Codec, tiers: Sequence[TierChoice]) -> Iterator[Finding]:
     for notice in notices:
         yield Finding(about=f"codec {codec.name}", state="note", found=notice)
     if memories and not notices:
-        yield Finding(about=f"codec {codec.name}", found=f"as fast as it is meant to be on {' and '.join(memories)}")
+        yield Finding(about=f"codec {codec.name}", found=f"ok on {' and '.join(memories)}")
 
 
 def _checkpoint(registry: Registry, recipe: Recipe) -> Iterator[Finding]:
     about, reference = "checkpoint", recipe.model.checkpoint
     try:
         checkpoint = recipe_checkpoint(recipe, registry)
-        layers = checkpoint.model.config.num_layers
-        if not checkpoint.is_fetched:
-            yield Finding(about=about, found=f"{reference}, {layers} layers; an import fetches what the cache lacks")
+        found = f"{reference}, {checkpoint.model.config.num_layers} layers"
+        if is_hub_id(reference):
+            yield _of_hub(about, found, fetched=checkpoint.is_fetched)
             return
         checkpoint.tensor_names()
     except FlexFlowError as error:
         yield from _told(about, error, "fails")
     else:
-        yield Finding(about=about, found=f"{reference}, {layers} layers")
+        yield Finding(about=about, found=found)
+
+
+def _of_hub(about: str, found: str, *, fetched: bool) -> Finding:
+    if fetched:
+        return Finding(about=about, found=f"{found}, in the Hugging Face cache")
+    help_ = "an import fetches it, where the hub has it"
+    return Finding(about=about, state="note", found=f"{found}, not fetched yet", help=help_)
 
 
 def _store(registry: Registry, recipe: Recipe) -> Iterator[Finding]:

@@ -34,12 +34,15 @@ from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.recipe import Recipe
+from flexflow_engine.planning import expectation
 from flexflow_engine.planning.asked import Asked
+from flexflow_engine.planning.availability import unavailable, without_room
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.outlook import Improvement, what_would_help
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers, needs_staging
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.plugins import Registry
+from flexflow_engine.runtime.full_device import full_device_told
 from flexflow_engine.runtime.metrics import collect, nothing_run
 from flexflow_engine.runtime.session import OnStep, Session, StepTime
 from flexflow_engine.runtime.trace import FoldedTrace, Trace
@@ -222,7 +225,7 @@ def _ask(recipe: Recipe, registry: Registry) -> Asked:
 
 def _ask_to_run(recipe: Recipe, registry: Registry) -> Asked:
     """Raises with every problem of machine and prompts."""
-    problems = list(_unavailable_tiers(recipe, registry))
+    problems = list(unavailable(_named_tiers(recipe, registry)))
     try:
         asked = _ask(recipe, registry)
     except ProblemsError as error:
@@ -266,15 +269,23 @@ def _tier_classes(recipe: Recipe, registry: Registry) -> dict[str, type[Tier]]:
 
 
 def _needs(recipe: Recipe, model: Model, codecs: Codecs, classes: Mapping[str, type[Tier]]) -> Needs:
-    options = _tier_options(recipe, classes)
     used = codecs.weights, codecs.weights.for_table(), codecs.kv_cache
     encoding = {measured_key(codec): codec for codec in used if not codec.keeps_bytes}
     return Needs(
         model=model,
-        tiers=tuple(TierChoice(name=n, tier_class=c, options=options[n]) for n, c in classes.items()),
+        tiers=_tier_choices(recipe, classes),
         plain=codecs.small,
         codecs=tuple(encoding.values()),
     )
+
+
+def _named_tiers(recipe: Recipe, registry: Registry) -> tuple[TierChoice, ...]:
+    return _tier_choices(recipe, {tier.name: registry.tier(tier.plugin) for tier in recipe.tiers})
+
+
+def _tier_choices(recipe: Recipe, classes: Mapping[str, type[Tier]]) -> tuple[TierChoice, ...]:
+    options = _tier_options(recipe, classes)
+    return tuple(TierChoice(name=n, tier_class=c, options=options[n]) for n, c in classes.items())
 
 
 def _tier_options(recipe: Recipe, classes: Mapping[str, type[Tier]]) -> dict[str, Any]:
@@ -306,24 +317,11 @@ def _predicted(predict: Callable[[], float | None], progress: Progress) -> float
 
 
 def _prepare_to_run(asked: Asked, registry: Registry, hardware: HardwareFor) -> _Job:
-    """The job, if it fits. Raises with every problem of the budgets."""
+    """The job, if it fits. Raises with every problem of the budgets and of the machine's free memory."""
     job = _prepare(asked, registry, hardware)
     job.plan.require_fit()
+    raise_problems(list(without_room(_named_tiers(asked.recipe, registry), job.plan.memory)))
     return job
-
-
-def _unavailable_tiers(recipe: Recipe, registry: Registry) -> Iterator[FlexFlowError]:
-    for tier in recipe.tiers:
-        try:
-            registry.tier(tier.plugin).check_available(tier.options)
-        except FlexFlowError as error:
-            yield error.at(_of_tier(tier.name, error.where))
-
-
-def _of_tier(name: str, where: str) -> str:
-    """A place that a tier told, with the tier's."""
-    place = f"tiers.{name}"
-    return where if where.startswith(place) else f"{place}: {where}" if where else place
 
 
 def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progress) -> WeightStore:
@@ -392,7 +390,7 @@ def _run(job: _Job, root: Path, writer: CompletionWriter, progress: Progress, tr
     machine = _known_machine(job, progress)
     predicted = _predicted_tokens_per_s(job, progress) if machine else None
     store = _import(job.asked.checkpoint, job.asked.codecs, root, progress)
-    with store, _open_tiers(job) as tiers:
+    with store, _open_tiers(job) as tiers, full_device_told(job.plan.layout.device):
         _tell(store, tiers, progress)
         run = _Run(store, tiers, writer, progress, trace, machine, predicted)
         metrics = _carry_out(job, run)
@@ -403,6 +401,7 @@ def _run(job: _Job, root: Path, writer: CompletionWriter, progress: Progress, tr
 def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
     """Carry the plan out on open tiers; the writer takes completions as sequences end, and ends with the last."""
     float32_from, products = _float32_from(job, run.machine), _products(job, run.machine)
+    run.progress.notice(expectation.loading(job.plan.layout))
     session = Session(
         layout=job.plan.layout,
         tiers=run.tiers,
@@ -417,6 +416,7 @@ def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
     )
     with closing(session):
         batcher = _batcher(job)
+        run.progress.notice(_first_prompts(job, run.predicted_tokens_per_s))
         run.times = session.run(batcher, _on_step(batcher, job, run))
         run.writer.finish()
         if run.trace is not None:
@@ -433,6 +433,16 @@ def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
             float32_from=float32_from,
             products=products,
         )
+
+
+def _first_prompts(job: _Job, predicted_tokens_per_s: float | None) -> str:
+    """What the first step computes, of whose end the progress tells first."""
+    step = _batcher(job).next_step()
+    assert step is not None, "there are prompts"
+    if predicted_tokens_per_s is None:
+        return expectation.first_prompts(step)
+    job_s = sum(job.planner.workload.new_tokens) / predicted_tokens_per_s
+    return expectation.first_prompts_predicted(step, job.plan.layout, job.planner.predictor(), job_s)
 
 
 def _predicted_as_ended(job: _Job, run: _Run, generated_tokens: int) -> float | None:

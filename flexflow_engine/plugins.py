@@ -118,6 +118,14 @@ class Registry:
                 yield f"{row.kind} `{row.name}` of {row.distribution} could not be loaded: {row.error}"
 
 
+def unknown_blocked(blocked: Iterable[str]) -> Iterator[str]:
+    """A line for each name to block that is no entry point's and no distribution's."""
+    known = sorted({name for entry in _installed() for name in (entry.name, _distribution(entry))})
+    for name in blocked:
+        if name not in known:
+            yield f"{BLOCK_VARIABLE}: nothing is blocked by {name!r}; {near_miss(name, known)}"
+
+
 def _installed() -> list[EntryPoint]:
     return sorted(entry_points(group=NAME), key=lambda entry: (_distribution(entry), entry.name))
 

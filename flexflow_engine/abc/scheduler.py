@@ -64,6 +64,11 @@ class Scheduler(ABC):
     def check_available(cls) -> None:
         """Raise PluginError when this machine lacks what the scheduler works with. Called by `doctor`."""
 
+    @classmethod
+    def solver(cls) -> str | None:
+        """The solver that it works with on this machine, if it has one. Called by `doctor`, after `check_available`."""
+        return None
+
     def problems(self, tiers: tuple[str, ...]) -> list[str]:
         """What is wrong with the options, given the recipe's tier names, at least one; told with the recipe's other
         problems.

@@ -182,7 +182,7 @@ class Tier(ABC):
     @classmethod
     def free_bytes(cls, options: Any) -> int | None:
         """Bytes that the machine has for the tier at this moment; None where that is not known. Called after
-        `check_available`, by `doctor`. Raises like it.
+        `check_available`, by `doctor`, and before a run whose device it is. Raises like it.
         """
         return None
 

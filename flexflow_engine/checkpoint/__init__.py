@@ -6,6 +6,7 @@ config.py      config.json, and the model plugin that reads it
 folders.py     where files come from: a folder on this machine, or the hub and its cache
 files.py       which file holds which tensor; a checkpoint that is a set of files
 places.py      where in a file a tensor lies, and reading rows of it
+prompts.py     a job's prompts, with the tokenizer that the checkpoint has for them
 synthetic.py   a checkpoint that is made up
 digest.py      what a checkpoint's content is called
 plan.py        what an import will write, and everything that stands against it

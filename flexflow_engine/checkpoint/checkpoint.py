@@ -43,16 +43,21 @@ class Checkpoint(ABC):
         """The network of this checkpoint. Raises CheckpointError when its config can't be used, PluginError when the
         plugin makes no model of it.
         """
-        return open_model(self.model_class, self.config, self.dtype)
+        try:
+            return open_model(self.model_class, self.config, self.dtype)
+        except CheckpointError as error:
+            raise error.at(f"{self.reference}: {error.where}") from error
 
     @property
     @abstractmethod
     def tokenizer_folder(self) -> Path | None:
-        """The folder of the tokenizer's files; None when there are none, or the hub that has them can't be reached."""
+        """The folder of the tokenizer's files; None when there are none. Raises CheckpointError when the hub that has
+        them does not give them.
+        """
 
     @property
     def is_fetched(self) -> bool:
-        """Whether its tensors can be looked at without asking the hub for them."""
+        """Whether the files of its tensors are on this machine; asks no hub."""
         return True
 
     @abstractmethod

@@ -38,7 +38,7 @@ def check_model_type(config: Mapping[str, Any], model_class: type[Model], *, whe
         raise CheckpointError(
             f"model plugin `{model_class.name}` does not read model_type {model_type!r}",
             where=where,
-            fix=f"it reads {', '.join(model_class.model_types)}; choose another plugin as model.plugin",
+            fix=f"it reads {', '.join(model_class.model_types)}; `plugins` lists the model plugins that are installed",
         )
 
 

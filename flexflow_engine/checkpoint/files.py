@@ -17,7 +17,7 @@ from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, sile
 from flexflow_engine.checkpoint.digest import DigestCache
 from flexflow_engine.checkpoint.folders import SAFETENSORS, TORCH_FILES, CheckpointFolder, file_inside
 from flexflow_engine.checkpoint.places import NOT_QUANTIZED, TensorPlace, safetensors_places, torch_places
-from flexflow_engine.errors import CheckpointError, FlexFlowError, raise_problems
+from flexflow_engine.errors import CheckpointError, FlexFlowError, ProblemsError, raise_problems
 from flexflow_engine.user_cache import user_cache
 
 _READERS: Mapping[tuple[str, str], Callable[[Path], dict[str, TensorPlace]]] = {
@@ -47,7 +47,11 @@ class FilesCheckpoint(Checkpoint):
 
     @property
     def is_fetched(self) -> bool:
-        return self._folder.is_local
+        folder = self._folder.here()
+        try:
+            return folder is not None and bool(_find_shards(folder).names)
+        except (CheckpointError, ProblemsError):
+            return False
 
     def content_key(self, progress: ByteProgress = silent) -> str:
         shards = self._shards

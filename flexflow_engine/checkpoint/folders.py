@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
 
 from flexflow_engine.errors import CheckpointError
 from flexflow_engine.jobs.tokenizer import VOCABULARIES
@@ -31,8 +30,9 @@ _TORCH_PATTERNS = (*TORCH_FILES, "pytorch_model-*.bin")
 class CheckpointFolder(ABC):
     """Gives the folder of what is asked for, and fetches it first where it must."""
 
-    is_local: ClassVar[bool]
-    """Whether nothing is ever fetched."""
+    @abstractmethod
+    def here(self) -> Path | None:
+        """The folder with what is on this machine, whatever that is; fetches nothing."""
 
     @abstractmethod
     def weights(self) -> Path:
@@ -40,16 +40,19 @@ class CheckpointFolder(ABC):
 
     @abstractmethod
     def tokenizer(self) -> Path | None:
-        """The folder with the tokenizer's files, None when there are none or they can't be had."""
+        """The folder with the tokenizer's files, None when there are none. Raises CheckpointError when they can't be
+        had.
+        """
 
 
 class LocalFolder(CheckpointFolder):
     """A folder that the user named."""
 
-    is_local = True
-
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def here(self) -> Path:
+        return self._path
 
     def file(self, name: str) -> Path:
         return file_inside(self._path, name)
@@ -64,10 +67,12 @@ class LocalFolder(CheckpointFolder):
 class HubFolder(CheckpointFolder):
     """A repository of the Hugging Face hub; what its cache holds is used when the hub can't be reached."""
 
-    is_local = False
-
     def __init__(self, hub_id: str) -> None:
         self._hub_id = hub_id
+
+    def here(self) -> Path | None:
+        config = self.cached_config()
+        return None if config is None else config.parent
 
     def cached_config(self) -> Path | None:
         """config.json in the cache; no network."""
@@ -93,11 +98,7 @@ class HubFolder(CheckpointFolder):
         )
 
     def tokenizer(self) -> Path | None:
-        """None without the network too: a job whose prompts are token ids can be planned all the same."""
-        try:
-            folder = self._fetch(TOKENIZER_FILES)
-        except CheckpointError:
-            return None
+        folder = self._fetch(TOKENIZER_FILES)
         return folder if _has_one(folder, VOCABULARIES) else None
 
     def _fetch(self, patterns: tuple[str, ...]) -> Path:

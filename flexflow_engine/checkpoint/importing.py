@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
+from flexflow_engine.abc.sizes import rounded_down, rounded_up
 from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
 from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
 from flexflow_engine.cpu.settings import one_torch_thread
@@ -165,7 +166,7 @@ def _check_space(folder: Path, needed: int) -> None:
         free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise StorageError(
-            f"the weights need {needed} bytes, and {free} are free",
+            f"the weights need {rounded_up(needed)}, and {rounded_down(free)} are free",
             where=str(folder.parent),
             fix="free some space there, or choose a path on a larger disk",
         )

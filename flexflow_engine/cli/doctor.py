@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.session import Json, Overrides, load_if_given
 from flexflow_engine.errors import FlexFlowError, ProblemsError
 
 if TYPE_CHECKING:
     from flexflow_engine.diagnosis import Finding
+
+HELP_INDENT = 11
+"""Beyond the longest subject: a little further than where what was found begins."""
 
 
 def doctor(
@@ -30,14 +33,19 @@ def doctor(
 
     asked, registry = load_if_given(recipe, overrides)
     findings = list(diagnose(registry, asked))
-    print(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else _table(findings), flush=True)
+    told = json.dumps([asdict(finding) for finding in findings], indent=2) if as_json else "\n".join(_lines(findings))
+    print(told, flush=True)
     if problems := [_problem(finding) for finding in findings if finding.state == "fails"]:
         raise ProblemsError(problems)
 
 
-def _table(findings: list[Finding]) -> str:
-    rows = [(finding.about, finding.state, finding.found, finding.help) for finding in findings]
-    return columns(("about", "", "found", "what would help"), rows)
+def _lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """A line each, and beneath it what would help."""
+    width = max(len(finding.about) for finding in findings)
+    for finding in findings:
+        yield f"{finding.state:<5}  {finding.about:<{width}}  {finding.found}"
+        if finding.help:
+            yield f"{'':{width + HELP_INDENT}}{finding.help}"
 
 
 def _problem(finding: Finding) -> FlexFlowError:

@@ -10,7 +10,8 @@ from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Placement
 from flexflow_engine.abc.prediction import LaneUse, Prediction
 from flexflow_engine.abc.scheduler import Candidate
 from flexflow_engine.cli.columns import columns
-from flexflow_engine.cli.report import plan_as_json, render_plan, render_store, store_as_json
+from flexflow_engine.cli.report import plan_as_json, render_lines, render_policy, render_store, store_as_json
+from flexflow_engine.jobs.durations import format_duration
 from flexflow_engine.jobs.sizes import format_size
 
 if TYPE_CHECKING:
@@ -21,16 +22,17 @@ BAR_WIDTH = 30
 
 
 def render_forecast(forecast: Forecast, room: StoreRoom) -> str:
-    """The memory table as `run --dry-run` has it, bars of what is full and what is busy, and the predicted times."""
-    plan, prediction = forecast.plan, forecast.prediction
+    """The predicted times first; then bars of what is busy and what is full, other choices, the policy in full."""
+    plan = forecast.plan
     parts = [
-        render_plan(plan.policy, plan.memory),
+        "\n".join(_summary(forecast)),
+        _lane_bars(forecast.prediction),
         _memory_bars(plan.memory),
         render_store(room),
-        _lane_bars(prediction),
-        "\n".join(_summary(forecast)),
         *_runners_up(forecast),
         *_improvements(forecast),
+        render_policy(plan.policy),
+        render_lines(plan.memory),
         f"to run this very policy:\n  --set scheduler='{_as_yaml(forecast)}'",
     ]
     return "\n\n".join(parts)
@@ -93,16 +95,17 @@ def _memory_bars(memory: MemoryTable) -> str:
     for tier, budget in memory.budgets.items():
         peak = memory.peak_bytes(tier)
         over = f"too small by {format_size(peak - budget)}" if peak > budget else ""
-        rows.append((tier, _bar(peak / budget), f"{100 * peak / budget:.0f} % of {format_size(budget)}", over))
-    return columns(("tier", "memory", "", ""), rows)
+        share = f"{100 * peak / budget:.0f} %"
+        rows.append((tier, _bar(peak / budget), share, format_size(peak), format_size(budget), over))
+    return columns(("tier", "memory", "", "peak", "budget", ""), rows)
 
 
 def _lane_bars(prediction: Prediction) -> str:
     rows = []
     for lane, use in prediction.lanes.items():
         share = use.busy_s / prediction.seconds
-        rows.append((lane, _bar(share), f"{100 * share:.0f} %", f"{use.busy_s:.1f} s"))
-    return columns(("lane", "busy", "", ""), rows)
+        rows.append((lane, _bar(share), f"{100 * share:.0f} %", format_duration(use.busy_s)))
+    return columns(("lane", "busy", "", "time"), rows)
 
 
 def _bar(share: float) -> str:
@@ -112,13 +115,13 @@ def _bar(share: float) -> str:
 
 def _summary(forecast: Forecast) -> Iterator[str]:
     prediction = forecast.prediction
-    phases = f"prefill {prediction.prefill_s:.1f} s, decode {prediction.decode_s:.1f} s"
+    phases = f"prefill {format_duration(prediction.prefill_s)}, decode {format_duration(prediction.decode_s)}"
     tokens = f"{prediction.prompt_tokens} prompt and {prediction.generated_tokens} generated tokens"
-    yield f"predicted for {forecast.hardware.name}: {tokens} in {prediction.seconds:.1f} s ({phases})"
+    yield f"predicted for {forecast.hardware.name}: {tokens} in {format_duration(prediction.seconds)} ({phases})"
     rates = [f"{prediction.tokens_per_s:.2f} tokens/s"]
     if prediction.decode_tokens_per_s is not None:
         rates.append(f"{prediction.decode_tokens_per_s:.2f} while decoding")
-    if prediction.relative_error:
+    if round(100 * prediction.relative_error, 1):
         rates.append(f"sampling error up to {100 * prediction.relative_error:.1f} %")
     yield f"throughput: {', '.join(rates)}"
     share = prediction.lanes[prediction.bound_by].busy_s / prediction.seconds
@@ -146,10 +149,10 @@ def _runners_up(forecast: Forecast) -> Iterator[str]:
         policy = candidate.policy
         placed = (_placement(policy.placement(tensor_class)) for tensor_class in TENSOR_CLASSES)
         batches = f"{policy.gpu_batch_size} x {policy.num_gpu_batches}"
-        rate = f"{candidate.prediction.tokens_per_s:.2f} tokens/s"
+        rate = f"{candidate.prediction.tokens_per_s:.2f}"
         rows.append((batches, *placed, policy.attention, rate, f"{-100 * _loss(forecast, candidate):+.1f} %"))
     if rows:
-        yield columns(("runner-up", *TENSOR_CLASSES, "attention", "", ""), rows)
+        yield columns(("runner-up", *TENSOR_CLASSES, "attention", "tokens/s", "beside the choice"), rows)
 
 
 def _placement(placement: Placement) -> str:
@@ -161,12 +164,12 @@ def _improvements(forecast: Forecast) -> Iterator[str]:
         (
             better.change,
             f"+{100 * better.gain:.1f} %",
-            f"{forecast.prediction.tokens_per_s * (1 + better.gain):.2f} tokens/s",
+            f"{forecast.prediction.tokens_per_s * (1 + better.gain):.2f}",
         )
         for better in forecast.improvements
     ]
     if rows:
-        yield columns(("what would help", "about", ""), rows)
+        yield columns(("what would help", "gain, about", "tokens/s"), rows)
 
 
 def _excesses(forecast: Forecast) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flexflow_engine.errors import HardwareError
 from flexflow_engine.hookspecs import NAME
 
 if TYPE_CHECKING:
@@ -37,3 +39,14 @@ def hardware_for(file: Path | None, notice: Callable[[str], None]) -> HardwareFo
         profile = read_profile(file)  # now: a run goes on where a machine is unknown, and this is another problem
         return lambda needs: profile
     return lambda needs: this_machine(needs, sizes=Sizes(), notice=notice)
+
+
+@contextmanager
+def lacking_at(file: Path | None) -> Iterator[None]:
+    """What a plan lacks of a machine is told as lacking in the file that describes it."""
+    try:
+        yield
+    except HardwareError as error:
+        if file is None:
+            raise
+        raise error.at(str(file)) from error

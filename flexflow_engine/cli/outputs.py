@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from flexflow_engine.errors import StorageError
@@ -21,20 +22,32 @@ def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path
                 raise StorageError(what, where=str(written), fix=f"name another for {use}")
 
 
-def check_writable(path: Path) -> None:
-    """Raise StorageError when no regular file can be made at `path`; an existing one is left as it is."""
-    try:
+def check_place(path: Path) -> None:
+    """Raise StorageError where no regular file can come to `path`; nothing is made or removed there."""
+    with _refusing(path):
+        path.parent.stat()
         replaceable = path.is_file() or not path.exists()
-        if replaceable:
-            partial_of(path).touch()
-            partial_of(path).unlink()
-    except OSError as error:
-        raise StorageError(f"it can't be written ({error.strerror})", where=str(path)) from error
     if not replaceable:
         raise StorageError("this is no regular file, name another", where=str(path))
+
+
+def check_writable(path: Path) -> None:
+    """The same, and that one can be made; an existing one is left as it is."""
+    check_place(path)
+    with _refusing(path):
+        partial_of(path).touch()
+        partial_of(path).unlink()
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all. Raises StorageError."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"it can't be written ({error.strerror})", where=str(path)) from error

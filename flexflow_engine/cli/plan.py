@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flexflow_engine.cli.forecast import forecast_as_json, render_forecast
-from flexflow_engine.cli.hardware import Hardware, hardware_for
+from flexflow_engine.cli.hardware import Hardware, hardware_for, lacking_at
 from flexflow_engine.cli.outputs import check_distinct, check_writable
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, inputs_of, load
@@ -31,14 +31,14 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict a recipe's throughput without running it; needs no GPU and no weights."""
+    """Predict a recipe's throughput without running it; reads no weights, and with --hardware needs no GPU."""
     from flexflow_engine.engine import predict_recipe, recipe_store_room  # noqa: PLC0415  # torch; --help must not import it
 
     asked, registry = load(recipe, overrides)
     check_distinct({"--trace": trace}, {"RECIPE": recipe, "--hardware": hardware, **inputs_of(asked)})
     if trace is not None:
         check_writable(trace)
-    with progress_on_stderr() as progress:
+    with progress_on_stderr() as progress, lacking_at(hardware):
         forecast = predict_recipe(
             asked,
             registry,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.status import Status
 
 from flexflow_engine.abc.progress import Progress
+from flexflow_engine.jobs.durations import format_duration
 from flexflow_engine.jobs.sizes import format_size
 
 PLAIN_INTERVAL_SECONDS = 5.0
@@ -70,7 +71,7 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """One line that changes in place; notices stay above it."""
+    """One line that changes in place; notices stay above it, and end what it told."""
 
     def __init__(self, console: Console, status: Status) -> None:
         self._console = console
@@ -95,6 +96,7 @@ class LiveProgress:
 
     def notice(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
+        self._status.update("working")
 
 
 def _moving(what: str, done_bytes: int, total_bytes: int) -> str:
@@ -104,11 +106,5 @@ def _moving(what: str, done_bytes: int, total_bytes: int) -> str:
 
 def _step(finished: int, total: int, earlier: int, tokens: int, seconds: float) -> str:
     rate, here = tokens / seconds if seconds else 0.0, finished - earlier
-    left = f", about {_duration(seconds * (total - finished) / here)} left" if here and finished < total else ""
+    left = f", about {format_duration(seconds * (total - finished) / here)} left" if here and finished < total else ""
     return f"{finished} of {total} sequences, {tokens} tokens, {rate:.1f} tokens/s{left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

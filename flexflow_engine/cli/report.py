@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Policy
 from flexflow_engine.cli.columns import columns
+from flexflow_engine.jobs.durations import format_duration
 from flexflow_engine.jobs.sizes import format_size
 
 if TYPE_CHECKING:
@@ -23,10 +24,20 @@ def render_run(metrics: Mapping[str, Any]) -> str:
 
 def render_plan(policy: Policy, memory: MemoryTable) -> str:
     """What the policy puts on each tier, against the budgets."""
-    rows = [(line.tier, line.what, format_size(line.nbytes)) for line in memory.lines]
     totals = [_total(memory, tier, budget) for tier, budget in memory.budgets.items()]
-    chosen = columns(("policy", ""), [(key, json.dumps(value)) for key, value in policy.as_fixed().items()])
-    return "\n\n".join([chosen, columns(("tier", "what", "size"), rows), _totals(totals)])
+    return "\n\n".join([render_policy(policy), render_lines(memory), _totals(totals)])
+
+
+def render_policy(policy: Policy) -> str:
+    """Its keys, as `fixed` takes them."""
+    return columns(("policy", ""), [(key, json.dumps(value)) for key, value in policy.as_fixed().items()])
+
+
+def render_lines(memory: MemoryTable) -> str:
+    """What lies on each tier, without the sums."""
+    return columns(
+        ("tier", "what", "size"), [(line.tier, line.what, format_size(line.nbytes)) for line in memory.lines]
+    )
 
 
 def plan_as_json(policy: Policy, memory: MemoryTable) -> dict[str, object]:
@@ -49,9 +60,9 @@ def store_as_json(room: StoreRoom) -> dict[str, object]:
 
 def _summary(metrics: Mapping[str, Any]) -> Iterator[str]:
     seconds = metrics["prefill_s"] + metrics["decode_s"]
-    phases = f"prefill {metrics['prefill_s']:.1f} s, decode {metrics['decode_s']:.1f} s"
+    phases = f"prefill {format_duration(metrics['prefill_s'])}, decode {format_duration(metrics['decode_s'])}"
     tokens = f"{metrics['prompt_tokens']} prompt and {metrics['generated_tokens']} generated tokens"
-    yield f"{tokens} in {seconds:.1f} s ({phases})"
+    yield f"{tokens} in {format_duration(seconds)} ({phases})"
     yield "throughput: " + ", ".join(_throughput(metrics))
     yield f"bound by: {_bound(metrics, seconds)}"
     yield from _answers(metrics)

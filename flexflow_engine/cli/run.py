@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from flexflow_engine.cli.hardware import Hardware, hardware_for
-from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
+from flexflow_engine.cli.hardware import Hardware, hardware_for, lacking_at
+from flexflow_engine.cli.outputs import check_distinct, check_place, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run, render_store, store_as_json
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, inputs_of, load
@@ -54,7 +54,7 @@ def _show_plan(recipe: Recipe, registry: Registry, hardware: Path | None, *, as_
     """Print what lies where. Raises PolicyError afterwards when it does not fit."""
     from flexflow_engine.engine import plan_recipe, recipe_store_room  # noqa: PLC0415  # torch; --help must not import it
 
-    with progress_on_stderr() as progress:
+    with progress_on_stderr() as progress, lacking_at(hardware):
         plan = plan_recipe(recipe, registry, hardware_for(hardware, progress.notice))
     room = recipe_store_room(recipe, registry)
     if as_json:
@@ -75,10 +75,11 @@ def _run(
 ) -> dict[str, object]:
     from flexflow_engine.engine import run_recipe  # noqa: PLC0415  # torch; --help must not import it
 
+    check_place(output)  # the rest when it is opened: what an earlier run left there may still be wanted
     for file in (metrics, trace):
         if file is not None:
             check_writable(file)
-    with progress_on_stderr() as progress:
+    with progress_on_stderr() as progress, lacking_at(hardware):
         found = run_recipe(
             recipe,
             registry,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from flexflow_engine.errors import RecipeError
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.jobs.recipe import Recipe
-from flexflow_engine.plugins import BLOCK_VARIABLE, Registry
+from flexflow_engine.plugins import BLOCK_VARIABLE, Registry, unknown_blocked
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; `schema` prints what may stand in it.")]
 Overrides = Annotated[
@@ -24,9 +25,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 
 
 def load_registry() -> Registry:
-    """The installed plugins but those that the environment blocks."""
-    blocked = os.environ.get(BLOCK_VARIABLE, "")
-    return Registry.load(blocked=[name.strip() for name in blocked.split(",") if name.strip()])
+    """The installed plugins but those that the environment blocks; names that block none are told on stderr."""
+    blocked = [name.strip() for name in os.environ.get(BLOCK_VARIABLE, "").split(",") if name.strip()]
+    for line in unknown_blocked(blocked):
+        print(line, file=sys.stderr)
+    return Registry.load(blocked=blocked)
 
 
 def inputs_of(recipe: Recipe) -> dict[str, Path]:

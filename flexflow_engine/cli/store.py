@@ -36,6 +36,8 @@ def list_(under: Under = None, as_json: Json = False) -> None:
         print(columns(("name", "checkpoint", "dtype", "codec", "size", ""), [_row(store) for store in stores]))
     else:
         print(f"no weight store under {root}")
+        if under is None:
+            print("a disk tier keeps its own under its `path`, as the shipped recipes do: store list --under .flexflow")
 
 
 def remove(name: StoreName, under: Under = None) -> None:

@@ -13,6 +13,9 @@ from pydantic_core import ErrorDetails
 from flexflow_engine.abc.near_miss import near_miss
 from flexflow_engine.errors import PromptError
 
+OF_OPENAI = frozenset({"url", "body"})
+"""Keys that a request of OpenAI's batch API has."""
+
 
 class PromptLine(BaseModel):
     """`{"custom_id"?, "prompt" or "prompt_token_ids", "completion" or "completion_token_ids" or neither, "expected"?}`;
@@ -33,6 +36,8 @@ class PromptLine(BaseModel):
         document = _parse_json(line)
         if not isinstance(document, dict):
             raise PromptError("a line is a JSON object", fix='write {"prompt": "…"}')
+        if document.keys() >= OF_OPENAI:
+            raise PromptError("this is a line of an OpenAI batch", fix='write {"custom_id": "…", "prompt": "…"}')
         try:
             return cls.model_validate(document)
         except ValidationError as error:

@@ -10,11 +10,9 @@ from pathlib import Path
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.errors import ProblemsError, PromptError
 from flexflow_engine.jobs.prompt_lines import PromptLine, numbered_lines
+from flexflow_engine.jobs.prompt_problems import by_problem
 from flexflow_engine.jobs.recipe import Generate, Score, SyntheticPrompts, Workload
 from flexflow_engine.jobs.tokenizer import Tokenizer
-
-MAX_SHOWN = 20
-"""Problems of one prompt file that are told one by one; the rest is counted."""
 
 TokenIds = tuple[int, ...]
 
@@ -45,10 +43,10 @@ def load_prompts(workload: Workload, tokenizer: Tokenizer | None, config: ModelC
 def read_prompts(
     path: Path, tokenizer: Tokenizer | None, config: ModelConfig, task: Generate | Score
 ) -> tuple[Prompt, ...]:
-    """The prompts of a JSON lines file. Raises ProblemsError telling the unusable lines by their numbers."""
+    """The prompts of a JSON lines file. Raises ProblemsError: what is wrong, and in which lines."""
     lines: dict[int, PromptLine] = {}
     tokens: dict[int, tuple[TokenIds, TokenIds]] = {}
-    problems: list[PromptError] = []
+    problems: dict[int, PromptError] = {}
     first_lines: dict[str, int] = {}
     try:
         numbered = numbered_lines(path)
@@ -60,11 +58,11 @@ def read_prompts(
             _check_unique(lines[number].custom_id, number, first_lines)
             tokens[number] = _tokens(lines[number], tokenizer, config, task)
         except PromptError as error:
-            problems.append(PromptError(error.what, where=f"{path}, line {number}", fix=error.fix))
-    if not lines and not problems:
-        problems.append(PromptError("the prompt file is empty", where=str(path)))
+            problems[number] = error
     if problems:
-        raise ProblemsError([*_shown(problems, path)])
+        raise ProblemsError(list(by_problem(problems, path)))
+    if not lines:
+        raise ProblemsError([PromptError("the prompt file is empty", where=str(path))])
     names = _custom_ids(lines)
     return tuple(_prompt(names[number], line, *tokens[number], task) for number, line in lines.items())
 
@@ -168,10 +166,3 @@ def _custom_ids(lines: dict[int, PromptLine]) -> dict[int, str]:
             default += "-unnamed"
         names[number] = default if line.custom_id is None else line.custom_id
     return names
-
-
-def _shown(problems: list[PromptError], path: Path) -> list[PromptError]:
-    if len(problems) <= MAX_SHOWN:
-        return problems
-    rest = len(problems) - MAX_SHOWN
-    return [*problems[:MAX_SHOWN], PromptError(f"{rest} more lines can't be used", where=str(path))]

@@ -11,10 +11,11 @@ import numpy as np
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import WorkloadShape
 from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint
+from flexflow_engine.checkpoint.prompts import open_prompts
 from flexflow_engine.jobs.identity import JobIdentity, codecs_key, prompts_key, tokenizer_key
-from flexflow_engine.jobs.prompts import Prompt, load_prompts
+from flexflow_engine.jobs.prompts import Prompt
 from flexflow_engine.jobs.recipe import Generate, Recipe, Score
-from flexflow_engine.jobs.tokenizer import Tokenizer, load_tokenizer
+from flexflow_engine.jobs.tokenizer import Tokenizer
 from flexflow_engine.planning.plan import Codecs
 from flexflow_engine.runtime.next_tokens import Forced, Greedy, TokenArray, TokenSource
 
@@ -34,15 +35,14 @@ class Asked:
     @classmethod
     def read(cls, recipe: Recipe, checkpoint: Checkpoint, codecs: Codecs) -> Asked:
         """With the recipe's prompts as token ids. Raises ProblemsError, PromptError or CheckpointError."""
-        folder = checkpoint.tokenizer_folder
-        tokenizer = load_tokenizer(folder)
+        folder, tokenizer, prompts = open_prompts(checkpoint, recipe.workload)
         return cls(
             recipe=recipe,
             checkpoint=checkpoint,
             codecs=codecs,
             tokenizer_folder=folder,
             tokenizer=tokenizer,
-            prompts=load_prompts(recipe.workload, tokenizer, checkpoint.model.config),
+            prompts=prompts,
         )
 
     @property

@@ -12,6 +12,7 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import MemoryTable, Placement, Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
+from flexflow_engine.abc.sizes import rounded_down, rounded_up
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.declared.policies import check_candidates, check_policy
 from flexflow_engine.errors import PolicyError
@@ -26,6 +27,9 @@ from flexflow_engine.placement.weights import WeightLayout, place_weights
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.predict import Predictor
 from flexflow_engine.planning.step_costs import StepCostModel
+
+TOLD_LINES = 3
+"""Of a tier's memory, in an error: the largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Plan:
         if not self.memory.exceeded:
             return
         excess = [self._excess(tier) for tier in self.memory.exceeded]
-        needs = ", ".join(f"{tier} {self.memory.peak_bytes(tier)} bytes" for tier in self.memory.exceeded)
+        needs = ", ".join(f"{tier} {rounded_up(self.memory.peak_bytes(tier))}" for tier in self.memory.exceeded)
         raise PolicyError(
             f"the policy does not fit: {'; '.join(excess)}",
             where="tiers",
@@ -67,9 +71,9 @@ class Plan:
 
     def _excess(self, tier: str) -> str:
         lines = sorted((x for x in self.memory.lines if x.tier == tier), key=lambda x: -x.nbytes)
-        parts = ", ".join(f"{line.what} {format_size(line.nbytes)}" for line in lines if line.nbytes)
+        largest = ", ".join(f"{line.what} {format_size(line.nbytes)}" for line in lines[:TOLD_LINES])
         peak, budget = self.memory.peak_bytes(tier), self.memory.budgets[tier]
-        return f"{tier} needs {format_size(peak)} ({parts}) and has {format_size(budget)}"
+        return f"{tier} needs {rounded_up(peak)} (the most for {largest}) and has {rounded_down(budget)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

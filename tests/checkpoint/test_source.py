@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from checkpoint.checkpoints import CONFIG, FC1, TABLE, opened, tensors, write_safetensors
-from flexflow_engine.errors import CheckpointError
+from flexflow_engine.checkpoint.prompts import open_prompts
+from flexflow_engine.errors import CheckpointError, ProblemsError
+from flexflow_engine.jobs.recipe import Generate, Workload
 
 
 @pytest.fixture
@@ -54,10 +56,36 @@ def test_the_ends_of_a_generation_config_count_before_those_of_the_config(hub_ca
             opened(reference)
 
 
+def test_a_hub_checkpoint_is_fetched_when_the_cache_has_its_weights(hub_cache: Path) -> None:
+    assert not opened("facebook/opt-30b").is_fetched
+    snapshot = cache_model(hub_cache, "facebook/opt-30b")
+    assert opened("facebook/opt-30b").is_fetched
+    (snapshot / "model.safetensors").unlink()
+    index = {"weight_map": {FC1: "model-00001-of-00001.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert not opened("facebook/opt-30b").is_fetched
+
+
 def test_a_published_models_config_is_known_without_the_hub(hub_cache: Path) -> None:
     checkpoint = opened("facebook/OPT-30b")
     assert checkpoint.config["num_hidden_layers"] == 48
-    assert checkpoint.tokenizer_folder is None
+
+
+def test_why_the_hub_gave_no_tokenizer_is_told_to_who_needs_one(hub_cache: Path, tmp_path: Path) -> None:
+    checkpoint, path = opened("facebook/OPT-30b"), tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt_token_ids": [5]}\n')
+    folder, tokenizer, prompts = open_prompts(checkpoint, workload(path))
+    assert (folder, tokenizer, [prompt.token_ids for prompt in prompts]) == (None, None, [(5,)])
+    path.write_text('{"prompt": "town"}\n')
+    with pytest.raises(ProblemsError) as caught:
+        open_prompts(checkpoint, workload(path))
+    line, hub = map(str, caught.value.problems)
+    assert "line 1: the checkpoint has no tokenizer for a text prompt" in line
+    assert hub.startswith("facebook/OPT-30b: not in the Hugging Face cache, and the hub could not be reached")
+
+
+def workload(prompts: Path) -> Workload:
+    return Workload(prompts=prompts, task=Generate(max_new_tokens=4, ignore_eos=False))
 
 
 def test_a_cached_config_goes_before_the_published_one(hub_cache: Path) -> None:

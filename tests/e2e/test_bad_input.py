@@ -14,6 +14,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from commands import CommandLine, Outcome, completions, save_tokenizer, token_ids, write_prompts, write_recipe
+from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
+from flexflow_engine.jobs.sizes import parse_size
 from harness import random_prompts, reference_tokens, save_opt
 
 PROMPTS = random_prompts(5, seed=1, longest=12)
@@ -159,7 +161,8 @@ def test_a_cut_off_weight_file(job: Job) -> None:
 def test_a_config_of_another_architecture(job: Job) -> None:
     path = job.checkpoint / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mamba"}))
-    assert "model plugin `opt` does not read model_type 'mamba'" in job.refused()
+    stderr = job.refused()
+    assert "model plugin `opt` does not read model_type 'mamba'; it reads opt; `plugins` lists the model" in stderr
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_a_config_that_makes_no_sense(job: Job, key: str, value: object) -> None
     path = job.checkpoint / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     stderr = job.refused()
-    assert "config.json" in stderr
+    assert f"error: {job.checkpoint}: config.json" in stderr
     assert key in stderr or "heads" in stderr
 
 
@@ -191,6 +194,12 @@ def test_an_end_that_is_no_token_id(job: Job, name: str) -> None:
     stderr = job.refused()
     assert name in stderr
     assert "eos_token_id is '</s>'" in stderr
+
+
+def test_a_config_that_lacks_a_size_says_so(job: Job) -> None:
+    path = job.checkpoint / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "hidden_size"}))
+    assert f"error: {job.checkpoint}: config.json: hidden_size is missing; a positive integer" in job.refused()
 
 
 @pytest.mark.parametrize("setting", ["scheduler.gpu_batch_size=1000000000", "scheduler.num_gpu_batches=100000000"])
@@ -283,15 +292,15 @@ POLICIES = {
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_does_not_fit_is_refused_with_the_smallest_budgets_that_would_do(job: Job, policy: str) -> None:
-    """The named budgets are enough, and one byte less on any of the tiers is not."""
+    """The named budgets are enough, and one KiB less on any of the tiers is not."""
     settings = [f"{key}={value}" for key, value in POLICIES[policy].items()]
     tiny = [f"tiers.{tier}.budget=1kB" for tier in ("device", "host", "disk")]
     stderr = job.refused(*settings, *tiny)
-    assert re.search(r"device needs [\d.]+ [KM]iB \(.*workspace .*\) and has 1000 B", stderr)
-    named = dict(re.findall(r"(device|host|disk) (\d+) bytes", stderr))
-    budgets = {tier: int(named.get(tier, "1000")) for tier in ("device", "host", "disk")}
+    assert re.search(r"device needs \d+[KM]iB \(the most for (\w+ [^,]*, ){2}[^,]*\) and has 1000B", stderr)
+    named = dict(re.findall(r"(device|host|disk) (\d+[KM]?i?B)", stderr.partition("would do: ")[2]))
+    budgets = {tier: parse_size(named.get(tier, "1kB")) for tier in ("device", "host", "disk")}
     for tier in named:
-        short = budgets | {tier: budgets[tier] - 1}
+        short = budgets | {tier: budgets[tier] - 2**10}
         assert f"{tier} needs" in job.refused(*settings, *(f"tiers.{name}.budget={n}" for name, n in short.items()))
     outcome = job.run(*settings, *(f"tiers.{tier}.budget={n}" for tier, n in budgets.items()))
     assert outcome.status == 0, outcome.stderr
@@ -352,3 +361,20 @@ def test_a_file_that_can_t_be_made_is_told_before_the_weights_are_read(
     outcome.assert_user_error()
     assert str(Path(output)) in outcome.stderr
     assert "importing" not in outcome.stderr
+
+
+@pytest.mark.parametrize("output", [".", LONG_NAME, "missing/out.jsonl", "/dev/null"])
+def test_an_output_that_has_no_place_is_told_before_the_machine_is_measured(
+    command: CommandLine, job: Job, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(HARDWARE_VARIABLE)
+    outcome = command("run", job.recipe, "--output", output)
+    outcome.assert_user_error()
+    assert outcome.stderr.startswith(f"error: {Path(output)}: ")
+
+
+def test_completions_that_are_not_whole_outlive_a_refused_run(command: CommandLine, job: Job) -> None:
+    partial = Path("job.completions.jsonl.partial")
+    partial.write_text("kept\n")
+    command("run", job.recipe, "--set=tiers.device.budget=1kB").assert_user_error()
+    assert partial.read_text() == "kept\n"

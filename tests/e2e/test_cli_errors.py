@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+from flexflow_engine.plugins import BLOCK_VARIABLE
 
 VERBS = ("run", "plan", "profile", "import", "doctor", "plugins", "store", "schema")
 
@@ -29,6 +33,17 @@ def test_help_does_not_import_torch(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: flexflow-engine" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["store"]])
+def test_no_verbs_description_is_cut(arguments: list[str]) -> None:
+    described = command(*arguments, "--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert len(described) >= 2
+    assert not [line for line in described if line.endswith("...")]
+
+
+def test_the_version_is_told() -> None:
+    assert command("--version").stdout == f"flexflow-engine {version('flexflow-engine')}\n"
 
 
 def test_the_run_module_is_the_run_verb() -> None:
@@ -69,6 +84,16 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
 def test_an_empty_folder_has_no_stores_and_an_unknown_store_is_an_error(tmp_path: Path) -> None:
     listing = command("store", "list", "--under", str(tmp_path), "--json")
     assert (listing.returncode, json.loads(listing.stdout)) == (0, [])
+    assert "--under" not in command("store", "list", "--under", str(tmp_path)).stdout
+    assert "store list --under .flexflow" in command("store", "list").stdout
     removal = command("store", "remove", "nothing", "--under", str(tmp_path))
     assert removal.returncode == 2
     assert removal.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(("blocked", "told"), [("tierz", ["tierz"]), ("codecs, flexflow-engine", [])])
+def test_a_name_that_blocks_no_plugin_is_told(blocked: str, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BLOCK_VARIABLE, blocked)
+    done = command("plugins", "--json")
+    assert done.returncode == 0
+    assert re.findall(rf"^{BLOCK_VARIABLE}: nothing is blocked by '(\w+)'; did you mean `tiers`", done.stderr) == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,19 @@ def test_a_recipe_that_nothing_hinders(command: CommandLine, recipe: Path, tmp_p
     assert not list(Path.cwd().iterdir()), "no folder is left that was not there"
     disk = tmp_path / "job" / "disk"
     disk.mkdir()
-    table = command("doctor", recipe).stdout.splitlines()
+    lines = command("doctor", recipe).stdout.splitlines()
     assert not list(disk.iterdir())
-    assert table[0].split() == ["about", "found", "what", "would", "help"]
-    assert any(line.split()[:3] == ["tier", "disk", "fine"] for line in table)
+    assert all(line.startswith("fine ") for line in lines)
+    assert any(line.split() == ["fine", "tier", "disk", "zarr", "is", "available"] for line in lines)
+
+
+def test_what_would_help_stands_beneath_what_was_found(command: CommandLine, recipe: Path) -> None:
+    outcome = command("doctor", recipe, "--set=tiers.host.budget=900000TiB", "--set=scheduler={plugin: lp}")
+    lines = outcome.stdout.splitlines()
+    (room,) = [number for number, line in enumerate(lines) if "room of device, host" in line]
+    assert lines[room].startswith("note ")
+    assert lines[room + 1].strip().startswith("budgets are limits: ")
+    assert any(re.search(r"scheduler lp +it works, with \w+", line) for line in lines)
 
 
 def test_what_is_installed_is_looked_at_without_a_recipe(command: CommandLine) -> None:
@@ -120,7 +130,7 @@ def test_budgets_beyond_what_is_free_are_a_note(command: CommandLine, recipe: Pa
         (room,) = about(findings(outcome), subject)
         assert room["state"] == "note"
         assert "budgets of 900000" in room["found"]
-        assert "lower the budgets" in room["help"]
+        assert "--dry-run" in room["help"]
 
 
 def test_the_room_of_the_weight_store_is_told_until_it_is_imported(command: CommandLine, recipe: Path) -> None:
@@ -142,6 +152,14 @@ def test_every_problem_of_a_checkpoint_fails(command: CommandLine, recipe: Path,
     assert outcome.status == 2
     assert f"error: checkpoint: {weights}: the file is damaged" in outcome.stderr
     assert "fetch the checkpoint again" in outcome.stdout
+
+
+def test_a_checkpoint_that_is_not_fetched_yet_is_a_note(command: CommandLine, recipe: Path) -> None:
+    outcome = command("doctor", recipe, "--json", "--set=model.checkpoint=facebook/opt-175b")
+    assert outcome.status == 0, outcome
+    (checkpoint,) = about(findings(outcome), "checkpoint")
+    assert (checkpoint["state"], checkpoint["found"]) == ("note", "facebook/opt-175b, 96 layers, not fetched yet")
+    assert "an import fetches it" in checkpoint["help"]
 
 
 def test_schedulers_and_codecs_of_plugins_are_asked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 import yaml
 
 from commands import CommandLine, Outcome, save_tokenizer, write_recipe
+from flexflow_engine.cli.forecast import render_forecast
 from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
+from flexflow_engine.engine import predict_recipe, recipe_store_room
+from flexflow_engine.jobs.load import load_recipe
+from flexflow_engine.planning.clock import VirtualDataflow
+from flexflow_engine.planning.hardware import read_profile
+from flexflow_engine.plugins import Registry
 from harness import random_prompts, save_opt
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +130,28 @@ def test_the_printed_policy_is_the_same_plan(command_line: CommandLine, recipe: 
     assert again == found(command_line("plan", *arguments, "--json"))
 
 
+def test_the_answer_comes_first_and_the_policy_in_full_last(
+    command_line: CommandLine, recipe: Path, machine: Path
+) -> None:
+    parts = command_line("plan", recipe, "--hardware", machine, "--set=scheduler={plugin: lp}").stdout.split("\n\n")
+    begin = [part.split()[0] for part in parts]
+    assert begin[:3] == ["predicted", "lane", "tier"]
+    assert begin[-3:] == ["policy", "tier", "to"]
+    (weighed,) = [part.splitlines()[0] for part in parts if part.startswith("runner-up")]
+    assert weighed.endswith("attention  tokens/s  beside the choice")
+
+
+@pytest.mark.parametrize(("error", "told"), [(0.0004, False), (0.0006, True)])
+def test_a_sampling_error_is_told_unless_it_is_nothing(recipe: Path, error: float, told: bool) -> None:
+    registry = Registry.load()
+    asked = load_recipe(recipe, (), registry)
+    forecast = predict_recipe(
+        asked, registry, hardware=lambda needs: read_profile(T4), executor=VirtualDataflow, trace=None
+    )
+    uncertain = replace(forecast, prediction=replace(forecast.prediction, relative_error=error))
+    assert ("sampling error" in render_forecast(uncertain, recipe_store_room(asked, registry))) is told
+
+
 def test_a_policy_that_does_not_fit_is_predicted_and_run_refuses_it(
     command_line: CommandLine, recipe: Path, machine: Path
 ) -> None:
@@ -182,14 +211,16 @@ def test_a_trace_of_the_virtual_clock_is_one_of_a_run(
     assert computed == pytest.approx(plan["lanes"]["compute"]["busy_s"])
 
 
+@pytest.mark.parametrize("verb", [("plan",), ("run", "--dry-run")])
 def test_a_machine_that_can_not_be_measured_here_is_refused_and_the_way_out_told(
-    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
 ) -> None:
     monkeypatch.delenv(HARDWARE_VARIABLE)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    outcome = command_line("plan", ROOT / "recipes" / "opt30b_16gb.yaml", SMALL)
+    outcome = command_line(*verb, ROOT / "recipes" / "opt30b_16gb.yaml", SMALL)
     outcome.assert_user_error()
-    assert "--hardware" in outcome.stderr
+    assert outcome.stderr.startswith("error: tiers.gpu: this machine can't be measured: "), "nothing is tried before"
+    assert (ROOT / outcome.stderr.rpartition("--hardware ")[2].strip()).is_file()
 
 
 def test_a_machine_without_the_recipes_link_is_refused(command_line: CommandLine, recipe: Path, machine: Path) -> None:
@@ -199,3 +230,15 @@ def test_a_machine_without_the_recipes_link_is_refused(command_line: CommandLine
     outcome = command_line("plan", recipe, "--hardware", machine)
     outcome.assert_user_error()
     assert "links.zarr" in outcome.stderr
+    assert str(machine) in outcome.stderr
+
+
+def test_a_machine_without_a_rate_of_the_recipes_dtype_is_refused_by_its_file(
+    command_line: CommandLine, recipe: Path, machine: Path
+) -> None:
+    document = yaml.safe_load(machine.read_text())
+    del document["processors"]["cpu"]["matmul_flops_per_s"]["float32"]
+    machine.write_text(yaml.safe_dump(document))
+    outcome = command_line("plan", recipe, "--hardware", machine)
+    outcome.assert_user_error()
+    assert f"{machine}: there is no matmul rate for float32" in outcome.stderr

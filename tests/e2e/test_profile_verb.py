@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -72,6 +73,7 @@ def test_a_run_on_a_machine_of_which_too_little_is_known_goes_on_without_a_predi
     outcome = command("run", recipe, "--json", "--hardware", file)
     assert json.loads(outcome.stdout)["predicted_tokens_per_s"] is None
     assert "no prediction: " in outcome.stderr
+    assert re.search(r"^first prompts: \d+ tokens$", outcome.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize("content", [None, "name: [", "{}"])

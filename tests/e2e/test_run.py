@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,14 @@ def test_the_run_says_what_it_achieved_and_leaves_what_was_asked_for(run: Run) -
     for expected in ("throughput: ", "bound by: ", "device", "host", "disk", "completions: job.completions.jsonl"):
         assert expected in run.outcome.stdout
     assert sorted(path.name for path in run.folder.iterdir()) == ["cache", "job.completions.jsonl", "m.json", "t.json"]
+
+
+def test_what_takes_its_time_before_the_first_step_ends_is_told_in_order(run: Run) -> None:
+    first = sum(sorted(map(len, PROMPTS), reverse=True)[:4])
+    told = [line for line in run.outcome.stderr.splitlines() if not line.startswith(("reading", "importing"))]
+    assert told[0].startswith("loading resident weights: ")
+    assert re.fullmatch(rf"first prompts: {first} tokens, about .*; the whole job about .* \(predicted\)", told[1])
+    assert " of 7 sequences, " in told[2]
 
 
 def test_progress_goes_to_stderr(run: Run) -> None:

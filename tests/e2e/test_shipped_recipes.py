@@ -35,6 +35,13 @@ def test_a_shipped_recipe_is_planned_and_fits(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_asks_for_no_more_than_its_machine_has(path: Path) -> None:
+    tiers = load_recipe(path, [], Registry.load()).tiers
+    machine = read_profile(hardware(path))
+    assert machine.lacking_bytes((tier.plugin, tier.budget_bytes) for tier in tiers) == {}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_begins_with_the_command_that_runs_it(path: Path) -> None:
     assert path.read_text().splitlines()[0] == f"# python -m flexflow_engine.run recipes/{path.name}"
 

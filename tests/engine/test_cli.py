@@ -15,6 +15,7 @@ from flexflow_engine.cli.outputs import check_writable, write_whole
 from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
 from flexflow_engine.errors import CorruptDataError, FlexFlowError, ProblemsError, RecipeError, StorageError, TaskError
+from flexflow_engine.jobs.durations import format_duration
 
 METRICS = {
     "prompt_tokens": 1000,
@@ -110,7 +111,7 @@ def test_plain_progress_writes_a_line_now_and_then_and_always_the_last() -> None
         progress.step(finished, 4, finished * 10, 2.0)
     assert stream.getvalue().splitlines() == [
         "0 of 4 sequences, 0 tokens, 0.0 tokens/s",
-        "3 of 4 sequences, 30 tokens, 15.0 tokens/s, about 0:01 left",
+        "3 of 4 sequences, 30 tokens, 15.0 tokens/s, about 0.7 s left",
         "4 of 4 sequences, 40 tokens, 20.0 tokens/s",
     ]
 
@@ -118,7 +119,14 @@ def test_plain_progress_writes_a_line_now_and_then_and_always_the_last() -> None
 def test_what_is_left_to_do_is_judged_by_what_this_run_has_done() -> None:
     stream = io.StringIO()
     PlainProgress(stream, lambda: 0.0).step(12, 16, 30, 2.0, earlier_sequences=8)
-    assert stream.getvalue() == "12 of 16 sequences, 30 tokens, 15.0 tokens/s, about 0:02 left\n"
+    assert stream.getvalue() == "12 of 16 sequences, 30 tokens, 15.0 tokens/s, about 2.0 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.97, "1:00"), (125.4, "2:05"), (3725, "1:02:05")]
+)
+def test_durations_are_short_and_never_sixty_seconds(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
 def test_plain_progress_tells_the_import_in_bytes() -> None:

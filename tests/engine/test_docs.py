@@ -183,6 +183,18 @@ def test_every_recipe_in_a_document_loads(
         assert load_recipe(path, (), Registry.load()).name == yaml.safe_load(block.text)["name"]
 
 
+def test_the_readmes_recipe_is_planned_as_the_readme_says(tmp_path: Path) -> None:
+    (recipe,) = blocks(ROOT / "README.md", "yaml")
+    (tmp_path / "my_job.yaml").write_text(recipe.text)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt_token_ids": [2, 3, 4]}\n')
+    machine = ROOT / "recipes" / "hardware" / "t4_gcp.yaml"
+    plan = json.loads(
+        run("-m", "flexflow_engine", "plan", "my_job.yaml", "--json", f"--hardware={machine}", cwd=tmp_path).stdout
+    )
+    assert plan["fits"]
+    assert plan["machine_lacks_bytes"] == {}
+
+
 def _forget_examples(folder: Path) -> None:
     for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(folder))]:
         del sys.modules[name]
@@ -294,6 +306,12 @@ def _contract(kind: Kind) -> set[str]:
     """What an author may write or meet: public names, and those that must be written."""
     contract, _ = CONTRACTS[kind]
     return set(contract.__abstractmethods__) | {name for name in vars(contract) if not name.startswith("_")}
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^- \[(\d{4})\]\((\1-[\w-]+\.md)\) \S", (folder / "README.md").read_text(), re.MULTILINE)
+    assert [name for _, name in listed] == sorted(path.name for path in folder.glob("[0-9]*.md"))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

@@ -97,6 +97,16 @@ def test_blank_lines_at_the_end_windows_line_ends_and_a_byte_order_mark_are_no_m
     assert [prompt.token_ids for prompt in read(path)] == [(5,), (6,)]
 
 
+def test_a_problem_that_lines_share_is_told_once(tmp_path: Path) -> None:
+    good, bad = {"prompt_token_ids": [5]}, {"prompt": "town"}
+    path = write(tmp_path, *[bad] * 600, good, {}, bad, good, bad, good, bad, good, bad, bad)
+    assert problems_of(path) == [
+        "FILE, lines 1 to 600, 603, 605, 607 and 2 more: the checkpoint has no tokenizer for a text prompt; give "
+        "`prompt_token_ids`",
+        "FILE, line 602: neither `prompt` nor `prompt_token_ids` given, exactly one is needed",
+    ]
+
+
 def test_a_default_name_gives_way_to_a_custom_id(tmp_path: Path) -> None:
     path = write(tmp_path, {"prompt_token_ids": [5]}, {"prompt_token_ids": [5], "custom_id": "line-1"})
     names = [prompt.custom_id for prompt in read(path)]
@@ -110,6 +120,10 @@ def test_a_default_name_gives_way_to_a_custom_id(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("", "the line is blank"),
         ("[1]", "a line is a JSON object"),
+        (
+            {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}},
+            'this is a line of an OpenAI batch; write {"custom_id": "…", "prompt": "…"}',
+        ),
         ({"promt": "x"}, "unknown key `promt`, did you mean `prompt`?"),
         ({}, "neither `prompt` nor `prompt_token_ids` given"),
         ({"prompt": None}, "neither `prompt` nor `prompt_token_ids` given"),
@@ -165,8 +179,8 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
     assert problems_of(tmp_path / "none") == ["FILE: the prompts can't be read (No such file or directory)"]
 
 
-def test_every_bad_line_is_counted_and_the_first_twenty_are_shown(tmp_path: Path) -> None:
-    found = problems_of(write(tmp_path, *[{"prompt": ""}] * 25))
+def test_every_bad_line_is_counted_and_the_first_twenty_problems_are_shown(tmp_path: Path) -> None:
+    found = problems_of(write(tmp_path, *({"prompt_token_ids": [280 + n]} for n in range(25))))
     assert len(found) == 21
     assert found[-1] == "FILE: 5 more lines can't be used"
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flexflow_engine.abc.codec import NoCodecOptions
+from flexflow_engine.abc.sizes import rounded_down, rounded_up
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.jobs.recipe import CodecRecipe, CodecsRecipe, Generate, Recipe, Score, SyntheticPrompts, Workload
 from flexflow_engine.jobs.schema import recipe_schema
@@ -184,6 +187,13 @@ def test_sizes(text: object, nbytes: int) -> None:
 def test_what_is_no_size_says_what_would_be_one(text: object, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         parse_size(text)
+
+
+@given(nbytes=st.integers(1, 2**50))
+def test_a_size_in_a_message_can_be_pasted_and_is_near_on_the_safe_side(nbytes: int) -> None:
+    needed, there = parse_size(rounded_up(nbytes)), parse_size(rounded_down(nbytes))
+    assert there <= nbytes <= needed
+    assert needed - there <= nbytes / 16
 
 
 def test_sizes_are_shown_in_binary_units() -> None:

@@ -75,6 +75,10 @@ def problems_of(path: Path, registry: Registry, *overrides: str) -> list[str]:
             "codecs.weights: clevel is 10; choose one from 1 to 9",
         ),
         (
+            "codecs.kv_cache={plugin: group-int4, group_size: 63}",
+            "FILE: codecs.kv_cache: group_size is 63, and groups are of an even number of values; choose one from 2",
+        ),
+        (
             "codecs.kv_cache=numcodecs:zstd",
             "codecs.kv_cache: numcodecs:zstd compresses the files of a weight store, and pages of a cache are "
             "rewritten while the job runs; choose one of group-int4, group-int8, none",

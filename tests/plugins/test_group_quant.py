@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flexflow_engine.cpu.settings import one_torch_thread
-from flexflow_engine.errors import CorruptDataError, RecipeError
+from flexflow_engine.errors import CorruptDataError
 from flexflow_engine.testing.codec_suite import encoded, normal, round_trip
 from flexflow_plugins.codecs import on_device
 from flexflow_plugins.codecs.group_quant import (
@@ -287,8 +287,10 @@ def test_torch_operators_fit_as_the_kernels_do(kind: str) -> None:
 
 @pytest.mark.parametrize("group_size", [0, 1, 7, -64, 8192])
 def test_groups_of_no_use_are_refused(group_size: int) -> None:
-    with pytest.raises(RecipeError, match=f"group_size is {group_size}.*choose one from 2 to 4096"):
-        GroupInt8Codec(GroupInt8Options(group_size=group_size))
+    with pytest.raises(ValueError, match=f"group_size is {group_size}.*choose one from 2 to 4096"):
+        GroupInt8Options(group_size=group_size)
+    with pytest.raises(CorruptDataError, match=f"group_size is {group_size}"):
+        GroupInt8Codec.of_version(1, group_size)
 
 
 def test_search_and_fit_write_one_format_and_min_max_another() -> None:

@@ -18,6 +18,7 @@ from flexflow_engine.abc.prediction import Prediction, StepCosts
 from flexflow_engine.abc.scheduler import PlanRequest
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.errors import PluginError, PolicyError
+from flexflow_engine.jobs.sizes import parse_size
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers
 from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.schedulers.lp import LPOptions, LPScheduler
@@ -287,4 +288,4 @@ def test_a_policy_fits_or_the_smallest_budget_that_is_named_would_do(
 def smallest_budgets(error: PolicyError) -> dict[str, int]:
     """The first of the ways out that the message tells."""
     (_, told) = error.fix.split(": ")
-    return {tier: int(nbytes) for tier, nbytes in re.findall(r"(\w+) (\d+) bytes", told.split(" or ")[0])}
+    return {tier: parse_size(size) for tier, size in re.findall(r"(\w+) (\d+\w+)", told.split(" or ")[0])}

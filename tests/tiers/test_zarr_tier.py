@@ -244,7 +244,7 @@ def test_a_read_only_place_is_told(small_disk: Path) -> None:
 def test_regions_that_the_disk_cannot_hold_are_refused_before_the_first_byte(small_disk: Path) -> None:
     tier = make_tier(small_disk, budget_bytes=2**30)
     tier.allocate(RegionSpec(name="a", num_units=6, unit_nbytes=100_000))
-    with pytest.raises(StorageError, match=r"b needs 602112 bytes.*free some space") as caught:
+    with pytest.raises(StorageError, match=r"b needs 588KiB.*free some space") as caught:
         tier.allocate(RegionSpec(name="b", num_units=6, unit_nbytes=100_000))
     assert caught.value.where == str(small_disk)
     assert tier.used_bytes == 600_000

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flexflow_engine.abc.sizes import rounded_down, rounded_up
 from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, Tier
 from flexflow_engine.errors import TierError
 
@@ -135,9 +136,10 @@ class CudaTier(Tier):
         import torch
 
         free, total = torch.cuda.mem_get_info(self.torch_device)
-        budget = self.used_bytes - spec.nbytes + free
+        budget = rounded_down(self.used_bytes - spec.nbytes + free)
         return TierError(
-            f"{spec.name} needs {spec.nbytes} bytes, {free} of the GPU's {total} are free",
+            f"{spec.name} needs {rounded_up(spec.nbytes)}, {rounded_down(free)} of the GPU's {rounded_down(total)} are"
+            " free",
             where=f"tiers.{self.label}",
-            fix=f"a budget of {budget} bytes at most, or fewer other programs on the GPU, would do",
+            fix=f"a budget of {budget} at most, or fewer other programs on the GPU, would do",
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from flexflow_engine.abc.sizes import rounded_up
 from flexflow_engine.abc.tier import HOST, HostBytes, Region, RegionSpec, Tier
 from flexflow_engine.cpu.mapping import populated
 from flexflow_engine.errors import TierError
@@ -76,7 +77,7 @@ class HostTier(Tier):
             return self._memory(spec.nbytes)
         except OSError as error:
             raise TierError(
-                f"the machine has no room for the {spec.nbytes} bytes of {spec.name} ({error.strerror})",
+                f"the machine has no room for the {rounded_up(spec.nbytes)} of {spec.name} ({error.strerror})",
                 where=f"tiers.{self.label}",
                 fix=self.more_room,
             ) from error

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flexflow_engine.abc.sizes import rounded_down, rounded_up
 from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, StoredTensor, Tier
 from flexflow_engine.errors import StorageError
 from flexflow_engine.files import reporting
@@ -142,10 +143,10 @@ class ZarrTier(Tier):
         """Files are sparse: what other regions have not written yet is promised, though the disk does not show it."""
         with reporting(self._run.path):
             free = shutil.disk_usage(self._run.path).free
-        needed = scratch_nbytes(spec)
-        if needed > free - self._unwritten_nbytes:
+        needed, left = scratch_nbytes(spec), max(0, free - self._unwritten_nbytes)
+        if needed > left:
             raise StorageError(
-                f"{spec.name} needs {needed} bytes, and {max(0, free - self._unwritten_nbytes)} are free",
+                f"{spec.name} needs {rounded_up(needed)}, and {rounded_down(left)} are free",
                 where=str(self._run.path.parent.parent),
                 fix=f"free some space there, or choose a path for tiers.{self.label} on a larger disk",
             )

@@ -23,6 +23,7 @@ from flexflow_engine.abc.hardware import (
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.errors import FlexFlowError, HardwareError
 from flexflow_engine.placement.reach import is_staged
+from flexflow_engine.planning.availability import unavailable
 from flexflow_engine.planning.profile.arithmetic import (
     float32_from,
     matmul_load,
@@ -37,6 +38,9 @@ from flexflow_engine.planning.profile.host import host_costs, layer_s, measure_t
 from flexflow_engine.planning.profile.links import Probe, measure_link
 from flexflow_engine.planning.profile.needs import CodecPart, LinkPart, Needs, Part, ProcessorPart, TierChoice
 from flexflow_engine.planning.profile.sizes import Sizes
+
+FROM_FILE = "--hardware recipes/hardware/t4_gcp.yaml"
+"""As the command line takes a machine that ships."""
 
 Notice = Callable[[str], None]
 
@@ -56,6 +60,9 @@ def complete(
     parts = needs.missing(known)
     if not parts:
         return
+    if error := next(unavailable(needs.tiers), None):
+        what, fix = f"this machine can't be measured: {error.what}", f"plan for one from a file: {FROM_FILE}"
+        raise HardwareError(what, where=error.where, fix=fix) from error
     with _Workbench(needs, sizes) as bench:
         for number, part in enumerate(parts, start=1):
             notice(f"measuring this machine: {part} ({number} of {len(parts)})")
@@ -140,14 +147,6 @@ class _Workbench:
 
     def _tier(self, choice: TierChoice) -> Tier:
         if choice.name not in self._tiers:
-            try:
-                choice.tier_class.check_available(choice.options)
-            except FlexFlowError as error:
-                raise HardwareError(
-                    f"this machine can't be measured for it: {error.what}",
-                    where=f"tiers.{choice.name}",
-                    fix="plan for a machine from a file: --hardware FILE",
-                ) from error
             tier = choice.tier_class(label=choice.name, budget_bytes=sys.maxsize, options=choice.options)
             self._tiers[choice.name] = self._stack.enter_context(closing(tier))
         return self._tiers[choice.name]

@@ -39,7 +39,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.codec import Codec, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.errors import CorruptDataError, RecipeError
+from flexflow_engine.errors import CorruptDataError
 from flexflow_plugins.codecs import on_device, on_device_parts, threads
 from flexflow_plugins.codecs.part_format import MAX_HALF
 
@@ -61,6 +61,9 @@ class GroupInt4Options:
     table_bits: Literal[4, 8] = 8
     """Of weights: those of the embedding table, which a tied head multiplies by; 8 as `group-int8` has them."""
 
+    def __post_init__(self) -> None:
+        _check_group_size(self.group_size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupInt8Options:
@@ -68,6 +71,9 @@ class GroupInt8Options:
 
     group_size: int = DEFAULT_GROUP_SIZE
     """Numbers that share a scale; even."""
+
+    def __post_init__(self) -> None:
+        _check_group_size(self.group_size)
 
 
 class GroupQuantCodec(Codec):
@@ -79,15 +85,9 @@ class GroupQuantCodec(Codec):
     decodes_in_kernels = True
 
     def __init__(self, options: Any = None) -> None:
-        """options: an instance of `Options`; its defaults without. Raises RecipeError for a group of no use."""
+        """options: an instance of `Options`; its defaults without."""
         super().__init__(self.Options() if options is None else options)
         self.group_size: int = self.options.group_size
-        if self.group_size % 2 or not 2 <= self.group_size <= MAX_GROUP_SIZE:
-            raise RecipeError(
-                f"group_size is {self.group_size}, and groups are of an even number of values",
-                where=self.name,
-                fix=f"choose one from 2 to {MAX_GROUP_SIZE}; {DEFAULT_GROUP_SIZE} is usual",
-            )
 
     @property
     def encoder(self) -> str:
@@ -105,13 +105,16 @@ class GroupQuantCodec(Codec):
 
     @classmethod
     def of_version(cls, version: int, group_size: int) -> Self:
-        """A codec that reads it. Raises CorruptDataError for a version that is not known."""
+        """A codec that reads it. Raises CorruptDataError for a version or a group size that can't be."""
         if version not in cls.versions:
             raise CorruptDataError(
                 f"the data have version {version} of {cls.name}, and this reads {', '.join(map(str, cls.versions))}",
                 fix="update flexflow-engine, or import the checkpoint again",
             )
-        return cls(cls.Options(group_size=group_size, **cls.versions[version]))
+        try:
+            return cls(cls.Options(group_size=group_size, **cls.versions[version]))
+        except ValueError as error:
+            raise CorruptDataError(f"the data of {cls.name} make no sense: {error}") from error
 
     def configuration(self) -> Mapping[str, Any]:
         return {"name": self.name, "version": self.version, "group_size": self.group_size}
@@ -213,3 +216,9 @@ class GroupInt8Codec(GroupQuantCodec):
     Options = GroupInt8Options
     bits = 8
     versions: ClassVar[Mapping[int, Mapping[str, Any]]] = {1: {}}
+
+
+def _check_group_size(group_size: int) -> None:
+    if group_size % 2 or not 2 <= group_size <= MAX_GROUP_SIZE:
+        what = f"group_size is {group_size}, and groups are of an even number of values"
+        raise ValueError(f"{what}; choose one from 2 to {MAX_GROUP_SIZE}; {DEFAULT_GROUP_SIZE} is usual")

@@ -232,7 +232,8 @@ _LINEARS = {
 def _positive(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{key} is {value!r}", where="config.json", fix="a positive integer would do")
+        what = f"{key} is missing" if value is None else f"{key} is {value!r}"
+        raise CheckpointError(what, where="config.json", fix="a positive integer would do")
     return value
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Policy
 from flexflow_engine.abc.scheduler import PlanRequest
+from flexflow_engine.abc.sizes import rounded_down, rounded_up
 from flexflow_engine.errors import PolicyError
 from flexflow_plugins.schedulers.lp.memory import Share, make_policy
 from flexflow_plugins.schedulers.lp.program import CORRECTIONS, Program
@@ -70,8 +71,10 @@ def refusal(policies: Iterable[SmallPolicy]) -> PolicyError:
             ((tier, needed),) = small.lacking.items()
             alone[tier] = min(needed, alone.get(tier, needed))
     has = best.memory.budgets
-    excess = "; ".join(f"{tier} needs {_size(n)} and has {_size(has[tier])}" for tier, n in best.lacking.items())
-    budgets = [_bytes({tier: needed}) for tier, needed in alone.items()] or [_bytes(best.lacking)]
+    excess = "; ".join(
+        f"{tier} needs {rounded_up(n)} and has {rounded_down(has[tier])}" for tier, n in best.lacking.items()
+    )
+    budgets = [_budgets({tier: needed}) for tier, needed in alone.items()] or [_budgets(best.lacking)]
     return PolicyError(
         f"no policy fits, not even with GPU batches of {best.policy.gpu_batch_size}: {excess}",
         where="tiers",
@@ -79,9 +82,5 @@ def refusal(policies: Iterable[SmallPolicy]) -> PolicyError:
     )
 
 
-def _bytes(budgets: Mapping[str, int]) -> str:
-    return ", ".join(f"{tier} {nbytes} bytes" for tier, nbytes in budgets.items())
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.2f} MiB"
+def _budgets(needed: Mapping[str, int]) -> str:
+    return ", ".join(f"{tier} {rounded_up(nbytes)}" for tier, nbytes in needed.items())

@@ -43,6 +43,10 @@ class LPScheduler(Scheduler):
     def check_available(cls) -> None:
         check_solver()
 
+    @classmethod
+    def solver(cls) -> str:
+        return find_solver()
+
     def problems(self, tiers: tuple[str, ...]) -> list[str]:
         return list(self._wrong_sizes())
 
