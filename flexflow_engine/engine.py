@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.hardware import HardwareProfile, Processor, measured_key
+from flexflow_engine.abc.hardware import HardwareProfile, measured_key
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.progress import Progress
 from flexflow_engine.abc.scheduler import Candidate, Scheduler
 from flexflow_engine.abc.step import Step
-from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.abc.tier import Tier
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.room import StoreRoom, store_room
 from flexflow_engine.checkpoint.source import open_checkpoint
-from flexflow_engine.cpu.matmul import HostProducts, TeamProducts, usual_float32_from, usual_products
 from flexflow_engine.declared.codecs import check_codec
 from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError, raise_problems
 from flexflow_engine.graph.lanes import lane_widths
@@ -37,22 +36,20 @@ from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.planning import expectation
 from flexflow_engine.planning.asked import Asked
 from flexflow_engine.planning.availability import unavailable, without_room
+from flexflow_engine.planning.chosen_tiers import job_tiers, named_tiers
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor
 from flexflow_engine.planning.outlook import Improvement, what_would_help
-from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers, needs_staging
+from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.plugins import Registry
 from flexflow_engine.runtime.full_device import full_device_told
+from flexflow_engine.runtime.host_products import float32_from, host_products
 from flexflow_engine.runtime.metrics import collect, nothing_run
 from flexflow_engine.runtime.session import OnStep, Session, StepTime
 from flexflow_engine.runtime.trace import FoldedTrace, Trace
 from flexflow_engine.store.weights import WeightStore
 from flexflow_engine.user_cache import user_cache
 
-STAGING_TIER = "staging"
-"""Host memory between a disk and a compute tier that the host can't address, where the recipe names none; as large as
-it need be."""
-STAGING_PLUGIN = "pinned"
 DENSER_CODECS = ("group-int4",)
 """What a forecast asks about where weights or cache are not encoded."""
 
@@ -78,7 +75,7 @@ class _Job:
     """A recipe with everything that can be known of it before weights are read."""
 
     asked: Asked
-    tier_classes: Mapping[str, type[Tier]]
+    tiers: tuple[TierChoice, ...]
     planner: Planner
     plan: Plan
 
@@ -134,7 +131,7 @@ def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> Pl
 def recipe_needs(recipe: Recipe, registry: Registry) -> Needs:
     """What a profile must have to predict the recipe's job."""
     model, codecs = recipe_checkpoint(recipe, registry).model, recipe_codecs(recipe, registry)
-    return _needs(recipe, model, codecs, _tier_classes(recipe, registry))
+    return _needs(model, codecs, job_tiers(recipe, registry))
 
 
 def predict_recipe(
@@ -225,7 +222,7 @@ def _ask(recipe: Recipe, registry: Registry) -> Asked:
 
 def _ask_to_run(recipe: Recipe, registry: Registry) -> Asked:
     """Raises with every problem of machine and prompts."""
-    problems = list(unavailable(_named_tiers(recipe, registry)))
+    problems = list(unavailable(named_tiers(recipe, registry)))
     try:
         asked = _ask(recipe, registry)
     except ProblemsError as error:
@@ -243,55 +240,27 @@ def _prepare(
     choose: Callable[[Planner, Scheduler], Plan] = Planner.plan,
 ) -> _Job:
     recipe, model, codecs = asked.recipe, asked.model, asked.codecs
-    classes = _tier_classes(recipe, registry)
-    budgets = dict.fromkeys(classes, sys.maxsize) | {tier.name: tier.budget_bytes for tier in recipe.tiers}
-    named = {tier.name for tier in recipe.tiers}
+    tiers = job_tiers(recipe, registry)
+    classes = {tier.name: tier.tier_class for tier in tiers}
+    named = {tier.name: tier.budget_bytes for tier in recipe.tiers}
+    described = describe_tiers(classes, dict.fromkeys(classes, sys.maxsize) | named)
     planner = Planner(
         model=model,
         codecs=codecs,
         workload=asked.shape(),
-        tiers=tuple(replace(t, placeable=t.name in named) for t in describe_tiers(classes, budgets)),
-        hardware=cache(lambda: hardware(_needs(recipe, model, codecs, classes))),
+        tiers=tuple(replace(tier, placeable=tier.name in named) for tier in described),
+        hardware=cache(lambda: hardware(_needs(model, codecs, tiers))),
     )
     plan = choose(planner, registry.scheduler(recipe.scheduler.plugin)(recipe.scheduler.options))
-    for staging in classes.keys() - named:
+    for staging in classes.keys() - named.keys():
         plan = plan.with_exact_budget(staging)
-    return _Job(asked, classes, planner, plan)
+    return _Job(asked, tiers, planner, plan)
 
 
-def _tier_classes(recipe: Recipe, registry: Registry) -> dict[str, type[Tier]]:
-    """By name: those of the recipe, fastest first, and a staging tier that it may lack."""
-    classes = {tier.name: registry.tier(tier.plugin) for tier in recipe.tiers}
-    staging = STAGING_TIER
-    while staging in classes:
-        staging += "_"
-    return classes | ({staging: registry.tier(STAGING_PLUGIN)} if needs_staging(classes) else {})
-
-
-def _needs(recipe: Recipe, model: Model, codecs: Codecs, classes: Mapping[str, type[Tier]]) -> Needs:
+def _needs(model: Model, codecs: Codecs, tiers: tuple[TierChoice, ...]) -> Needs:
     used = codecs.weights, codecs.weights.for_table(), codecs.kv_cache
     encoding = {measured_key(codec): codec for codec in used if not codec.keeps_bytes}
-    return Needs(
-        model=model,
-        tiers=_tier_choices(recipe, classes),
-        plain=codecs.small,
-        codecs=tuple(encoding.values()),
-    )
-
-
-def _named_tiers(recipe: Recipe, registry: Registry) -> tuple[TierChoice, ...]:
-    return _tier_choices(recipe, {tier.name: registry.tier(tier.plugin) for tier in recipe.tiers})
-
-
-def _tier_choices(recipe: Recipe, classes: Mapping[str, type[Tier]]) -> tuple[TierChoice, ...]:
-    options = _tier_options(recipe, classes)
-    return tuple(TierChoice(name=n, tier_class=c, options=options[n]) for n, c in classes.items())
-
-
-def _tier_options(recipe: Recipe, classes: Mapping[str, type[Tier]]) -> dict[str, Any]:
-    """Of all tiers; those that the recipe doesn't name have their defaults."""
-    named = {tier.name: tier.options for tier in recipe.tiers}
-    return {name: named[name] if name in named else tier.Options() for name, tier in classes.items()}
+    return Needs(model=model, tiers=tiers, plain=codecs.small, codecs=tuple(encoding.values()))
 
 
 def _known_machine(job: _Job, progress: Progress) -> HardwareProfile | None:
@@ -320,7 +289,7 @@ def _prepare_to_run(asked: Asked, registry: Registry, hardware: HardwareFor) -> 
     """The job, if it fits. Raises with every problem of the budgets and of the machine's free memory."""
     job = _prepare(asked, registry, hardware)
     job.plan.require_fit()
-    raise_problems(list(without_room(_named_tiers(asked.recipe, registry), job.plan.memory)))
+    raise_problems(list(without_room(named_tiers(asked.recipe, registry), job.plan.memory)))
     return job
 
 
@@ -339,12 +308,12 @@ def _import(checkpoint: Checkpoint, codecs: Codecs, root: Path, progress: Progre
 @contextmanager
 def _open_tiers(job: _Job) -> Iterator[dict[str, Tier]]:
     """The job's tiers, fastest first; closed on the way out, whatever happened."""
-    options = _tier_options(job.asked.recipe, job.tier_classes)
+    choices = {tier.name: tier for tier in job.tiers}
     with ExitStack() as stack:
         tiers = {}
         for description in job.plan.layout.tiers:
-            tier_class, name = job.tier_classes[description.name], description.name
-            tier = tier_class(label=name, budget_bytes=description.budget_bytes, options=options[name])
+            name, choice = description.name, choices[description.name]
+            tier = choice.tier_class(label=name, budget_bytes=description.budget_bytes, options=choice.options)
             tiers[name] = stack.enter_context(closing(tier))
         yield tiers
 
@@ -356,33 +325,6 @@ def _tell(store: WeightStore, tiers: Mapping[str, Tier], progress: Progress) -> 
         told += store.notices
     for text in told:
         progress.notice(text)
-
-
-def _host_processor(machine: HardwareProfile | None) -> Processor | None:
-    """None where nothing was measured of it."""
-    return machine.processors.get(HOST) if machine else None
-
-
-def _float32_from(job: _Job, machine: HardwareProfile | None) -> int | None:
-    """As the profile says, or as is usual where it does not; None where the host multiplies nothing."""
-    dtype = job.asked.model.dtype
-    if job.plan.layout.device.memory != HOST:
-        return None
-    processor = _host_processor(machine)
-    known = processor.float32_from if processor else {}
-    return known[dtype] if dtype in known else usual_float32_from(dtype)
-
-
-def _products(job: _Job, machine: HardwareProfile | None) -> type[HostProducts]:
-    """Who makes the host's products; what was measured counts where nothing else wants a core."""
-    dtype, layout = job.asked.model.dtype, job.plan.layout
-    if layout.device.memory != HOST or not layout.only_computes:
-        return HostProducts
-    processor = _host_processor(machine)
-    known = processor.torch_team if processor else {}
-    if dtype not in known:
-        return usual_products(dtype)
-    return HostProducts if known[dtype] is None else TeamProducts
 
 
 def _run(job: _Job, root: Path, writer: CompletionWriter, progress: Progress, trace: Path | None) -> dict[str, Any]:
@@ -400,7 +342,8 @@ def _run(job: _Job, root: Path, writer: CompletionWriter, progress: Progress, tr
 
 def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
     """Carry the plan out on open tiers; the writer takes completions as sequences end, and ends with the last."""
-    float32_from, products = _float32_from(job, run.machine), _products(job, run.machine)
+    chosen = job.plan.layout, job.asked.model.dtype, run.machine
+    widened_from, products = float32_from(*chosen), host_products(*chosen)
     run.progress.notice(expectation.loading(job.plan.layout))
     session = Session(
         layout=job.plan.layout,
@@ -410,7 +353,7 @@ def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
         store=run.store,
         prompts=job.asked.arrays(),
         source=job.asked.source(),
-        float32_from=float32_from,
+        float32_from=widened_from,
         products=products,
         trace=FoldedTrace if run.trace is None else Trace,
     )
@@ -430,7 +373,7 @@ def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
             first_tokens=run.first_tokens,
             generated_tokens=batcher.generated_tokens,
             predicted_tokens_per_s=run.predicted_tokens_per_s,
-            float32_from=float32_from,
+            float32_from=widened_from,
             products=products,
         )
 
