@@ -11,7 +11,7 @@ measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -58,8 +58,8 @@ class Rows(Protocol):
         """
 
 
-Factor = tuple[Rows, torch.Tensor | None]
-"""A matrix and its bias."""
+Factor = tuple[Sequence[Rows], torch.Tensor | None]
+"""A matrix, in parts of adjoining rows, and its bias."""
 
 
 class PlainRows:
@@ -82,7 +82,7 @@ class PlainRows:
 
 
 class _Product(NamedTuple):
-    """Of a matrix, plus its bias; and where it goes."""
+    """Of a part of a matrix, plus what it has of the bias; and where it goes."""
 
     matrix: Rows
     bias: torch.Tensor | None
@@ -116,22 +116,21 @@ class HostProducts:
 
     def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
-        return self.linear_each(x, [(matrix, bias)])[0]
+        return self.linear_each(x, [([matrix], bias)])[0]
 
     def linear_each(self, x: torch.Tensor, factors: Sequence[Factor]) -> list[torch.Tensor]:
         """The same with several matrices and their biases: threads that have done one go on with the next, and wait
         for each other once.
         """
-        products = [
-            _Product(*factor, self._results.empty((len(x), factor[0].out_features), x.dtype)) for factor in factors
-        ]
+        outputs = [self._results.empty((len(x), sum(rows.out_features for rows in f[0])), x.dtype) for f in factors]
+        products = [p for factor, output in zip(factors, outputs, strict=True) for p in _products(factor, output)]
         alike: dict[tuple[torch.dtype, bool], list[_Product]] = {}
         for product in products:
             dtype = self._dtype_of(x, product.matrix)
             alike.setdefault((dtype, product.matrix.dtype != dtype), []).append(product)
         for (dtype, makes_rows), some in alike.items():
             self._multiply(x, dtype, some, makes_rows=makes_rows)
-        return [product.output for product in products]
+        return outputs
 
     def forget_results(self) -> None:
         """Give back what is kept for the next ones: other memory is needed now."""
@@ -184,6 +183,14 @@ class TeamProducts(HostProducts):
         with torch_team(self._workers.threads):
             for product in products:
                 _multiply_whole(product, x)
+
+
+def _products(factor: Factor, output: torch.Tensor) -> Iterator[_Product]:
+    """One for each part of the matrix; output [N, out_features]."""
+    parts, bias = factor
+    sizes = [rows.out_features for rows in parts]
+    biases = [None] * len(parts) if bias is None else torch.split(bias, sizes)
+    return map(_Product, parts, biases, torch.split(output, sizes, dim=1))
 
 
 def _multiply_whole(product: _Product, x: torch.Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.matmul import Factor, HostProducts, PlainRows, Rows
+from flexflow_engine.cpu.matmul import HostProducts, PlainRows, Rows
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
@@ -31,22 +30,19 @@ class PagedMatrix:
 
     def __init__(self, parts: Sequence[Rows], products: HostProducts | None) -> None:
         """parts: in order. products: of the host, where it computes."""
-        self._parts, self._products = parts, products
-        self._rows = [part.out_features for part in parts]
+        self.parts, self._products = parts, products
 
     def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] -> [N, out_features]; bias [out_features]."""
-        factors = self.factors(bias)
-        if self._products is None:
-            return _joined([F.linear(x, part.part(0, part.out_features, None), some) for part, some in factors])
-        return _joined(self._products.linear_each(x, factors))
-
-    def factors(self, bias: torch.Tensor | None) -> list[Factor]:
-        """Its parts, with what they have of the bias."""
-        if len(self._parts) == 1:
-            return [(self._parts[0], bias)]
-        biases = [None] * len(self._parts) if bias is None else torch.split(bias, self._rows)
-        return list(zip(self._parts, biases, strict=True))
+        if self._products is not None:
+            return self._products.linear_each(x, [(self.parts, bias)])[0]
+        sizes = [part.out_features for part in self.parts]
+        biases = [None] * len(sizes) if bias is None else torch.split(bias, sizes)
+        outputs = [
+            F.linear(x, part.part(0, rows, None), some)
+            for part, rows, some in zip(self.parts, sizes, biases, strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +54,7 @@ class HostWeights(LayerWeights):
 
     def linear_each(self, x: torch.Tensor, matrices: Sequence[tuple[str, torch.Tensor | None]]) -> list[torch.Tensor]:
         """All products as one."""
-        factors = [self.matrices[name].factors(bias) for name, bias in matrices]
-        outputs = deque(self.products.linear_each(x, [factor for some in factors for factor in some]))
-        return [_joined([outputs.popleft() for _ in some]) for some in factors]  # parts end when they are joined
+        return self.products.linear_each(x, [(self.matrices[name].parts, bias) for name, bias in matrices])
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +205,6 @@ class Weights:
         offset = self._layout.small_offsets[name]
         encoded = self._memory.tensor(Span(self._layout.device.name, "small", offset, tensor.nbytes))
         return encoded.view(self._dtype).view(tensor.shape)
-
-
-def _joined(outputs: list[torch.Tensor]) -> torch.Tensor:
-    """A matrix's product, of those of its parts."""
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def _adjoining(runs: Sequence[Run], direct: frozenset[str]) -> list[list[Run]]:

@@ -57,22 +57,28 @@ def test_products_are_those_of_float32_rounded_once(  # noqa: PLR0917  # a shape
 def test_several_products_are_those_of_each(
     workers: Workers, float32_from: int | None, made_by: type[HostProducts]
 ) -> None:
-    """Of plain and encoded matrices, with a bias or without, and more tokens than are multiplied at a time."""
+    """Of plain and encoded matrices, with a bias or without, and more tokens than are multiplied at a time. A matrix
+    in parts has their products side by side.
+    """
     x, weights = torch.randn(WIDENED_TOKENS + 5, 64).bfloat16(), torch.randn(4, 300, 64).bfloat16()
     codec = GroupInt8Codec()
     encoded = torch.empty(3, codec.encoded_nbytes((100, 64), "bfloat16"), dtype=torch.uint8)
     codec.encode(weights[3].view(3, 100, 64), encoded)
+    encoded_rows = EncodedRows(codec, encoded, (100, 64), rows=290)
     factors: list[Factor] = [
-        (PlainRows(weights[0]), None),
-        (EncodedRows(codec, encoded, (100, 64), rows=290), None),
-        (PlainRows(weights[1, :7]), torch.randn(7).bfloat16()),
-        (PlainRows(weights[2].float()), torch.randn(300)),
+        ([PlainRows(weights[0])], None),
+        ([encoded_rows], None),
+        ([PlainRows(weights[1, :7]), PlainRows(weights[1, 7:])], torch.randn(300).bfloat16()),
+        ([PlainRows(weights[2].float())], torch.randn(300)),
+        ([encoded_rows, encoded_rows], None),
     ]
     products = made_by(workers, torch.bfloat16, float32_from, kept_nbytes=0)
     found = products.linear_each(x, factors)
-    assert all(
-        torch.equal(product, products.linear(x, *factor)) for product, factor in zip(found, factors, strict=True)
-    )
+    for product, (parts, bias) in zip(found, factors, strict=True):
+        sizes = [part.out_features for part in parts]
+        biases = [None] * len(parts) if bias is None else torch.split(bias, sizes)
+        alone = [products.linear(x, part, some) for part, some in zip(parts, biases, strict=True)]
+        assert torch.equal(product, torch.cat(alone, dim=1))
 
 
 @pytest.mark.parametrize("kept_nbytes", [0, 1000, 2**30])
@@ -151,7 +157,7 @@ def test_products_drawn_together_take_no_more_than_the_largest() -> None:
     x, weights = torch.zeros((1, 64)), [torch.zeros((rows, 64), dtype=torch.bfloat16) for rows in (41, 40)]
     with closing(Workers(40)) as workers, PeakAllocations() as peak:
         products = HostProducts(workers, torch.float32, None, kept_nbytes=0)
-        found = products.linear_each(x, [(PlainRows(weight), None) for weight in weights])
+        found = products.linear_each(x, [([PlainRows(weight)], None) for weight in weights])
     bound = product_nbytes(1, [(41, 64)], makes_rows=True)
     assert peak.peak_bytes <= sum(product.nbytes for product in found) + bound
 

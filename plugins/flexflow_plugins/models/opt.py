@@ -151,7 +151,9 @@ class OPTModel(Model):
         return weights.matrices["head"].linear(features)
 
     def workspace_nbytes(self, kind: LayerKind, tokens: int) -> int:
-        """Counted in rows of the hidden size; a linear over several pages holds its parts and their concatenation."""
+        """Counted in rows of the hidden size; on a GPU a linear over several pages holds its parts and their
+        concatenation.
+        """
         hidden, embed_dim, ffn_dim = self.config.hidden_size, self._embed_dim, self.config.details["ffn_dim"]
         mlp_tokens = min(tokens, MLP_TOKENS)
         numbers = {
