@@ -141,7 +141,7 @@ class Model(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """hidden [N, hidden_size] -> q [N, num_heads, head_dim], k and v [N, num_kv_heads, head_dim], in its dtype.
 
-        hidden must not be changed.
+        hidden must not be changed. The engine may write over what it gets.
         """
 
     @abstractmethod

@@ -96,7 +96,7 @@ def attend_tokens(
     rows: Sequence[RowStep], q: torch.Tensor, cache: TileCache, gpu_batch_size: int, scale: float
 ) -> torch.Tensor:
     """q [len(rows), num_heads, head_dim], one new token a row, its key and value cached already ->
-    [len(rows), num_heads * head_dim].
+    [len(rows), num_heads * head_dim]. The memory of q may be that of the result then.
     """
     if cache.host is not None:
         return cache.host.attend(rows, q, scale)

@@ -66,7 +66,8 @@ class Decoder:
         cache.append(rows, k, v)
         scale = self._model.config.attention_scale
         attended = attend_tokens(rows, q, cache, self._layout.policy.gpu_batch_size, scale)
-        q.copy_(attended.view(q.shape))
+        if attended.data_ptr() != q.data_ptr():
+            q.copy_(attended.view(q.shape))
 
     def attention_output(self, task: AttentionOutput, weights: LayerWeights) -> None:
         """The rest of the layer, from the attended values in the slot."""

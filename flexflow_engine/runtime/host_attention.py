@@ -63,7 +63,9 @@ class HostTile:
         self._numbers: NDArray[np.generic] = np.empty(0, ARRAY_TYPES[dtype])
 
     def attend(self, rows: Sequence[RowStep], q: torch.Tensor, scale: float) -> torch.Tensor:
-        """q [len(rows), num_heads, head_dim] -> [len(rows), num_heads * head_dim]."""
+        """q [len(rows), num_heads, head_dim] -> [len(rows), num_heads * head_dim], in the memory of q if it is
+        contiguous: fresh memory is slow to touch.
+        """
         from flexflow_engine.runtime import host_kernels  # noqa: PLC0415  # Numba takes half a second to import
 
         query, (num_kv_heads, page_tokens, head_dim) = q.contiguous(), self._page
@@ -77,18 +79,17 @@ class HostTile:
         own = parts <= len(rows)  # else threads share rows, and each takes its heads' columns
         chunk_heads = heads_decoded_at_once(self._page)
         chunks = q.new_empty((parts, chunk_heads * page_tokens * head_dim), dtype=torch.float32)
-        output = torch.empty_like(query)
         shape = q.shape[1], num_kv_heads, page_tokens, head_dim
 
         def work(part: int) -> None:
             room = (scratch[part].data_ptr(), 0) if own else (scratch.data_ptr(), columns)
-            buffers = query.data_ptr(), output.data_ptr(), *room, chunks[part].data_ptr(), chunk_heads
+            buffers = query.data_ptr(), *room, chunks[part].data_ptr(), chunk_heads
             span = bounds[part], bounds[part + 1]
             tile = self._numbers, buffers, self._parts, self._tails
             host_kernels.attend(*tile, table, shape, self._decoder, np.float32(scale), span)
 
         self._workers.share(work, parts)
-        return output.flatten(1)
+        return query.flatten(1)
 
 
 def _equal_shares(cached: NDArray[np.int64], heads: int, parts: int) -> list[int]:

@@ -35,12 +35,12 @@ def attend(
 ) -> None:
     """Attend for the key heads [first, stop) of all rows, counted through the rows.
 
-    numbers: an array of the type of keys, values, query and output (float32, or the bits of 16). buffers: addresses of
-    the query [rows, num_heads, head_dim], of the output, of scratch, float32, and how many numbers further each row's
-    lies (0: all rows use the same, of num_heads * (cached tokens + 2 head_dim) numbers), of a chunk
+    numbers: an array of the type of keys, values and query (float32, or the bits of 16). buffers: addresses of the
+    query [rows, num_heads, head_dim], whose place the result takes, of scratch, float32, and how many numbers further
+    each row's lies (0: all rows use the same, of num_heads * (cached tokens + 2 head_dim) numbers), of a chunk
     [heads, page_tokens, head_dim], float32, and its heads, that are decoded at a time. span: first and stop.
     """
-    query, output, scratch, step, chunk, chunk_heads = buffers
+    query, scratch, step, chunk, chunk_heads = buffers
     num_heads, num_kv_heads, page_tokens, head_dim = shape
     width = num_heads * head_dim
     pages = np.empty((_most_pages(rows, page_tokens), 6), np.int64)
@@ -50,7 +50,7 @@ def attend(
         stop = min(num_kv_heads, first + span[1] - item)
         count = _find_pages(pages, parts, tails, rows[n], shape, numbers.itemsize)
         _attend_row(
-            (query + n * width * numbers.itemsize, output + n * width * numbers.itemsize),
+            query + n * width * numbers.itemsize,
             (scratch + n * step * 4, chunk, chunk_heads),
             (pages, count, rows[n, 1] + 1),
             (first, stop),
@@ -100,16 +100,16 @@ def _find_pages(pages: Any, parts: Any, tails: Any, row: Any, shape: Any, item: 
 
 @kernel
 def _attend_row(
-    vectors: Any, room: Any, listed: Any, heads: Any, shape: Any, decoder: Any, scale: Any, numbers: Any
+    vector: Any, room: Any, listed: Any, heads: Any, shape: Any, decoder: Any, scale: Any, numbers: Any
 ) -> None:
     """The key heads [first, stop) of one row.
 
-    vectors: addresses of its query and output. room: of its scratch, and of the chunk, and the chunk's heads. listed:
-    its pages, their number, and that of all tokens in them.
+    vector: address of its query, and of the result. room: of its scratch, and of the chunk, and the chunk's heads.
+    listed: its pages, their number, and that of all tokens in them.
     """
     (pages, count, cached), (num_heads, num_kv_heads, _, head_dim) = listed, shape
     group, width = num_heads // num_kv_heads, num_heads * head_dim
-    query, output = pointer(vectors[0], numbers), pointer(vectors[1], numbers)
+    query = pointer(vector, numbers)
     floats = pointer(room[0], _FLOATS)  # the query, scaled
     sums, scores = offset(floats, width), offset(floats, 2 * width)
     for i in range(heads[0] * group * head_dim, heads[1] * group * head_dim):
@@ -121,7 +121,7 @@ def _attend_row(
         _softmax(offset(scores, h * cached), cached)
     _walk(read, 1, sums, (scores, cached), numbers)
     for i in range(heads[0] * group * head_dim, heads[1] * group * head_dim):
-        output[i] = narrow(sums[i], output)
+        query[i] = narrow(sums[i], query)
 
 
 @kernel

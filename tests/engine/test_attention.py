@@ -188,7 +188,7 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(workspace, "_DECODED_NUMBERS", decoded_numbers)
             patch.setattr(workspace, "_ATTENDED_NBYTES", attended_nbytes)
-            attended = attend_tokens(rows, q, cache, gpu_batch_size, SCALE)
+            attended = attend_tokens(rows, q.clone(), cache, gpu_batch_size, SCALE)
         by_pieces = attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, SCALE)
         torch.testing.assert_close(attended, by_pieces, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype] / 2)
         if codec.keeps_bytes:
@@ -219,7 +219,7 @@ def test_threads_change_no_bit(
         with closing(Workers(threads)) as workers:
             cache = stale_cache(tile, (heads[1], page_tokens, HEAD_DIM), codec, torch.bfloat16, workers)
             cache.write_prompts(past, k, v)
-            found.append(attend_tokens(rows, q, cache, 4, SCALE))
+            found.append(attend_tokens(rows, q.clone(), cache, 4, SCALE))
     assert torch.equal(*found)
 
 
