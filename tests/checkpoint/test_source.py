@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
@@ -54,6 +55,32 @@ def test_the_ends_of_a_generation_config_count_before_those_of_the_config(hub_ca
         (folder / "generation_config.json").write_text("[")
         with pytest.raises(CheckpointError, match=r"generation_config\.json: can't be read as JSON"):
             opened(reference)
+
+
+def test_a_cache_that_may_lack_the_generation_config_is_completed_first(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, asked = cache_model(hub_cache, "some/model"), list[str]()
+
+    def refuse(hub_id: str, *, allow_patterns: list[str]) -> str:
+        asked.append(hub_id)
+        raise ConnectionError("no route to the hub")
+
+    def give(hub_id: str, *, allow_patterns: list[str]) -> str:
+        (snapshot / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    assert opened("some/model").model.config.eos_token_ids == (2,)
+    assert asked == ["some/model"]
+    known_to_lack = snapshot.parents[1] / ".no_exist" / snapshot.name / "generation_config.json"
+    known_to_lack.parent.mkdir(parents=True)
+    known_to_lack.touch()
+    assert opened("some/model").model.config.eos_token_ids == (2,)
+    known_to_lack.unlink()
+    assert asked == ["some/model"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
+    assert opened("some/model").model.config.eos_token_ids == (5, 7)
 
 
 def test_a_hub_checkpoint_is_fetched_when_the_cache_has_its_weights(hub_cache: Path) -> None:
