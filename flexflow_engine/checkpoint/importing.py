@@ -128,13 +128,27 @@ def _import(
 
 
 def _others(folder: Path, content_key: str) -> dict[Path, StoreHeader]:
-    """Complete stores of the same checkpoint beside `folder`, by path."""
+    """Complete stores of the same checkpoint beside `folder`, by path, whose files can be linked from there."""
     found = {}
     for path in sorted(folder.parent.glob(f"{content_key[:16]}-*/{METADATA}")):
         header = header_or_none(path.parent)  # of a newer version, or damaged: nothing to share
-        if header and header.complete and path.parent != folder and header.content_key == content_key:
+        if header is None or not header.complete or path.parent == folder or header.content_key != content_key:
+            continue
+        if _can_link(path.parent, folder):
             found[path.parent] = header
     return found
+
+
+def _can_link(source: Path, folder: Path) -> bool:
+    """Whether a store at `folder` can have hard links to the files of the one at `source`; by making one."""
+    link = folder.with_name(f"{folder.name}.link")
+    try:
+        link.unlink(missing_ok=True)
+        link.hardlink_to(source / METADATA)
+        link.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def _sources(entry: TensorPlan, others: Mapping[Path, StoreHeader]) -> tuple[Path, ...]:
