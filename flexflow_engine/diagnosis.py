@@ -13,6 +13,7 @@ import torch
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.checkpoint.room import StoreRoom
 from flexflow_engine.engine import recipe_checkpoint, recipe_codecs, recipe_store_room
 from flexflow_engine.errors import FlexFlowError, ProblemsError
 from flexflow_engine.jobs.recipe import Recipe
@@ -223,17 +224,24 @@ def _store(registry: Registry, recipe: Recipe) -> Iterator[Finding]:
     about = "weight store"
     try:
         room = recipe_store_room(recipe, registry)
-        found, free = f"{format_size(room.nbytes)} under {room.root}", room.free_nbytes
+        finding = _room_of_store(about, room, room.free_nbytes)
     except FlexFlowError as error:
         yield from _told(about, error, "fails")
-        return
-    if room.imported:
-        yield Finding(about=about, found=f"{found}, imported")
-    elif room.nbytes <= free:
-        yield Finding(about=about, found=f"{found}, imported once; {format_size(free)} free")
     else:
-        help_ = "free some space there, or choose a path on a larger disk"
-        yield Finding(about=about, state="fails", found=f"{found}, and {format_size(free)} free", help=help_)
+        yield finding
+
+
+def _room_of_store(about: str, room: StoreRoom, free: int) -> Finding:
+    found, there = f"{format_size(room.nbytes)} under {room.root}", f"{format_size(free)} free"
+    if room.imported:
+        return Finding(about=about, found=f"{found}, imported")
+    if room.nbytes <= free:
+        return Finding(about=about, found=f"{found}, imported once; {there}")
+    help_ = "free some space there, or choose a path on a larger disk"
+    if room.beside_others:
+        help_ = f"what stores there have of it already is not written again; else {help_}"
+        return Finding(about=about, state="note", found=f"{found} at most, and {there}", help=help_)
+    return Finding(about=about, state="fails", found=f"{found}, and {there}", help=help_)
 
 
 def _told(about: str, error: FlexFlowError, state: State) -> Iterator[Finding]:

@@ -25,6 +25,8 @@ class StoreRoom:
     """Before compression; checksums and indices not counted."""
     imported: bool
     """Whether a whole store says that it was made of a checkpoint of this name, in this number format and codec."""
+    beside_others: bool
+    """Whether there are stores under the root already: what one of them has of this one is not written again."""
 
     @property
     def free_nbytes(self) -> int:
@@ -37,9 +39,10 @@ class StoreRoom:
 def store_room(checkpoint: Checkpoint, codec: Codec, small_codec: Codec, root: Path) -> StoreRoom:
     """codec: of the large tensors, tables by its `for_table`. Reads the headers of the stores under `root`."""
     plan = ImportPlan.of(checkpoint.model, codec, small_codec)
-    headers = (header_or_none(path.parent) for path in sorted(root.glob(f"{WEIGHTS}/*/{METADATA}")))
-    imported = any(header is not None and _is_of(header, checkpoint.reference, plan) for header in headers)
-    return StoreRoom(root=root, nbytes=plan.nbytes, imported=imported)
+    paths = sorted(root.glob(f"{WEIGHTS}/*/{METADATA}"))
+    headers = [header for path in paths if (header := header_or_none(path.parent))]
+    imported = any(_is_of(header, checkpoint.reference, plan) for header in headers)
+    return StoreRoom(root=root, nbytes=plan.nbytes, imported=imported, beside_others=bool(headers))
 
 
 def _is_of(header: StoreHeader, reference: str, plan: ImportPlan) -> bool:
