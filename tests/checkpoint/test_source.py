@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -12,9 +14,12 @@ import pytest
 import torch
 
 from checkpoint.checkpoints import CONFIG, FC1, TABLE, opened, tensors, write_safetensors
+from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.checkpoint.prompts import open_prompts
+from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.errors import CheckpointError, ProblemsError
 from flexflow_engine.jobs.recipe import Generate, Workload
+from flexflow_plugins.models.opt import OPTModel
 
 
 @pytest.fixture
@@ -141,6 +146,19 @@ def test_a_folder_in_the_working_directory_does_not_stand_for_a_hub_id(
 def test_an_unknown_hub_checkpoint_is_told_when_it_is_opened() -> None:
     with pytest.raises(CheckpointError, match="some/model"):
         opened("some/model")
+
+
+@pytest.mark.parametrize(("where", "place"), [("", ""), ("config.json", "config.json: ")])
+def test_what_a_model_has_against_a_config_is_told_with_the_checkpoint(tmp_path: Path, where: str, place: str) -> None:
+    class Refusing(OPTModel):
+        @classmethod
+        def read_config(cls, config: Mapping[str, Any]) -> ModelConfig:
+            raise CheckpointError("no layers", where=where)
+
+    folder = write_safetensors(tmp_path / "a", tensors())
+    with pytest.raises(CheckpointError) as caught:
+        _ = open_checkpoint(str(folder), Refusing, dtype="float32").model
+    assert str(caught.value) == f"{folder}: {place}no layers"
 
 
 @pytest.mark.usefixtures("hub_cache")
