@@ -36,7 +36,8 @@ def without_room(tiers: Iterable[TierChoice], memory: MemoryTable) -> Iterator[F
             yield TierError(
                 f"the plan takes {rounded_up(peak)} of the device's memory, {rounded_down(free)} are free",
                 where=f"tiers.{tier.name}.budget",
-                fix=f"less than {rounded_down(free)} would do, or fewer other programs on the device",
+                fix=f"a policy that takes {rounded_down(free)} at most would do, which a scheduler chooses by such a "
+                "budget, or fewer other programs on the device",
             )
 
 
