@@ -19,6 +19,7 @@ from flexflow_engine.errors import FlexFlowError, ProblemsError
 from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.jobs.references import is_hub_id
 from flexflow_engine.jobs.sizes import format_size
+from flexflow_engine.planning.chosen_tiers import named_tiers
 from flexflow_engine.planning.profile.installed import default_codec, tiers_by_default
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import TierChoice
@@ -91,10 +92,7 @@ def _installed(registry: Registry) -> _Subject:
 def _chosen(registry: Registry, recipe: Recipe) -> _Subject:
     codecs = recipe_codecs(recipe, registry)
     return _Subject(
-        tiers=tuple(
-            TierChoice(name=tier.name, tier_class=registry.tier(tier.plugin), options=tier.options)
-            for tier in recipe.tiers
-        ),
+        tiers=named_tiers(recipe, registry),
         budgets={tier.name: tier.budget_bytes for tier in recipe.tiers},
         codecs=list(dict.fromkeys((codecs.weights, codecs.kv_cache))),
         schedulers=(recipe.scheduler.plugin,),
