@@ -148,7 +148,7 @@ def test_what_was_measured_is_kept_where_a_disk_has_no_room_to_be_measured(
         free: int = 1000
 
     with monkeypatch.context() as full:
-        full.setattr("flexflow_tiers.zarr.shutil.disk_usage", lambda path: NoRoom())
+        full.setattr("shutil.disk_usage", lambda path: NoRoom())
         with pytest.raises(HardwareError, match=r"it can't be measured: .* are free"):
             keeper.measure(needs(tmp_path))
     keeper.measure(needs(tmp_path))
