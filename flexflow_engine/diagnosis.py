@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 
 from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.sizes import format_size
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.checkpoint.room import StoreRoom
 from flexflow_engine.engine import recipe_checkpoint, recipe_codecs, recipe_store_room
 from flexflow_engine.errors import FlexFlowError, ProblemsError
 from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.jobs.references import is_hub_id
-from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.planning.chosen_tiers import named_tiers
 from flexflow_engine.planning.profile.installed import default_codec, tiers_by_default
 from flexflow_engine.planning.profile.machine import Machine

@@ -9,7 +9,7 @@ import torch
 
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.errors import TaskError, TierError
-from flexflow_engine.jobs.sizes import format_size
+from flexflow_engine.abc.sizes import format_size
 
 
 @contextmanager

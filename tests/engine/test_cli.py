@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from flexflow_engine.abc.durations import format_duration
 from flexflow_engine.abc.policy import MemoryLine, MemoryTable, Placement, Policy
 from flexflow_engine.cli.exits import with_exit_status
 from flexflow_engine.cli.outputs import check_writable, write_whole
 from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
 from flexflow_engine.errors import CorruptDataError, FlexFlowError, ProblemsError, RecipeError, StorageError, TaskError
-from flexflow_engine.jobs.durations import format_duration
 
 METRICS = {
     "prompt_tokens": 1000,
