@@ -109,7 +109,7 @@ def _use(sizes: Mapping[str, int]) -> tuple[str, str]:
 
 
 def _lanes(metrics: Mapping[str, Any]) -> str:
-    rows = [(lane, f"{use['busy_s']:.2f} s", *_work(use)) for lane, use in metrics["lanes"].items()]
+    rows = [(lane, format_duration(use["busy_s"]), *_work(use)) for lane, use in metrics["lanes"].items()]
     return columns(("lane", "busy", "work", "rate"), rows)
 
 
