@@ -32,8 +32,8 @@ from flexflow_engine.engine import plan_recipe, run_recipe
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.planning.plan import Plan
 from flexflow_engine.planning.profile.cache import this_machine
+from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.planning.profile.needs import Needs
-from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.plugins import Registry
 from prediction import install_throttled_tier
 from throughput.child import say
@@ -209,7 +209,7 @@ class Measurement:
         return path
 
     def _hardware(self, needs: Needs) -> HardwareProfile:
-        return this_machine(needs, sizes=Sizes(), notice=say)
+        return this_machine(needs, extent=Extent(), notice=say)
 
 
 class Quiet:

@@ -12,12 +12,14 @@ from typing import Literal
 import torch
 
 from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.sizes import format_size
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.checkpoint.room import StoreRoom
 from flexflow_engine.engine import recipe_checkpoint, recipe_codecs, recipe_store_room
 from flexflow_engine.errors import FlexFlowError, ProblemsError
 from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.jobs.references import is_hub_id
-from flexflow_engine.jobs.sizes import format_size
+from flexflow_engine.planning.chosen_tiers import named_tiers
 from flexflow_engine.planning.profile.installed import default_codec, tiers_by_default
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import TierChoice
@@ -90,10 +92,7 @@ def _installed(registry: Registry) -> _Subject:
 def _chosen(registry: Registry, recipe: Recipe) -> _Subject:
     codecs = recipe_codecs(recipe, registry)
     return _Subject(
-        tiers=tuple(
-            TierChoice(name=tier.name, tier_class=registry.tier(tier.plugin), options=tier.options)
-            for tier in recipe.tiers
-        ),
+        tiers=named_tiers(recipe, registry),
         budgets={tier.name: tier.budget_bytes for tier in recipe.tiers},
         codecs=list(dict.fromkeys((codecs.weights, codecs.kv_cache))),
         schedulers=(recipe.scheduler.plugin,),
@@ -223,17 +222,24 @@ def _store(registry: Registry, recipe: Recipe) -> Iterator[Finding]:
     about = "weight store"
     try:
         room = recipe_store_room(recipe, registry)
-        found, free = f"{format_size(room.nbytes)} under {room.root}", room.free_nbytes
+        finding = _room_of_store(about, room, room.free_nbytes)
     except FlexFlowError as error:
         yield from _told(about, error, "fails")
-        return
-    if room.imported:
-        yield Finding(about=about, found=f"{found}, imported")
-    elif room.nbytes <= free:
-        yield Finding(about=about, found=f"{found}, imported once; {format_size(free)} free")
     else:
-        help_ = "free some space there, or choose a path on a larger disk"
-        yield Finding(about=about, state="fails", found=f"{found}, and {format_size(free)} free", help=help_)
+        yield finding
+
+
+def _room_of_store(about: str, room: StoreRoom, free: int) -> Finding:
+    found, there = f"{format_size(room.nbytes)} under {room.root}", f"{format_size(free)} free"
+    if room.imported:
+        return Finding(about=about, found=f"{found}, imported")
+    if room.nbytes <= free:
+        return Finding(about=about, found=f"{found}, imported once; {there}")
+    help_ = "free some space there, or choose a path on a larger disk"
+    if room.beside_others:
+        help_ = f"what stores there have of it already is not written again; else {help_}"
+        return Finding(about=about, state="note", found=f"{found} at most, and {there}", help=help_)
+    return Finding(about=about, state="fails", found=f"{found}, and {there}", help=help_)
 
 
 def _told(about: str, error: FlexFlowError, state: State) -> Iterator[Finding]:

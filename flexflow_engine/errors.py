@@ -22,6 +22,10 @@ class FlexFlowError(Exception):
         found.args = (found._message(),)
         return found
 
+    def within(self, whole: str) -> Self:
+        """The same error, found in a part of `whole`: the place that it tells, if it does, stands behind that."""
+        return self.at(f"{whole}: {self.where}" if self.where else whole)
+
     def _message(self) -> str:
         located = f"{self.where}: {self.what}" if self.where else self.what
         return f"{located}; {self.fix}" if self.fix else located

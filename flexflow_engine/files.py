@@ -1,10 +1,11 @@
-"""Files that appear whole or not at all, their locks, and what the system refuses, told as StorageError."""
+"""Files that appear whole or not at all, their locks and their room, and what the system refuses, told as errors."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,6 +64,18 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # nothing was removed: /proc, for one, takes no folders
             raise StorageError("the folder can't be made", where=str(path), fix="choose another path") from error
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the nearest folder around it that is there. Raises StorageError."""
+    with reporting(path):
+        return next(existing for existing in (path, *path.absolute().parents) if existing.exists())
+
+
+def free_nbytes(path: Path) -> int:
+    """What is free on the disk where `path` lies, or will lie. Raises StorageError."""
+    with reporting(path):
+        return shutil.disk_usage(nearest_existing(path)).free
 
 
 def open_locked(path: Path, operation: int) -> int:

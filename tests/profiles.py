@@ -14,9 +14,9 @@ from flexflow_engine.abc.hardware import (
     Link,
     Processor,
 )
-from flexflow_engine.planning.profile.sizes import Sizes
+from flexflow_engine.planning.profile.extent import Extent
 
-TINY = Sizes(
+TINY = Extent(
     seconds=1e-3,
     link_seconds=2e-3,
     tokens=(1, 4),

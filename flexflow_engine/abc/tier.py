@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flexflow_engine.abc.sizes import rounded_down, rounded_up
 from flexflow_engine.errors import TierError
 
 if TYPE_CHECKING:
@@ -216,14 +217,16 @@ class Tier(ABC):
 
     def reserve(self, nbytes: int, *, what: str) -> None:
         """Count `nbytes` that are used without a region, such as a kernel's workspace."""
-        if self.used_bytes + nbytes > self.budget_bytes:
+        used = self.used_bytes + nbytes
+        if used > self.budget_bytes:
+            free = rounded_down(self.budget_bytes - self.used_bytes)
             raise TierError(
-                f"{what} needs {nbytes} bytes, {self.budget_bytes - self.used_bytes} of {self.budget_bytes} are free",
+                f"{what} needs {rounded_up(nbytes)}, {free} of {rounded_down(self.budget_bytes)} are free",
                 where=f"tiers.{self.label}",
-                fix=f"a budget of {self.used_bytes + nbytes} bytes would do",
+                fix=f"a budget of {rounded_up(used)} would do",
             )
-        self.used_bytes += nbytes
-        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+        self.used_bytes = used
+        self.peak_bytes = max(self.peak_bytes, used)
 
     def release(self, nbytes: int) -> None:
         """Give back what `reserve` counted."""

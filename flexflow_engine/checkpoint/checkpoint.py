@@ -46,7 +46,7 @@ class Checkpoint(ABC):
         try:
             return open_model(self.model_class, self.config, self.dtype)
         except CheckpointError as error:
-            raise error.at(f"{self.reference}: {error.where}") from error
+            raise error.within(self.reference) from error
 
     @property
     @abstractmethod

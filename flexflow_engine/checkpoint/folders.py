@@ -76,14 +76,22 @@ class HubFolder(CheckpointFolder):
 
     def cached_config(self) -> Path | None:
         """config.json in the cache; no network."""
-        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  # only hub ids need it
-
-        found = try_to_load_from_cache(self._hub_id, "config.json")
+        found = self._cached("config.json")
         return Path(found) if isinstance(found, str) else None
 
-    def fetch_config(self) -> Path:
-        """With generation_config.json beside it, where the repository has one."""
-        return self._fetch(("config.json", GENERATION)) / "config.json"
+    def config(self) -> Path:
+        """config.json, with generation_config.json beside it where the repository has one: the hub is asked unless the
+        cache knows of both. Raises CheckpointError when there is no config.json to be had.
+        """
+        cached = self.cached_config()
+        if cached is not None and self._cached(GENERATION) is not None:
+            return cached
+        try:
+            return self._fetch(("config.json", GENERATION)) / "config.json"
+        except CheckpointError:
+            if cached is None:
+                raise
+            return cached
 
     def weights(self) -> Path:
         """One format is fetched, not both: .bin files only where there are no safetensors."""
@@ -100,6 +108,12 @@ class HubFolder(CheckpointFolder):
     def tokenizer(self) -> Path | None:
         folder = self._fetch(TOKENIZER_FILES)
         return folder if _has_one(folder, VOCABULARIES) else None
+
+    def _cached(self, name: str) -> object:
+        """Its path in the cache; None where that does not know it, something else where the repository has none."""
+        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  # only hub ids need it
+
+        return try_to_load_from_cache(self._hub_id, name)
 
     def _fetch(self, patterns: tuple[str, ...]) -> Path:
         """The snapshot's folder with the files of `patterns` in it, as far as the repository has them."""

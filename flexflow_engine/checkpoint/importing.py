@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,10 +26,10 @@ from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, sile
 from flexflow_engine.checkpoint.plan import ImportPlan, TensorPlan, find_names
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StorageError
-from flexflow_engine.files import make_folder, open_locked, reporting
+from flexflow_engine.files import free_nbytes, make_folder, open_locked, reporting
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.store.array import METADATA, read_layout
-from flexflow_engine.store.header import StoreHeader, header_or_none, read_header
+from flexflow_engine.store.header import StoreHeader, headers_in, read_header
 from flexflow_engine.store.weights import WeightStore
 from flexflow_engine.store.writing import StoreWriter, missing_nbytes
 
@@ -128,13 +127,24 @@ def _import(
 
 
 def _others(folder: Path, content_key: str) -> dict[Path, StoreHeader]:
-    """Complete stores of the same checkpoint beside `folder`, by path."""
-    found = {}
-    for path in sorted(folder.parent.glob(f"{content_key[:16]}-*/{METADATA}")):
-        header = header_or_none(path.parent)  # of a newer version, or damaged: nothing to share
-        if header and header.complete and path.parent != folder and header.content_key == content_key:
-            found[path.parent] = header
-    return found
+    """Complete stores of the same checkpoint beside `folder`, by path, whose files can be linked from there."""
+    return {
+        path: header
+        for path, header in headers_in(folder.parent).items()
+        if header.complete and header.content_key == content_key and path != folder and _can_link(path, folder)
+    }
+
+
+def _can_link(source: Path, folder: Path) -> bool:
+    """Whether a store at `folder` can have hard links to the files of the one at `source`; by making one."""
+    link = folder.with_name(f"{folder.name}.link")
+    try:
+        link.unlink(missing_ok=True)
+        link.hardlink_to(source / METADATA)
+        link.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def _sources(entry: TensorPlan, others: Mapping[Path, StoreHeader]) -> tuple[Path, ...]:
@@ -162,8 +172,7 @@ def _header(checkpoint: Checkpoint, content_key: str, plan: ImportPlan, names: M
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    with reporting(folder.parent):
-        free = shutil.disk_usage(folder.parent).free
+    free = free_nbytes(folder.parent)
     if needed > free:
         raise StorageError(
             f"the weights need {rounded_up(needed)}, and {rounded_down(free)} are free",

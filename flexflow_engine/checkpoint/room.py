@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.checkpoint.checkpoint import Checkpoint
 from flexflow_engine.checkpoint.importing import WEIGHTS
 from flexflow_engine.checkpoint.plan import ImportPlan
-from flexflow_engine.files import reporting
-from flexflow_engine.store.array import METADATA
-from flexflow_engine.store.header import StoreHeader, header_or_none
+from flexflow_engine.files import free_nbytes
+from flexflow_engine.store.header import StoreHeader, headers_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,21 +23,21 @@ class StoreRoom:
     """Before compression; checksums and indices not counted."""
     imported: bool
     """Whether a whole store says that it was made of a checkpoint of this name, in this number format and codec."""
+    beside_others: bool
+    """Whether there are stores under the root already: what one of them has of this one is not written again."""
 
     @property
     def free_nbytes(self) -> int:
         """What is free on the disk where it lies, or will. Raises StorageError."""
-        with reporting(self.root):
-            folders = (self.root, *self.root.absolute().parents)
-            return shutil.disk_usage(next(folder for folder in folders if folder.exists())).free
+        return free_nbytes(self.root)
 
 
 def store_room(checkpoint: Checkpoint, codec: Codec, small_codec: Codec, root: Path) -> StoreRoom:
     """codec: of the large tensors, tables by its `for_table`. Reads the headers of the stores under `root`."""
     plan = ImportPlan.of(checkpoint.model, codec, small_codec)
-    headers = (header_or_none(path.parent) for path in sorted(root.glob(f"{WEIGHTS}/*/{METADATA}")))
-    imported = any(header is not None and _is_of(header, checkpoint.reference, plan) for header in headers)
-    return StoreRoom(root=root, nbytes=plan.nbytes, imported=imported)
+    headers = headers_in(root / WEIGHTS).values()
+    imported = any(_is_of(header, checkpoint.reference, plan) for header in headers)
+    return StoreRoom(root=root, nbytes=plan.nbytes, imported=imported, beside_others=bool(headers))
 
 
 def _is_of(header: StoreHeader, reference: str, plan: ImportPlan) -> bool:

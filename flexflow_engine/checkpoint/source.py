@@ -41,10 +41,9 @@ def _open_local(reference: str, folder: Path, model_class: type[Model], dtype: D
 
 
 def _open_hub(reference: str, model_class: type[Model], dtype: DType) -> Checkpoint:
-    """The config comes from the cache, else from what the plugin knows, and only then over the network."""
+    """The config comes from the cache, which the hub completes, else from what the plugin knows, else from the hub."""
     files = HubFolder(reference)
     config = published_config(reference, model_class)
-    cached = files.cached_config()
-    if cached is not None or config is None:
-        config = read_config_file(cached or files.fetch_config())
+    if config is None or files.cached_config() is not None:
+        config = read_config_file(files.config())
     return FilesCheckpoint(reference, config, model_class, dtype, files)

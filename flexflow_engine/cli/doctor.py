@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flexflow_engine.diagnosis import Finding
 
 HELP_INDENT = 11
-"""Beyond the longest subject: a little further than where what was found begins."""
+"""Columns beyond the widest subject: what would help begins two further to the right than what was found."""
 
 
 def doctor(

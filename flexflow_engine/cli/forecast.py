@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from flexflow_engine.abc.durations import format_duration
 from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Placement
 from flexflow_engine.abc.prediction import LaneUse, Prediction
 from flexflow_engine.abc.scheduler import Candidate
+from flexflow_engine.abc.sizes import format_size
 from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.report import plan_as_json, render_lines, render_policy, render_store, store_as_json
-from flexflow_engine.jobs.durations import format_duration
-from flexflow_engine.jobs.sizes import format_size
 
 if TYPE_CHECKING:
     from flexflow_engine.checkpoint.room import StoreRoom

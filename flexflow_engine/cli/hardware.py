@@ -33,12 +33,12 @@ def hardware_for(file: Path | None, notice: Callable[[str], None]) -> HardwareFo
     """notice: told of what is measured, before it is. Raises ProblemsError when the file can't be read."""
     from flexflow_engine.planning.hardware import read_profile  # noqa: PLC0415  # torch; --help must not import it
     from flexflow_engine.planning.profile.cache import this_machine  # noqa: PLC0415
-    from flexflow_engine.planning.profile.sizes import Sizes  # noqa: PLC0415
+    from flexflow_engine.planning.profile.extent import Extent  # noqa: PLC0415
 
     if file is not None:
         profile = read_profile(file)  # now: a run goes on where a machine is unknown, and this is another problem
         return lambda needs: profile
-    return lambda needs: this_machine(needs, sizes=Sizes(), notice=notice)
+    return lambda needs: this_machine(needs, extent=Extent(), notice=notice)
 
 
 @contextmanager

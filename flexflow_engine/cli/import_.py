@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
+from flexflow_engine.abc.sizes import format_size
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, load
-from flexflow_engine.jobs.sizes import format_size
 
 
 def import_(recipe: RecipePath, overrides: Overrides = None, as_json: Json = False) -> None:

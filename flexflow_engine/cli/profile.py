@@ -38,14 +38,14 @@ def profile(
     """Measure what this machine's processors, links and codecs do, or tell what they did."""
     from flexflow_engine.planning.hardware import profile_as_document, render_profile  # noqa: PLC0415  # torch
     from flexflow_engine.planning.profile.cache import measured_again, this_machine  # noqa: PLC0415
-    from flexflow_engine.planning.profile.sizes import Sizes  # noqa: PLC0415
+    from flexflow_engine.planning.profile.extent import Extent  # noqa: PLC0415
 
     needs = _needs(recipe, overrides, dtype, output)
     if output is not None:
         check_writable(output)
     measure = measured_again if again else this_machine
     with progress_on_stderr() as progress:
-        measured = measure(needs, sizes=Sizes(), notice=progress.notice)
+        measured = measure(needs, extent=Extent(), notice=progress.notice)
     if output is not None:
         write_whole(output, render_profile(measured))
     print(json.dumps(profile_as_document(measured), indent=2) if as_json else "\n\n".join(_render(measured)))

@@ -11,9 +11,9 @@ from typing import TextIO
 from rich.console import Console
 from rich.status import Status
 
+from flexflow_engine.abc.durations import format_duration
 from flexflow_engine.abc.progress import Progress
-from flexflow_engine.jobs.durations import format_duration
-from flexflow_engine.jobs.sizes import format_size
+from flexflow_engine.abc.sizes import format_size
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """Between two plain lines about the same thing; its first and its last are always written."""

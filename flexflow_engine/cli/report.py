@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from flexflow_engine.abc.durations import format_duration
 from flexflow_engine.abc.policy import TENSOR_CLASSES, MemoryTable, Policy
+from flexflow_engine.abc.sizes import format_size
 from flexflow_engine.cli.columns import columns
-from flexflow_engine.jobs.durations import format_duration
-from flexflow_engine.jobs.sizes import format_size
 
 if TYPE_CHECKING:
     from flexflow_engine.checkpoint.room import StoreRoom
@@ -109,7 +109,7 @@ def _use(sizes: Mapping[str, int]) -> tuple[str, str]:
 
 
 def _lanes(metrics: Mapping[str, Any]) -> str:
-    rows = [(lane, f"{use['busy_s']:.2f} s", *_work(use)) for lane, use in metrics["lanes"].items()]
+    rows = [(lane, format_duration(use["busy_s"]), *_work(use)) for lane, use in metrics["lanes"].items()]
     return columns(("lane", "busy", "work", "rate"), rows)
 
 

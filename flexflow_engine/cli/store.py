@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flexflow_engine.abc.sizes import format_size
 from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.session import Json
-from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.user_cache import user_cache
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from flexflow_engine.abc.dtypes import DType
-from flexflow_engine.jobs.sizes import parse_size
+from flexflow_engine.abc.sizes import parse_size
 
 Size = Annotated[
     int,

@@ -17,7 +17,7 @@ def unavailable(tiers: Iterable[TierChoice]) -> Iterator[FlexFlowError]:
         try:
             tier.tier_class.check_available(tier.options)
         except FlexFlowError as error:
-            yield error.at(_of_tier(tier.name, error.where))
+            yield _of_tier(tier.name, error)
 
 
 def without_room(tiers: Iterable[TierChoice], memory: MemoryTable) -> Iterator[FlexFlowError]:
@@ -30,17 +30,18 @@ def without_room(tiers: Iterable[TierChoice], memory: MemoryTable) -> Iterator[F
         try:
             free, peak = tier.tier_class.free_bytes(tier.options), memory.peak_bytes(tier.name)
         except FlexFlowError as error:
-            yield error.at(_of_tier(tier.name, error.where))
+            yield _of_tier(tier.name, error)
             continue
         if free is not None and free < peak:
             yield TierError(
                 f"the plan takes {rounded_up(peak)} of the device's memory, {rounded_down(free)} are free",
                 where=f"tiers.{tier.name}.budget",
-                fix=f"less than {rounded_down(free)} would do, or fewer other programs on the device",
+                fix=f"a policy that takes {rounded_down(free)} at most would do, which a scheduler chooses by such a "
+                "budget, or fewer other programs on the device",
             )
 
 
-def _of_tier(name: str, where: str) -> str:
-    """A place that a tier told, with the tier's."""
+def _of_tier(name: str, error: FlexFlowError) -> FlexFlowError:
+    """The same error, with the tier's place before its own."""
     place = f"tiers.{name}"
-    return where if where.startswith(place) else f"{place}: {where}" if where else place
+    return error if error.where.startswith(place) else error.within(place)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from flexflow_engine.abc.durations import format_duration
+from flexflow_engine.abc.sizes import format_size
 from flexflow_engine.abc.step import Step
-from flexflow_engine.jobs.durations import format_duration
-from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import allocations
 from flexflow_engine.planning.predict import Predictor

@@ -19,10 +19,10 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import DIRECTIONS, HardwareProfile, Link
 from flexflow_engine.abc.policy import TENSOR_CLASSES, Placement, Policy, TensorClass
 from flexflow_engine.abc.prediction import StepShape
+from flexflow_engine.abc.sizes import format_size
 from flexflow_engine.abc.step import Phase
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.errors import HardwareError
-from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.placement.reach import direct_tiers
 from flexflow_engine.planning.plan import Planner
 

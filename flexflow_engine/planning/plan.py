@@ -12,11 +12,10 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import MemoryTable, Placement, Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.prediction import Prediction
 from flexflow_engine.abc.scheduler import Candidate, PlanRequest, Scheduler
-from flexflow_engine.abc.sizes import rounded_down, rounded_up
+from flexflow_engine.abc.sizes import format_size, rounded_down, rounded_up
 from flexflow_engine.abc.tier import HOST, Tier
 from flexflow_engine.declared.policies import check_candidates, check_policy
 from flexflow_engine.errors import PolicyError
-from flexflow_engine.jobs.sizes import format_size
 from flexflow_engine.placement.attention import attention_places
 from flexflow_engine.placement.laying_out import make_layout
 from flexflow_engine.placement.layout import Layout

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from flexflow_engine.abc.policy import TierDescription
+from flexflow_engine.abc.sizes import rounded_down
 from flexflow_engine.errors import TaskError, TierError
-from flexflow_engine.jobs.sizes import format_size
 
 
 @contextmanager
@@ -21,7 +21,8 @@ def full_device_told(device: TierDescription) -> Iterator[None]:
         if not any(isinstance(cause, torch.OutOfMemoryError) for cause in _chain(error)):
             raise
         raise TierError(
-            f"the device's memory is full, although the plan keeps to the budget of {format_size(device.budget_bytes)}",
+            "the device's memory is full, although the plan keeps to the budget of "
+            f"{rounded_down(device.budget_bytes)}",
             where=f"tiers.{device.name}.budget",
             fix="lower it by a GiB, or end other programs on the device",
         ) from error

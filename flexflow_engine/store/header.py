@@ -77,6 +77,12 @@ def header_or_none(folder: Path) -> StoreHeader | None:
         return None
 
 
+def headers_in(folder: Path) -> dict[Path, StoreHeader]:
+    """Those of the stores in `folder` that can be read, by the stores' paths and in their order."""
+    paths = sorted(metadata.parent for metadata in folder.glob(f"*/{METADATA}"))
+    return {path: header for path in paths if (header := header_or_none(path))}
+
+
 def _check_version(folder: Path, version: Any) -> None:
     if not isinstance(version, int):
         raise _foreign(folder)

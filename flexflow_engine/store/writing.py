@@ -63,9 +63,10 @@ class StoreWriter:
         return self._layouts[name].page_file(self.path / name, page, name=name, fix=FIX)
 
     def has_page(self, name: str, page: int) -> bool:
-        """Whether the page is there with every unit right. Raises StorageError when it can't be read.
+        """Whether the page is there with every unit right; then it is on the disk and not in the cache.
 
-        Size and index are not enough: after a power cut a file may have them without its data.
+        Size and index are not enough: after a power cut a file may have them without its data. Raises StorageError
+        when it can't be read, or brought to the disk.
         """
         file, layout = self.page_file(name, page), self._layouts[name]
         if not file.path.exists():
@@ -77,7 +78,7 @@ class StoreWriter:
         except CorruptDataError:
             return False
         finally:
-            units.close()
+            self._access.drop(file.path)
         settle(file.path)
         return True
 

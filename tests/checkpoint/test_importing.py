@@ -354,6 +354,25 @@ def test_what_is_shared_needs_no_space(tmp_path: Path, folder: Path, monkeypatch
         import_both(tmp_path / "short")
 
 
+def test_what_can_not_be_linked_needs_its_space(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported_with(GroupInt4Codec(), opened(folder), tmp_path / "alone").close()
+    needed = sum(path.stat().st_size for path in pages(tmp_path / "alone"))
+    root = tmp_path / "root"
+    imported_with(NoneCodec(), opened(folder), root).close()
+    before = pages(root)
+    monkeypatch.setattr(Path, "hardlink_to", refuse_link)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    with pytest.raises(StorageError, match=f"the weights need {rounded_up(needed)}"):
+        imported_with(GroupInt4Codec(), opened(folder), root)
+    assert pages(root) == before
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    imported_with(GroupInt4Codec(), opened(folder), root).close()
+
+
+def refuse_link(link: Path, target: Path) -> None:
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
 def test_codecs_of_two_kinds_can_not_share_a_store(tmp_path: Path, folder: Path) -> None:
     class Mixed(ZstdCodec):
         def for_table(self) -> Codec:
@@ -413,10 +432,7 @@ def test_a_compressed_store_is_found_again(tmp_path: Path, folder: Path) -> None
 
 
 def test_a_page_that_cannot_be_linked_is_written(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(link: Path, target: Path) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(Path, "hardlink_to", refuse_link)
     imported_with(NoneCodec(), opened(folder), tmp_path / "root").close()
     bias = f"{FC1.removesuffix('weight')}bias"
     with imported_with(GroupInt4Codec(), opened(folder), tmp_path / "root") as store:

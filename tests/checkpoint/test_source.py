@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
 
 from checkpoint.checkpoints import CONFIG, FC1, TABLE, opened, tensors, write_safetensors
+from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.checkpoint.prompts import open_prompts
+from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.errors import CheckpointError, ProblemsError
 from flexflow_engine.jobs.recipe import Generate, Workload
+from flexflow_plugins.models.opt import OPTModel
 
 
 @pytest.fixture
@@ -54,6 +60,32 @@ def test_the_ends_of_a_generation_config_count_before_those_of_the_config(hub_ca
         (folder / "generation_config.json").write_text("[")
         with pytest.raises(CheckpointError, match=r"generation_config\.json: can't be read as JSON"):
             opened(reference)
+
+
+def test_a_cache_that_may_lack_the_generation_config_is_completed_first(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, asked = cache_model(hub_cache, "some/model"), list[str]()
+
+    def refuse(hub_id: str, *, allow_patterns: list[str]) -> str:
+        asked.append(hub_id)
+        raise ConnectionError("no route to the hub")
+
+    def give(hub_id: str, *, allow_patterns: list[str]) -> str:
+        (snapshot / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 7]}))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    assert opened("some/model").model.config.eos_token_ids == (2,)
+    assert asked == ["some/model"]
+    known_to_lack = snapshot.parents[1] / ".no_exist" / snapshot.name / "generation_config.json"
+    known_to_lack.parent.mkdir(parents=True)
+    known_to_lack.touch()
+    assert opened("some/model").model.config.eos_token_ids == (2,)
+    known_to_lack.unlink()
+    assert asked == ["some/model"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
+    assert opened("some/model").model.config.eos_token_ids == (5, 7)
 
 
 def test_a_hub_checkpoint_is_fetched_when_the_cache_has_its_weights(hub_cache: Path) -> None:
@@ -114,6 +146,19 @@ def test_a_folder_in_the_working_directory_does_not_stand_for_a_hub_id(
 def test_an_unknown_hub_checkpoint_is_told_when_it_is_opened() -> None:
     with pytest.raises(CheckpointError, match="some/model"):
         opened("some/model")
+
+
+@pytest.mark.parametrize(("where", "place"), [("", ""), ("config.json", "config.json: ")])
+def test_what_a_model_has_against_a_config_is_told_with_the_checkpoint(tmp_path: Path, where: str, place: str) -> None:
+    class Refusing(OPTModel):
+        @classmethod
+        def read_config(cls, config: Mapping[str, Any]) -> ModelConfig:
+            raise CheckpointError("no layers", where=where)
+
+    folder = write_safetensors(tmp_path / "a", tensors())
+    with pytest.raises(CheckpointError) as caught:
+        _ = open_checkpoint(str(folder), Refusing, dtype="float32").model
+    assert str(caught.value) == f"{folder}: {place}no layers"
 
 
 @pytest.mark.usefixtures("hub_cache")

@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from commands import CommandLine, Outcome, completions, save_tokenizer, token_ids, write_prompts, write_recipe
+from flexflow_engine.abc.sizes import parse_size
 from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
-from flexflow_engine.jobs.sizes import parse_size
 from harness import random_prompts, reference_tokens, save_opt
 
 PROMPTS = random_prompts(5, seed=1, longest=12)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,6 +145,27 @@ def test_the_room_of_the_weight_store_is_told_until_it_is_imported(command: Comm
     assert store["found"].endswith(", imported")
     (other,) = about(findings(command("doctor", recipe, "--json", "--set=codecs.weights=group-int4")), "weight store")
     assert "imported once" in other["found"]
+
+
+def test_a_disk_too_small_for_the_weight_store_fails_unless_stores_are_there(
+    command: CommandLine, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_a_full_disk(*changes: str) -> tuple[int, dict[str, Any]]:
+        with monkeypatch.context() as full:
+            full.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+            outcome = command("doctor", recipe, "--json", *changes)
+        (store,) = about(findings(outcome), "weight store")
+        return outcome.status, store
+
+    status, store = on_a_full_disk()
+    assert (status, store["state"]) == (2, "fails")
+    assert "and 1000 B free" in store["found"]
+    assert "a larger disk" in store["help"]
+    assert command("import", recipe).status == 0
+    status, store = on_a_full_disk("--set=codecs.weights=group-int4")
+    assert (status, store["state"]) == (0, "note")
+    assert "at most, and 1000 B free" in store["found"]
+    assert "stores there have of it already is not written again" in store["help"]
 
 
 def test_every_problem_of_a_checkpoint_fails(command: CommandLine, recipe: Path, tmp_path: Path) -> None:

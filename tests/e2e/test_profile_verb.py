@@ -41,7 +41,7 @@ def measured(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]
     monkeypatch.delenv(HARDWARE_VARIABLE)
     registry = Registry.load()
     needs = recipe_needs(load_recipe(recipe, [], registry), registry)
-    return profile_as_document(this_machine(needs, sizes=TINY, notice=lambda text: None))
+    return profile_as_document(this_machine(needs, extent=TINY, notice=lambda text: None))
 
 
 def test_a_profile_is_printed_and_written_for_plan(

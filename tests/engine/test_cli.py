@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from flexflow_engine.abc.durations import format_duration
 from flexflow_engine.abc.policy import MemoryLine, MemoryTable, Placement, Policy
 from flexflow_engine.cli.exits import with_exit_status
 from flexflow_engine.cli.outputs import check_writable, write_whole
 from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run
 from flexflow_engine.errors import CorruptDataError, FlexFlowError, ProblemsError, RecipeError, StorageError, TaskError
-from flexflow_engine.jobs.durations import format_duration
 
 METRICS = {
     "prompt_tokens": 1000,
@@ -91,8 +91,15 @@ def test_the_report_tells_throughput_placement_and_the_lane_that_bound() -> None
     assert "exact match: 19 of 20 (95.0 %)" in text
     rows = {line.split("  ")[0]: line for line in text.splitlines()}
     assert rows["device"].split() == ["device", "256.0", "KiB", "1.0", "KiB", "0", "B", "512.0", "KiB", "1.0", "MiB"]
-    assert rows["disk read"].split() == ["disk", "read", "3.00", "s", "3.0", "GiB", "1.0", "GiB/s"]
+    assert rows["disk read"].split() == ["disk", "read", "3.0", "s", "3.0", "GiB", "1.0", "GiB/s"]
     assert rows["compute"].endswith("2.0 Gflop/s")
+
+
+def test_lanes_are_told_in_the_same_words_as_the_job() -> None:
+    hour = {"compute": {"busy_s": 3725.0, "flops": 4e9}}
+    text = render_run({**METRICS, "decode_s": 3725.0, "lanes": hour, "bound_by": "compute"})
+    assert "decode 1:02:05)" in text
+    assert ["compute", "1:02:05", "4.0", "Gflop"] in [line.split()[:4] for line in text.splitlines()]
 
 
 def test_a_plan_shows_every_line_and_what_does_not_fit() -> None:

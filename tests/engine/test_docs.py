@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
+from flexflow_engine.abc.sizes import UNITS
 from flexflow_engine.cli.app import main
 from flexflow_engine.declared.classes import CONTRACTS, Kind
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.jobs.prompt_lines import PromptLine
 from flexflow_engine.jobs.schema import recipe_schema
-from flexflow_engine.jobs.sizes import UNITS
 from flexflow_engine.planning.hardware import ProfileSection
 from flexflow_engine.plugins import BLOCK_VARIABLE, HOOKS, Registry
 

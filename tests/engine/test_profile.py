@@ -24,10 +24,10 @@ from flexflow_engine.planning.profile import arithmetic
 from flexflow_engine.planning.profile.arithmetic import first_of_the_last
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.cache import measured_again, profile_path, this_machine
+from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.planning.profile.load import Load, rates
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
-from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.planning.profile.stored import cut_alike, cut_most, stored_tensors
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_engine.testing.tiers import IslandTier, LinkOptions, ThrottledTier
@@ -52,7 +52,7 @@ class Bookkeeper:
     def measure(self, needs: Needs) -> HardwareProfile:
         """What was told before is forgotten."""
         self.notices.clear()
-        return this_machine(needs, sizes=TINY, notice=self.notices.append)
+        return this_machine(needs, extent=TINY, notice=self.notices.append)
 
     @property
     def measured(self) -> list[str]:
@@ -109,10 +109,10 @@ def test_measuring_again_replaces_what_is_known_once_it_is_done(keeper: Bookkeep
     asked = needs(tmp_path)
     profile = keeper.measure(asked)
     with pytest.raises(KeyboardInterrupt):
-        measured_again(asked, sizes=TINY, notice=interrupt)
+        measured_again(asked, extent=TINY, notice=interrupt)
     assert keeper.measure(asked) == profile
     assert keeper.notices == []
-    anew = measured_again(asked, sizes=TINY, notice=keeper.notices.append)
+    anew = measured_again(asked, extent=TINY, notice=keeper.notices.append)
     assert len(keeper.measured) == 3
     assert keeper.measure(asked) == anew != profile
 
@@ -148,7 +148,7 @@ def test_what_was_measured_is_kept_where_a_disk_has_no_room_to_be_measured(
         free: int = 1000
 
     with monkeypatch.context() as full:
-        full.setattr("flexflow_tiers.zarr.shutil.disk_usage", lambda path: NoRoom())
+        full.setattr("shutil.disk_usage", lambda path: NoRoom())
         with pytest.raises(HardwareError, match=r"it can't be measured: .* are free"):
             keeper.measure(needs(tmp_path))
     keeper.measure(needs(tmp_path))
@@ -295,9 +295,9 @@ def test_a_store_that_lacks_pages_is_measured_without_them(keeper: Bookkeeper, t
 
 def test_measuring_takes_no_more_memory_than_a_small_run_has(tmp_path: Path) -> None:
     """A run measures before it takes its budgets, under whatever cap the process has."""
-    sizes = replace(Sizes(), seconds=1e-4, link_seconds=1e-3)
+    extent = replace(Extent(), seconds=1e-4, link_seconds=1e-3)
     with PeakAllocations() as peak:
-        this_machine(needs(tmp_path, dtype="bfloat16"), sizes=sizes, notice=lambda line: None)
+        this_machine(needs(tmp_path, dtype="bfloat16"), extent=extent, notice=lambda line: None)
     assert 128 * 2**20 < peak.peak_bytes < 450 * 2**20
 
 

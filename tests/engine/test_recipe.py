@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexflow_engine.abc.codec import NoCodecOptions
-from flexflow_engine.abc.sizes import rounded_down, rounded_up
+from flexflow_engine.abc.sizes import format_size, parse_size, rounded_down, rounded_up
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.jobs.recipe import CodecRecipe, CodecsRecipe, Generate, Recipe, Score, SyntheticPrompts, Workload
 from flexflow_engine.jobs.schema import recipe_schema
-from flexflow_engine.jobs.sizes import format_size, parse_size
 from flexflow_engine.plugins import Registry
 
 RECIPE = """

@@ -16,9 +16,9 @@ from flexflow_engine.abc.hardware import Beside, HardwareProfile, Link, Processo
 from flexflow_engine.abc.policy import Policy, WorkloadShape
 from flexflow_engine.abc.prediction import Prediction, StepCosts
 from flexflow_engine.abc.scheduler import PlanRequest
+from flexflow_engine.abc.sizes import parse_size
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.errors import PluginError, PolicyError
-from flexflow_engine.jobs.sizes import parse_size
 from flexflow_engine.planning.plan import Codecs, Plan, Planner, describe_tiers
 from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.schedulers.lp import LPOptions, LPScheduler

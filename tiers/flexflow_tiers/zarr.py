@@ -8,7 +8,6 @@ engine's slots where they are aligned as direct I/O asks, else through buffers: 
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.sizes import rounded_down, rounded_up
 from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, StoredTensor, Tier
 from flexflow_engine.errors import StorageError
-from flexflow_engine.files import reporting
+from flexflow_engine.files import free_nbytes, nearest_existing
 from flexflow_engine.store.access import READS_AT_ONCE, Access
 from flexflow_engine.store.run_folder import RunFolder
 from flexflow_engine.store.scratch import ScratchArray, scratch_nbytes
@@ -71,7 +70,8 @@ class ZarrTier(Tier):
     @classmethod
     def check_available(cls, options: Any) -> None:
         """Raise StorageError when the folder can be neither used nor made. Makes nothing."""
-        path, existing = Path(options.path), _existing(options)
+        path = Path(options.path)
+        existing = nearest_existing(path)
         if not existing.is_dir():
             raise StorageError(f"{existing} is not a folder", where=str(path), fix="choose another path for the tier")
         if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
@@ -81,9 +81,7 @@ class ZarrTier(Tier):
 
     @classmethod
     def free_bytes(cls, options: Any) -> int:
-        existing = _existing(options)
-        with reporting(existing):
-            return shutil.disk_usage(existing).free
+        return free_nbytes(Path(options.path))
 
     def attach(self, tensor: StoredTensor, *, placed_units: int) -> Region:
         units = StoredUnits.open(tensor, self._access)
@@ -141,19 +139,11 @@ class ZarrTier(Tier):
 
     def _check_space(self, spec: RegionSpec) -> None:
         """Files are sparse: what other regions have not written yet is promised, though the disk does not show it."""
-        with reporting(self._run.path):
-            free = shutil.disk_usage(self._run.path).free
-        needed, left = scratch_nbytes(spec), max(0, free - self._unwritten_nbytes)
+        needed = scratch_nbytes(spec)
+        left = max(0, free_nbytes(self._run.path) - self._unwritten_nbytes)
         if needed > left:
             raise StorageError(
                 f"{spec.name} needs {rounded_up(needed)}, and {rounded_down(left)} are free",
                 where=str(self._run.path.parent.parent),
                 fix=f"free some space there, or choose a path for tiers.{self.label} on a larger disk",
             )
-
-
-def _existing(options: ZarrOptions) -> Path:
-    """The tier's folder, or the nearest around it that is there. Raises StorageError."""
-    path = Path(options.path)
-    with reporting(path):
-        return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

@@ -13,8 +13,8 @@ from flexflow_engine.abc.hardware import Curve, ProductRates
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.matmul import Multiply, Rows
 from flexflow_engine.planning.profile.bench import Bench
+from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.planning.profile.load import Load
-from flexflow_engine.planning.profile.sizes import Sizes
 
 LOAD_TOKENS = 16
 """Rows of the matmuls that run beside links: enough to keep the host's processor and its memory busy."""
@@ -24,26 +24,26 @@ COMPARED_TOKENS = 64
 """The most with which two ways to multiply are compared: with more of them nothing changes, but what it takes."""
 
 
-def product_rates(bench: Bench, sizes: Sizes, multiply: Multiply) -> ProductRates:
+def product_rates(bench: Bench, extent: Extent, multiply: Multiply) -> ProductRates:
     """Of one way to multiply, by rows of one call. What a product takes whatever its size is told for the host: a
     device queues one behind the other. At least half of a product's time is left to operations. The matrices come from
     memory, as a layer's do, not from a cache.
     """
-    one_product_s = _one_product_s(bench, sizes, multiply) if bench.memory == HOST else 0.0
-    matrices = _matrices(bench, sizes.features, sizes)
-    seconds = [_product_s(bench, matrices, tokens, multiply) for tokens in sizes.tokens]
-    curve = _rates(sizes, seconds, sizes.features**2, one_product_s)
+    one_product_s = _one_product_s(bench, extent, multiply) if bench.memory == HOST else 0.0
+    matrices = _matrices(bench, extent.features, extent)
+    seconds = [_product_s(bench, matrices, tokens, multiply) for tokens in extent.tokens]
+    curve = _rates(extent, seconds, extent.features**2, one_product_s)
     return ProductRates(matmul_flops_per_s=curve, product_s=one_product_s)
 
 
-def team_rates(bench: Bench, sizes: Sizes) -> ProductRates | None:
+def team_rates(bench: Bench, extent: Extent) -> ProductRates | None:
     """Of products that torch's own threads share; None where the engine's are as fast with most numbers of tokens."""
-    return product_rates(bench, sizes, bench.multiply_in_a_team) if _team_is_faster(bench, sizes) else None
+    return product_rates(bench, extent, bench.multiply_in_a_team) if _team_is_faster(bench, extent) else None
 
 
-def _team_is_faster(bench: Bench, sizes: Sizes) -> bool:
-    matrices = _matrices(bench, sizes.features, sizes)
-    compared = [tokens for tokens in sizes.tokens if tokens <= COMPARED_TOKENS]
+def _team_is_faster(bench: Bench, extent: Extent) -> bool:
+    matrices = _matrices(bench, extent.features, extent)
+    compared = [tokens for tokens in extent.tokens if tokens <= COMPARED_TOKENS]
     drawn_s, shared_s = (
         [_product_s(bench, matrices, tokens, way) for tokens in compared]
         for way in (bench.multiply, bench.multiply_in_a_team)
@@ -52,27 +52,27 @@ def _team_is_faster(bench: Bench, sizes: Sizes) -> bool:
     return 2 * faster > len(compared)
 
 
-def encoded_flops_per_s(bench: Bench, matrices: Sequence[Rows], sizes: Sizes, one_product_s: float) -> Curve:
+def encoded_flops_per_s(bench: Bench, matrices: Sequence[Rows], extent: Extent, one_product_s: float) -> Curve:
     """The same of matrices [rows, features] whose rows the host decodes while it multiplies."""
     turn = cycle(matrices)
 
     def seconds_of(tokens: int) -> float:
-        x = bench.numbers(tokens, sizes.features)
+        x = bench.numbers(tokens, extent.features)
         return bench.time(lambda: bench.products.linear(x, next(turn)))
 
-    seconds = [seconds_of(tokens) for tokens in sizes.tokens]
-    return _rates(sizes, seconds, matrices[0].out_features * sizes.features, one_product_s)
+    seconds = [seconds_of(tokens) for tokens in extent.tokens]
+    return _rates(extent, seconds, matrices[0].out_features * extent.features, one_product_s)
 
 
-def float32_from(bench: Bench, sizes: Sizes) -> int | None:
+def float32_from(bench: Bench, extent: Extent) -> int | None:
     """Tokens from which on the host multiplies 16-bit numbers faster if it widens them; None where it never does."""
-    matrices = _matrices(bench, sizes.features, sizes)
+    matrices = _matrices(bench, extent.features, extent)
 
     def widening_is_faster(tokens: int) -> bool:
         own_s, widened_s = (_product_s(bench, matrices, tokens, bench.multiplying(n)) for n in (None, 1))
         return widened_s < own_s
 
-    return first_of_the_last([n for n in sizes.tokens if n <= COMPARED_TOKENS], widening_is_faster)
+    return first_of_the_last([n for n in extent.tokens if n <= COMPARED_TOKENS], widening_is_faster)
 
 
 def first_of_the_last(sizes: Sequence[int], holds: Callable[[int], bool]) -> int | None:
@@ -81,12 +81,12 @@ def first_of_the_last(sizes: Sequence[int], holds: Callable[[int], bool]) -> int
     return held[-1] if held else None
 
 
-def _one_product_s(bench: Bench, sizes: Sizes, multiply: Multiply) -> float:
+def _one_product_s(bench: Bench, extent: Extent, multiply: Multiply) -> float:
     """What a product takes whatever its size: where the line through a small and a large matrix begins. The median of
     three: it is a small difference of large numbers.
     """
-    small, large = sizes.small_features**2, sizes.features**2
-    matrices = [_matrices(bench, features, sizes) for features in (sizes.small_features, sizes.features)]
+    small, large = extent.small_features**2, extent.features**2
+    matrices = [_matrices(bench, features, extent) for features in (extent.small_features, extent.features)]
     begins = []
     for _ in range(3):
         small_s, large_s = (_product_s(bench, some, LOAD_TOKENS, multiply) for some in matrices)
@@ -94,27 +94,27 @@ def _one_product_s(bench: Bench, sizes: Sizes, multiply: Multiply) -> float:
     return max(0.0, median(begins))
 
 
-def memory_bytes_per_s(bench: Bench, sizes: Sizes) -> float:
+def memory_bytes_per_s(bench: Bench, extent: Extent) -> float:
     """Reads and writes of norms, additions and activation functions, over hidden states of a prompt's size."""
-    x, y = (bench.numbers(sizes.tokens[-1], sizes.features) for _ in range(2))
+    x, y = (bench.numbers(extent.tokens[-1], extent.features) for _ in range(2))
 
     def work() -> None:
         x.add_(y)
         torch.relu_(x)
-        F.layer_norm(x, (sizes.features,))
+        F.layer_norm(x, (extent.features,))
 
     return 7 * x.nbytes / bench.time(work)
 
 
-def matmul_load(bench: Bench, sizes: Sizes) -> Load:
+def matmul_load(bench: Bench, extent: Extent) -> Load:
     """Matmuls without end, in operations, to see what they and the links leave each other. The host's are small ones:
     between two of them its threads wait for each other, and whoever moves bytes comes first.
     """
     on_host = bench.memory == HOST
     tokens, count, features = (
-        (LOAD_TOKENS, 1, sizes.small_features) if on_host else (sizes.tokens[-1], DEVICE_PRODUCTS, sizes.features)
+        (LOAD_TOKENS, 1, extent.small_features) if on_host else (extent.tokens[-1], DEVICE_PRODUCTS, extent.features)
     )
-    turn, x = cycle(_matrices(bench, features, sizes)), bench.numbers(tokens, features)
+    turn, x = cycle(_matrices(bench, features, extent)), bench.numbers(tokens, features)
 
     def products() -> None:
         for _ in range(count):
@@ -123,16 +123,16 @@ def matmul_load(bench: Bench, sizes: Sizes) -> Load:
     return Load(lambda worker: bench.finish(products), 2.0 * count * tokens * features**2)
 
 
-def _rates(sizes: Sizes, seconds: Sequence[float], numbers: int, one_product_s: float) -> Curve:
+def _rates(extent: Extent, seconds: Sequence[float], numbers: int, one_product_s: float) -> Curve:
     """By tokens, of products with so many numbers."""
-    points = zip(sizes.tokens, seconds, strict=True)
+    points = zip(extent.tokens, seconds, strict=True)
     return Curve(tuple((float(n), 2.0 * numbers * n / max(s - one_product_s, s / 2)) for n, s in points))
 
 
-def _matrices(bench: Bench, features: int, sizes: Sizes) -> list[torch.Tensor]:
+def _matrices(bench: Bench, features: int, extent: Extent) -> list[torch.Tensor]:
     """Square ones, more than the processor's caches hold."""
     nbytes = features**2 * bench.torch_dtype.itemsize
-    return [bench.numbers(features, features) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
+    return [bench.numbers(features, features) for _ in range(max(1, extent.cold_nbytes // nbytes))]
 
 
 def _product_s(bench: Bench, matrices: list[torch.Tensor], tokens: int, multiply: Multiply) -> float:

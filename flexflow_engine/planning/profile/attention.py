@@ -14,7 +14,7 @@ from flexflow_engine.abc.tier import HOST
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.layout import attended_in_kernel
 from flexflow_engine.planning.profile.bench import Bench
-from flexflow_engine.planning.profile.sizes import Sizes
+from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
 from flexflow_engine.runtime.kv_cache import KVPart, TileCache, attending_in_kernel
 from flexflow_engine.runtime.kv_pages import Pages
@@ -23,94 +23,94 @@ _TIER = "device"
 """Any name: there is one tier here."""
 
 
-def prefill_flops_per_s(bench: Bench, sizes: Sizes) -> Curve:
+def prefill_flops_per_s(bench: Bench, extent: Extent) -> Curve:
     """By a prompt's tokens; what the causal mask leaves."""
-    return Curve(tuple((float(tokens), _prefill_rate(bench, sizes, tokens)) for tokens in sizes.prompts))
+    return Curve(tuple((float(tokens), _prefill_rate(bench, extent, tokens)) for tokens in extent.prompts))
 
 
-def decode_bytes_per_s(bench: Bench, sizes: Sizes, codec: Codec) -> Curve:
+def decode_bytes_per_s(bench: Bench, extent: Extent, codec: Codec) -> Curve:
     """By cached tokens; bytes of keys and values as the codec leaves them."""
-    call_s = _call_s(bench, sizes, codec)
-    points = ((float(context), _decode_rate(bench, sizes, codec, context, call_s)) for context in sizes.contexts)
+    call_s = _call_s(bench, extent, codec)
+    points = ((float(context), _decode_rate(bench, extent, codec, context, call_s)) for context in extent.contexts)
     return Curve(tuple(points))
 
 
-def one_more_token(bench: Bench, sizes: Sizes, codec: Codec) -> tuple[Callable[[torch.Tensor], object], float]:
+def one_more_token(bench: Bench, extent: Extent, codec: Codec) -> tuple[Callable[[torch.Tensor], object], float]:
     """What a decode step does beside a layer's matrices: a token of each row put into the cache, and attended to.
 
     Of x [attention_rows, heads * head_dim], which is query, key and value; and the seconds that the cached bytes take.
     """
-    count, context = sizes.attention_rows, sizes.contexts[0]
-    seconds, call_s = _decode_s(bench, sizes, codec, context), _call_s(bench, sizes, codec)
-    rows, caches = _rows(count, context), cycle(_caches(bench, sizes, codec, (count, context)))
+    count, context = extent.attention_rows, extent.contexts[0]
+    seconds, call_s = _decode_s(bench, extent, codec, context), _call_s(bench, extent, codec)
+    rows, caches = _rows(count, context), cycle(_caches(bench, extent, codec, (count, context)))
 
     def call(x: torch.Tensor) -> object:
-        cache, numbers = next(caches), x.view(count, sizes.heads, sizes.head_dim)
+        cache, numbers = next(caches), x.view(count, extent.heads, extent.head_dim)
         cache.append(rows, numbers, numbers)
-        return attend_tokens(rows, numbers, cache, count, sizes.head_dim**-0.5)
+        return attend_tokens(rows, numbers, cache, count, extent.head_dim**-0.5)
 
     return call, max(0.0, seconds - call_s)
 
 
-def _prefill_rate(bench: Bench, sizes: Sizes, tokens: int) -> float:
-    count = max(1, sizes.prompts[-1] // tokens)
+def _prefill_rate(bench: Bench, extent: Extent, tokens: int) -> float:
+    count = max(1, extent.prompts[-1] // tokens)
     rows = [RowStep(row=row, sequence=row, new_tokens=tokens, context=0) for row in range(count)]
-    q, k, v = (bench.numbers(count * tokens, sizes.heads, sizes.head_dim) for _ in range(3))
+    q, k, v = (bench.numbers(count * tokens, extent.heads, extent.head_dim) for _ in range(3))
     workers = bench.workers if bench.memory == HOST else None
-    seconds = bench.time(lambda: attend_prompts(rows, q, k, v, sizes.head_dim**-0.5, workers=workers))
-    return 2.0 * count * tokens * (tokens + 1) * sizes.heads * sizes.head_dim / seconds
+    seconds = bench.time(lambda: attend_prompts(rows, q, k, v, extent.head_dim**-0.5, workers=workers))
+    return 2.0 * count * tokens * (tokens + 1) * extent.heads * extent.head_dim / seconds
 
 
-def _decode_rate(bench: Bench, sizes: Sizes, codec: Codec, context: int, call_s: float) -> float:
+def _decode_rate(bench: Bench, extent: Extent, codec: Codec, context: int, call_s: float) -> float:
     """Without `call_s`, what a call takes whatever it reads; at least a tenth of the time is left to the bytes."""
-    seconds = _decode_s(bench, sizes, codec, context)
-    return _cached_nbytes(bench, sizes, codec, context) / max(seconds - call_s, seconds / 10)
+    seconds = _decode_s(bench, extent, codec, context)
+    return _cached_nbytes(bench, extent, codec, context) / max(seconds - call_s, seconds / 10)
 
 
-def _call_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
+def _call_s(bench: Bench, extent: Extent, codec: Codec) -> float:
     """What a call takes whatever it reads: where the line through the shortest and the longest cache begins."""
-    shortest, longest = sizes.contexts[0], sizes.contexts[-1]
-    short_s, long_s = _decode_s(bench, sizes, codec, shortest), _decode_s(bench, sizes, codec, longest)
-    few, many = (_cached_nbytes(bench, sizes, codec, context) for context in (shortest, longest))
+    shortest, longest = extent.contexts[0], extent.contexts[-1]
+    short_s, long_s = _decode_s(bench, extent, codec, shortest), _decode_s(bench, extent, codec, longest)
+    few, many = (_cached_nbytes(bench, extent, codec, context) for context in (shortest, longest))
     return max(0.0, short_s - few * (long_s - short_s) / (many - few))
 
 
-def _cached_nbytes(bench: Bench, sizes: Sizes, codec: Codec, context: int) -> int:
+def _cached_nbytes(bench: Bench, extent: Extent, codec: Codec, context: int) -> int:
     """Keys and values of all rows, each with one new token."""
-    row = codec.encoded_nbytes((sizes.heads, context + 1, sizes.head_dim), bench.dtype)
-    return 2 * sizes.attention_rows * row
+    row = codec.encoded_nbytes((extent.heads, context + 1, extent.head_dim), bench.dtype)
+    return 2 * extent.attention_rows * row
 
 
-def _decode_s(bench: Bench, sizes: Sizes, codec: Codec, context: int) -> float:
+def _decode_s(bench: Bench, extent: Extent, codec: Codec, context: int) -> float:
     """Attention of one new token a row, each call over another cache."""
-    count = sizes.attention_rows
-    rows, q = _rows(count, context), bench.numbers(count, sizes.heads, sizes.head_dim)
-    caches = cycle(_caches(bench, sizes, codec, (count, context)))
-    return bench.time(lambda: attend_tokens(rows, q, next(caches), count, sizes.head_dim**-0.5))
+    count = extent.attention_rows
+    rows, q = _rows(count, context), bench.numbers(count, extent.heads, extent.head_dim)
+    caches = cycle(_caches(bench, extent, codec, (count, context)))
+    return bench.time(lambda: attend_tokens(rows, q, next(caches), count, extent.head_dim**-0.5))
 
 
 def _rows(count: int, context: int) -> list[RowStep]:
     return [RowStep(row=row, sequence=row, new_tokens=1, context=context) for row in range(count)]
 
 
-def _caches(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> list[TileCache]:
+def _caches(bench: Bench, extent: Extent, codec: Codec, tile: tuple[int, int]) -> list[TileCache]:
     """More than the processor's caches hold. tile: rows and cached tokens."""
-    tokens = (tile[1] // sizes.page_tokens + 1) * sizes.page_tokens
-    nbytes = 2 * tile[0] * tokens * sizes.heads * sizes.head_dim * bench.torch_dtype.itemsize
-    return [_cache(bench, sizes, codec, tile) for _ in range(max(1, sizes.cold_nbytes // nbytes))]
+    tokens = (tile[1] // extent.page_tokens + 1) * extent.page_tokens
+    nbytes = 2 * tile[0] * tokens * extent.heads * extent.head_dim * bench.torch_dtype.itemsize
+    return [_cache(bench, extent, codec, tile) for _ in range(max(1, extent.cold_nbytes // nbytes))]
 
 
-def _cache(bench: Bench, sizes: Sizes, codec: Codec, tile: tuple[int, int]) -> TileCache:
+def _cache(bench: Bench, extent: Extent, codec: Codec, tile: tuple[int, int]) -> TileCache:
     """As `runtime.kv_cache` makes it: every page in one place, tails where tokens can't be written in place."""
     count, context = tile
-    pages, page = context // sizes.page_tokens + 1, (sizes.heads, sizes.page_tokens, sizes.head_dim)
+    pages, page = context // extent.page_tokens + 1, (extent.heads, extent.page_tokens, extent.head_dim)
     rectangle = Rectangle(_TIER, "kv.0.0.0", 0, count, 0, pages)
     keys, values = (_pages(bench, codec, rectangle, page) for _ in range(2))
     part = KVPart(rectangle, codec.keeps_bytes, keys, values)
     tail_rows = range(0 if codec.keeps_bytes else count)
     tails = None if codec.keeps_bytes else (bench.numbers(count, *page), bench.numbers(count, *page))
     tail_keys, tail_values = tails or (None, None)
-    cache = TileCache(sizes.page_tokens, sizes.heads, (part,), tail_rows, tail_keys, tail_values, None)
+    cache = TileCache(extent.page_tokens, extent.heads, (part,), tail_rows, tail_keys, tail_values, None)
     if not attended_in_kernel(bench.memory, codec):
         return cache
     return attending_in_kernel(cache, codec, page=page, dtype=bench.torch_dtype, workers=bench.workers)

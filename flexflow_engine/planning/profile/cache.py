@@ -8,14 +8,14 @@ from pathlib import Path
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.errors import ProblemsError, StorageError
 from flexflow_engine.planning.hardware import read_profile, write_profile
+from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.measure import complete
 from flexflow_engine.planning.profile.needs import Needs
-from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.user_cache import user_cache
 
 
-def this_machine(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -> HardwareProfile:
+def this_machine(needs: Needs, *, extent: Extent, notice: Callable[[str], None]) -> HardwareProfile:
     """The profile of this machine with everything that is needed, links under the names of the needs' tiers.
 
     What was measured before is read, what is missing is measured and kept, even if something else can't be. Raises
@@ -25,7 +25,7 @@ def this_machine(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -
     path = profile_path(machine, needs)
     profile = known = _read(path, notice)
     try:
-        for completed in complete(known, needs, name=str(machine), sizes=sizes, notice=notice):
+        for completed in complete(known, needs, name=str(machine), extent=extent, notice=notice):
             profile = completed
     finally:
         if profile is not None and profile is not known:
@@ -34,10 +34,10 @@ def this_machine(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -
     return needs.choose(profile)
 
 
-def measured_again(needs: Needs, *, sizes: Sizes, notice: Callable[[str], None]) -> HardwareProfile:
+def measured_again(needs: Needs, *, extent: Extent, notice: Callable[[str], None]) -> HardwareProfile:
     """The same, with everything that is needed measured anew; what was known is replaced once all of it is measured."""
     machine = Machine.here()
-    *_, profile = complete(None, needs, name=str(machine), sizes=sizes, notice=notice)
+    *_, profile = complete(None, needs, name=str(machine), extent=extent, notice=notice)
     _keep(profile, profile_path(machine, needs), notice)
     return needs.choose(profile)
 

@@ -27,7 +27,7 @@ from flexflow_engine.placement.workspace import FAR_LOOK_UP_ROWS
 from flexflow_engine.planning.plan import describe_tiers
 from flexflow_engine.planning.profile.attention import one_more_token
 from flexflow_engine.planning.profile.bench import Bench
-from flexflow_engine.planning.profile.sizes import Sizes
+from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.runtime.executor import DataflowExecutor
 from flexflow_engine.runtime.rows import RowMoves
 from flexflow_engine.runtime.trace import FoldedTrace
@@ -47,21 +47,21 @@ class TaskCosts:
     run_s: float
 
 
-def host_costs(bench: Bench, sizes: Sizes, tasks: TaskCosts) -> HostCosts:
+def host_costs(bench: Bench, extent: Extent, tasks: TaskCosts) -> HostCosts:
     """What the host's code takes whatever the device: tasks to compile, rows to put to their places."""
-    return HostCosts(compile_task_s=tasks.compile_s, gather_row_s=_gather_row_s(bench, sizes))
+    return HostCosts(compile_task_s=tasks.compile_s, gather_row_s=_gather_row_s(bench, extent))
 
 
-def layer_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
+def layer_s(bench: Bench, extent: Extent, codec: Codec) -> float:
     """What a decoder layer takes beside its matrices and what is cached.
 
     Calls find nothing in the processor's caches after a matrix has passed through, and take several times what they
     take in a loop of their own. So a layer is timed with its matrices and without everything else, and subtracted.
     """
-    width, matmuls = sizes.heads * sizes.head_dim, 6
-    attend, cached_s = one_more_token(bench, sizes, codec)
-    matrices = cycle([bench.numbers(width, width) for _ in range(_cold_matrices(bench, sizes, width))])
-    x, vector = bench.numbers(sizes.attention_rows, width), bench.numbers(width)
+    width, matmuls = extent.heads * extent.head_dim, 6
+    attend, cached_s = one_more_token(bench, extent, codec)
+    matrices = cycle([bench.numbers(width, width) for _ in range(_cold_matrices(bench, extent, width))])
+    x, vector = bench.numbers(extent.attention_rows, width), bench.numbers(width)
     multiply = bench.multiply
 
     def products() -> None:
@@ -80,9 +80,9 @@ def layer_s(bench: Bench, sizes: Sizes, codec: Codec) -> float:
     return max(0.0, median(whole - part for whole, part in times) - cached_s)
 
 
-def _cold_matrices(bench: Bench, sizes: Sizes, width: int) -> int:
+def _cold_matrices(bench: Bench, extent: Extent, width: int) -> int:
     """How many are more than the processor's caches hold."""
-    return max(1, sizes.cold_nbytes // (width**2 * bench.torch_dtype.itemsize))
+    return max(1, extent.cold_nbytes // (width**2 * bench.torch_dtype.itemsize))
 
 
 def measure_tasks(model: Model, codec: Codec, tier: Tier) -> TaskCosts:
@@ -135,9 +135,9 @@ def _step(index: int) -> Step:
     )
 
 
-def _gather_row_s(bench: Bench, sizes: Sizes) -> float:
+def _gather_row_s(bench: Bench, extent: Extent) -> float:
     """As the runtime puts rows that it has read from a far tier to their places."""
-    rows, target = (torch.zeros((FAR_LOOK_UP_ROWS, sizes.features), dtype=bench.torch_dtype) for _ in range(2))
+    rows, target = (torch.zeros((FAR_LOOK_UP_ROWS, extent.features), dtype=bench.torch_dtype) for _ in range(2))
     places = np.arange(FAR_LOOK_UP_ROWS)
 
     def look_up() -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from flexflow_engine.abc.hardware import Beside, Direction, Link
 from flexflow_engine.abc.tier import HOST, Completion, Region, RegionSpec, StoredTensor, Tier
 from flexflow_engine.errors import CorruptDataError, StorageError
+from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.planning.profile.load import Load, rate, rates
-from flexflow_engine.planning.profile.sizes import Sizes
 from flexflow_engine.planning.profile.stored import cut_alike, cut_most, stored_tensors
 from flexflow_engine.runtime.memory import Place, transfer_in, transfer_out
 
@@ -53,18 +53,18 @@ class Probe:
     the tiers stay their opener's.
     """
 
-    def __init__(self, far: Tier, near: Tier, sizes: Sizes) -> None:
+    def __init__(self, far: Tier, near: Tier, extent: Extent) -> None:
         """Raises TierError or StorageError where there is no room."""
-        self.far, self.near, self.sizes = far, near, sizes
+        self.far, self.near, self.extent = far, near, extent
         owner = far if far.memory not in {None, HOST} else near
         self._context = owner.lane_context()
         self._workers = max(far.read_concurrency, far.write_concurrency)
         self._near: list[Region] = []
-        num_pages = sizes.pages if far.memory else sizes.written_pages
-        self._far = self._allocate_far("", num_pages, sizes.page_nbytes)
+        num_pages = extent.pages if far.memory else extent.written_pages
+        self._far = self._allocate_far("", num_pages, extent.page_nbytes)
         self._written = self._pages([(self._far, page, 1) for page in range(num_pages)], "")
-        self._far_small = self._allocate_far(".s", sizes.small_units, sizes.small_nbytes)
-        self._small = self._pages([(self._far_small, 0, sizes.small_units)], ".s")
+        self._far_small = self._allocate_far(".s", extent.small_units, extent.small_nbytes)
+        self._small = self._pages([(self._far_small, 0, extent.small_units)], ".s")
         self._places = cycle(self._written.spans)
         self._fill()
         root = far.store_root(far.options)
@@ -107,7 +107,7 @@ class Probe:
         far, near = Place(self.far, self._far_small, 0, 1), Place(self.near, self._small.near, 0, 1)
         self._carry(direction, far, near)
         seconds = median(_elapsed(lambda: self._carry(direction, far, near)) for _ in range(SMALL_CALLS))
-        return max(0.0, seconds - self.sizes.small_nbytes / bytes_per_s)
+        return max(0.0, seconds - self.extent.small_nbytes / bytes_per_s)
 
     def unit_s(self, bytes_per_s: float) -> float | None:
         """Seconds beyond its bytes of a unit among many that storage gathers in one call. Other units each time, as far
@@ -115,7 +115,7 @@ class Probe:
         """
         if self.far.memory is not None:
             return None
-        spec, count = self._singles.spec, min(self.sizes.small_units, self._singles.spec.num_units)
+        spec, count = self._singles.spec, min(self.extent.small_units, self._singles.spec.num_units)
         shuffled = np.random.default_rng(0).permutation(spec.num_units)
         out = np.empty(count * spec.unit_nbytes, np.uint8)
 
@@ -129,7 +129,7 @@ class Probe:
 
     @property
     def _filled(self) -> tuple[tuple[Region, int, int], ...]:
-        return self._written.spans[: self.sizes.pages]
+        return self._written.spans[: self.extent.pages]
 
     def _carry(self, direction: Direction, far: Place, near: Place) -> None:
         self._issue(direction, far, near).wait()
@@ -141,16 +141,16 @@ class Probe:
 
     def _fill(self) -> None:
         """Write what is read, once: bytes that were never written may cost nothing to read."""
-        numbers = np.random.default_rng(0).integers(0, 256, self.sizes.page_nbytes, dtype=np.uint8)
+        numbers = np.random.default_rng(0).integers(0, 256, self.extent.page_nbytes, dtype=np.uint8)
         with self._context:
             self.near.write(self._written.near, 0, 1, numbers)
-            for unit in range(self.sizes.small_units):
-                self.near.write(self._small.near, unit, 1, numbers[: self.sizes.small_nbytes])
+            for unit in range(self.extent.small_units):
+                self.near.write(self._small.near, unit, 1, numbers[: self.extent.small_nbytes])
             self._context.record().wait()
         for region, page, _ in self._filled:
             self._carry("write", Place(self.far, region, page, 1), Place(self.near, self._written.near, 0, 1))
             next(self._places)
-        units = self.sizes.small_units
+        units = self.extent.small_units
         self._carry("write", Place(self.far, self._far_small, 0, units), Place(self.near, self._small.near, 0, units))
 
     def _allocate_far(self, suffix: str, num_units: int, unit_nbytes: int) -> Region:
@@ -184,7 +184,7 @@ def _pages_of(region: Region, tensor: StoredTensor) -> list[tuple[Region, int, i
 
 def measure_link(probe: Probe, direction: Direction, others: Sequence[Probe], compute: Load) -> Link:
     """others: the probes of all other tiers. compute: what the processor does meanwhile."""
-    seconds, load = probe.sizes.link_seconds, probe.load(direction)
+    seconds, load = probe.extent.link_seconds, probe.load(direction)
     reverse = probe.load("write" if direction == "read" else "read")
     alone = rate(load, seconds)
 

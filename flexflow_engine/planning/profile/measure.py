@@ -34,10 +34,10 @@ from flexflow_engine.planning.profile.arithmetic import (
 from flexflow_engine.planning.profile.attention import decode_bytes_per_s, prefill_flops_per_s
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.codecs import codec_rates
+from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.planning.profile.host import host_costs, layer_s, measure_tasks
 from flexflow_engine.planning.profile.links import Probe, measure_link
 from flexflow_engine.planning.profile.needs import CodecPart, LinkPart, Needs, Part, ProcessorPart, TierChoice
-from flexflow_engine.planning.profile.sizes import Sizes
 
 FROM_FILE = "--hardware recipes/hardware/t4_gcp.yaml"
 """As the command line takes a machine that ships."""
@@ -46,7 +46,7 @@ Notice = Callable[[str], None]
 
 
 def complete(
-    known: HardwareProfile | None, needs: Needs, *, name: str, sizes: Sizes, notice: Notice
+    known: HardwareProfile | None, needs: Needs, *, name: str, extent: Extent, notice: Notice
 ) -> Iterator[HardwareProfile]:
     """The profile, once more with each part that is measured, the last one with everything that is needed; nothing
     where it has that already.
@@ -63,7 +63,7 @@ def complete(
     if error := next(unavailable(needs.tiers), None):
         what, fix = f"this machine can't be measured: {error.what}", f"plan for one from a file: {FROM_FILE}"
         raise HardwareError(what, where=error.where, fix=fix) from error
-    with _Workbench(needs, sizes) as bench:
+    with _Workbench(needs, extent) as bench:
         for number, part in enumerate(parts, start=1):
             notice(f"measuring this machine: {part} ({number} of {len(parts)})")
             profile = bench.add(profile, part)
@@ -73,8 +73,8 @@ def complete(
 class _Workbench:
     """The tiers, open, and what is made on them. Everything is made when it is first needed, and closed at the end."""
 
-    def __init__(self, needs: Needs, sizes: Sizes) -> None:
-        self._needs, self._sizes = needs, sizes
+    def __init__(self, needs: Needs, extent: Extent) -> None:
+        self._needs, self._extent = needs, extent
         self._stack = ExitStack()
         self._tiers: dict[str, Tier] = {}
         self._benches: dict[str, Bench] = {}
@@ -105,36 +105,36 @@ class _Workbench:
         return replace(profile, links={**profile.links, part.name: self._links(part, profile)})
 
     def _add_processor(self, profile: HardwareProfile, part: ProcessorPart) -> HardwareProfile:
-        bench, sizes, plain = self._bench(part.memory, profile), self._sizes, self._needs.plain
+        bench, extent, plain = self._bench(part.memory, profile), self._extent, self._needs.plain
         widened_from: dict[DType, int | None] = {}
         if part.memory == HOST and bench.dtype != "float32":
-            widened_from = {bench.dtype: float32_from(bench, sizes)}
+            widened_from = {bench.dtype: float32_from(bench, extent)}
             bench.choose(widened_from[bench.dtype])
         tasks = measure_tasks(self._needs.model, plain, self._tier(self._in_memory(part.memory)))
-        products = product_rates(bench, sizes, bench.multiply)
+        products = product_rates(bench, extent, bench.multiply)
         processor = Processor(
             matmul_flops_per_s={bench.dtype: products.matmul_flops_per_s},
-            prefill_attention_flops_per_s=prefill_flops_per_s(bench, sizes),
-            decode_attention_bytes_per_s={PLAIN: decode_bytes_per_s(bench, sizes, plain)},
+            prefill_attention_flops_per_s=prefill_flops_per_s(bench, extent),
+            decode_attention_bytes_per_s={PLAIN: decode_bytes_per_s(bench, extent, plain)},
             codecs={},
-            memory_bytes_per_s=memory_bytes_per_s(bench, sizes),
+            memory_bytes_per_s=memory_bytes_per_s(bench, extent),
             task_s=tasks.run_s,
-            layer_s=layer_s(bench, sizes, plain),
+            layer_s=layer_s(bench, extent, plain),
             product_s=products.product_s,
             float32_from=widened_from,
-            torch_team={bench.dtype: team_rates(bench, sizes)} if part.memory == HOST else {},
+            torch_team={bench.dtype: team_rates(bench, extent)} if part.memory == HOST else {},
         )
         measured = replace(profile, processors={**profile.processors, part.memory: processor})
-        return measured if profile.processors else replace(measured, host=host_costs(bench, sizes, tasks))
+        return measured if profile.processors else replace(measured, host=host_costs(bench, extent, tasks))
 
     def _add_codec(self, profile: HardwareProfile, part: CodecPart) -> HardwareProfile:
         bench, processor = self._bench(part.memory, profile), profile.processors[part.memory]
         name = measured_key(part.codec)
-        curve = decode_bytes_per_s(bench, self._sizes, part.codec.for_cache())
+        curve = decode_bytes_per_s(bench, self._extent, part.codec.for_cache())
         processor = replace(
             processor,
             decode_attention_bytes_per_s={**processor.decode_attention_bytes_per_s, name: curve},
-            codecs={**processor.codecs, name: codec_rates(bench, self._sizes, part.codec, processor.product_s)},
+            codecs={**processor.codecs, name: codec_rates(bench, self._extent, part.codec, processor.product_s)},
         )
         return replace(profile, processors={**profile.processors, part.memory: processor})
 
@@ -142,7 +142,7 @@ class _Workbench:
         probe = self._probe(part.tier)
         others = [self._probe(other.tier) for other in self._needs.links if other.tier is not part.tier]
         bench = self._bench(str(self._needs.device.tier_class.memory), profile)
-        compute = matmul_load(bench, self._sizes)
+        compute = matmul_load(bench, self._extent)
         return {direction: measure_link(probe, direction, others, compute) for direction in DIRECTIONS}
 
     def _tier(self, choice: TierChoice) -> Tier:
@@ -158,7 +158,7 @@ class _Workbench:
         """It multiplies as the profile says, where it does."""
         if memory not in self._benches:
             tier = self._tier(self._in_memory(memory))
-            bench = Bench(tier, self._needs.model.dtype, self._sizes.seconds)
+            bench = Bench(tier, self._needs.model.dtype, self._extent.seconds)
             self._benches[memory] = self._stack.enter_context(closing(bench))
             known = profile.processors.get(memory)
             if known and bench.dtype in known.float32_from:
@@ -170,6 +170,6 @@ class _Workbench:
             device = self._needs.device
             staged = is_staged(choice.tier_class.memory, device.tier_class.memory)
             near = self._in_memory(HOST) if staged else device
-            probe = Probe(self._tier(choice), self._tier(near), self._sizes)
+            probe = Probe(self._tier(choice), self._tier(near), self._extent)
             self._probes[choice.name] = self._stack.enter_context(closing(probe))
         return self._probes[choice.name]

@@ -11,6 +11,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile, measured_key
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.tier import HOST, Tier
+from flexflow_engine.files import nearest_existing
 from flexflow_engine.placement.reach import is_direct
 from flexflow_engine.planning.profile.stored import is_imported_to
 
@@ -130,5 +131,4 @@ def _link_key(tier: TierChoice, others: list[TierChoice], near: type[Tier]) -> s
 def _described(value: object) -> object:
     if not isinstance(value, Path):
         return value
-    existing = next(folder for folder in (value, *value.absolute().parents) if folder.exists())
-    return f"device {existing.stat().st_dev}"
+    return f"device {nearest_existing(value).stat().st_dev}"

@@ -9,8 +9,8 @@ from pathlib import Path
 from flexflow_engine.abc.tier import StoredTensor
 from flexflow_engine.checkpoint.importing import WEIGHTS
 from flexflow_engine.errors import CorruptDataError, StorageError
-from flexflow_engine.store.array import METADATA, read_layout
-from flexflow_engine.store.header import StoreHeader, header_or_none
+from flexflow_engine.store.array import read_layout
+from flexflow_engine.store.header import StoreHeader, headers_in
 from flexflow_engine.store.weights import stored_tensor
 
 
@@ -48,8 +48,7 @@ def is_imported_to(root: Path) -> bool:
 
 def _stores(root: Path) -> dict[Path, StoreHeader]:
     """The complete ones, by folder."""
-    folders = [path.parent for path in (root / WEIGHTS).glob(f"*/{METADATA}")]
-    return {folder: header for folder in folders if (header := header_or_none(folder)) and header.complete}
+    return {folder: header for folder, header in headers_in(root / WEIGHTS).items() if header.complete}
 
 
 def _tensor(folder: Path, name: str) -> StoredTensor | None:

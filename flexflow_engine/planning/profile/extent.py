@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class Extent:
     """The defaults suit machines from a laptop to a server; smaller ones are for tests."""
 
     seconds: float = 0.1
