@@ -27,7 +27,7 @@ from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.room import StoreRoom, store_room
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.declared.codecs import check_codec
-from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError, raise_problems
+from flexflow_engine.errors import FlexFlowError, HardwareError, NotFiniteError, ProblemsError, raise_problems
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
@@ -360,7 +360,7 @@ def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
     with closing(session):
         batcher = _batcher(job)
         run.progress.notice(_first_prompts(job, run.predicted_tokens_per_s))
-        run.times = session.run(batcher, _on_step(batcher, job, run))
+        run.times = _run_steps(session, batcher, job, run)
         run.writer.finish()
         if run.trace is not None:
             session.trace.write(run.trace, {lane: _process(lane, job.plan) for lane in session.lanes})
@@ -376,6 +376,14 @@ def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
             float32_from=widened_from,
             products=products,
         )
+
+
+def _run_steps(session: Session, batcher: Batcher, job: _Job, run: _Run) -> list[StepTime]:
+    """Raises NotFiniteError in the name of the prompt."""
+    try:
+        return session.run(batcher, _on_step(batcher, job, run))
+    except NotFiniteError as error:
+        raise error.at(f"prompt {job.asked.prompts[error.sequence].custom_id!r}") from error
 
 
 def _first_prompts(job: _Job, predicted_tokens_per_s: float | None) -> str:

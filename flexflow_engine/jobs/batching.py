@@ -176,7 +176,7 @@ class Batcher:
             token = len(self._tokens[sequence]) + 1
             self._refused = NotFiniteError(
                 f"step {step_index}: the model's logits for token {token} are no finite numbers",
-                where=f"prompt {sequence + 1}",
+                sequence=sequence,
                 fix="if float16 is too narrow, `dtype: bfloat16` or float32 would do; else look at the checkpoint",
             )
 

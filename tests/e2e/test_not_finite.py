@@ -20,7 +20,7 @@ POSITIONS = "model.decoder.embed_positions.weight"
 FIRST_POSITION = 2
 """The row of a prompt's first token."""
 PROMPTS = random_prompts(3, longest=6)
-FIRST_TOKEN = r"prompt \d: step 0: the model's logits for token 1 are no finite numbers"
+FIRST_TOKEN = r"sequence \d: step 0: the model's logits for token 1 are no finite numbers"
 
 
 class OverflowingOPT(OPTModel):
@@ -83,6 +83,11 @@ def test_what_ended_in_the_same_step_is_kept(command: CommandLine, spoilt_recipe
     outcome.assert_user_error()
     assert "the model's logits for token 1 are no finite numbers" in outcome.stderr
     assert "2 of 3 completions are in job.completions.jsonl.partial; run again to go on" in outcome.stderr
+
+
+def test_its_prompt_is_named_by_the_run_that_goes_on_too(command: CommandLine, spoilt_recipe: Path) -> None:
+    for outcome in [command("run", spoilt_recipe) for _ in range(2)]:
+        assert "error: prompt 'line-2': step 0: the model's logits for token 1 are no finite" in outcome.stderr
 
 
 def test_given_tokens_are_scored_all_the_same(checkpoint: Path) -> None:
