@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def run_recipe(
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
     asked = _ask_to_run(recipe, registry)
-    identity = partial(asked.identity, progress.reading)
+    identity = asked.identity(progress.reading)
     with CompletionWriter(output, asked.prompts, asked.tokenizer, identity=identity, tell=progress.notice) as writer:
         if writer.pending:
             job = _prepare_to_run(replace(asked, prompts=writer.pending), registry, hardware)

@@ -43,10 +43,10 @@ class CompletionWriter:
         prompts: Sequence[Prompt],
         tokenizer: Tokenizer | None,
         *,
-        identity: Callable[[], JobIdentity],
+        identity: JobIdentity,
         tell: Callable[[str], None],
     ) -> None:
-        """identity: of the job, see `Journal`. tell: takes a line on what an earlier run has left.
+        """identity: of the job. tell: takes a line on what an earlier run has left.
 
         Raises StorageError when the file can't be written, so that it is known before the run.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -43,11 +43,9 @@ class Journal:
         _end      bytes of the file that are whole lines; of another job's, all
     """
 
-    def __init__(self, path: Path, identity: Callable[[], JobIdentity]) -> None:
-        """identity: of the job; asked for when there is something to compare it with, or to write.
-
-        Raises StorageError when another run has the file, OSError when it can't be written, so that both are known
-        before the run.
+    def __init__(self, path: Path, identity: JobIdentity) -> None:
+        """identity: of the job. Raises StorageError when another run has the file, OSError when it can't be written, so
+        that both are known before the run.
         """
         self.path = path
         self.notice = ""
@@ -103,7 +101,7 @@ class Journal:
         if not first.strip() and not self._file.read().strip():  # at most what a trial left
             self._end = self._file.truncate(0)
             return
-        differences = self._identity().differences((_parse(first) or {}).get(KEY))
+        differences = self._identity.differences((_parse(first) or {}).get(KEY))
         if differences == ():
             self._begun, self._end = True, len(first)
             return
@@ -116,7 +114,7 @@ class Journal:
             self.path.rename(_free_name(self.path))
             self._file.close()
             self._file, self._end, self._foreign = _open_alone(self.path), 0, False
-        self._write({KEY: self._identity().as_json()})
+        self._write({KEY: self._identity.as_json()})
         self._begun = True
 
     def _write(self, line: Mapping[str, Any]) -> Place:

@@ -40,7 +40,7 @@ def prompts(*expected: str | None) -> tuple[Prompt, ...]:
 
 
 JOB = JobIdentity(
-    checkpoint="c",
+    checkpoint=lambda: "c",
     model="opt",
     dtype="float32",
     weights="plain",
@@ -59,7 +59,7 @@ def writing(
     job: JobIdentity = JOB,
     told: list[str] | None = None,
 ) -> CompletionWriter:
-    return CompletionWriter(path, prompts, tokenizer, identity=lambda: job, tell=([] if told is None else told).append)
+    return CompletionWriter(path, prompts, tokenizer, identity=job, tell=([] if told is None else told).append)
 
 
 def journal(partial: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from flexflow_engine.jobs.prompts import Prompt
 from full_disk import no_room
 
 JOB = JobIdentity(
-    checkpoint="c",
+    checkpoint=lambda: "c",
     model="opt",
     dtype="float32",
     weights="plain",
@@ -36,7 +36,7 @@ PARTIAL = "out.jsonl.partial"
 
 def writing(folder: Path, job: JobIdentity = JOB, told: list[str] | None = None) -> CompletionWriter:
     told = [] if told is None else told
-    return CompletionWriter(folder / "out.jsonl", PROMPTS, None, identity=lambda: job, tell=told.append)
+    return CompletionWriter(folder / "out.jsonl", PROMPTS, None, identity=job, tell=told.append)
 
 
 def finished(writer: CompletionWriter, custom_id: str) -> FinishedSequence:
@@ -153,15 +153,27 @@ def test_another_job_s_completions_keep_their_name_until_there_is_one_to_write(t
     assert (tmp_path / PARTIAL).read_bytes() == before
 
 
-def test_a_job_is_not_identified_before_that_is_needed(tmp_path: Path) -> None:
-    """It costs reading the checkpoint, and a run may yet be refused."""
+def unread() -> str:
+    raise AssertionError
 
-    def identity() -> JobIdentity:
-        raise AssertionError
 
-    with CompletionWriter(tmp_path / "out.jsonl", PROMPTS, None, identity=identity, tell=pytest.fail):
-        pass
+def test_the_checkpoint_is_not_read_before_that_is_needed(tmp_path: Path) -> None:
+    """It may take long, and a run may yet be refused."""
+    run(tmp_path, job=replace(JOB, checkpoint=unread))
     assert not any(tmp_path.iterdir())
+
+
+def test_the_checkpoint_is_not_read_where_a_job_is_another_one_already(tmp_path: Path) -> None:
+    run(tmp_path, "p3", job=OTHER)
+    told: list[str] = []
+    run(tmp_path, job=replace(JOB, checkpoint=unread), told=told)
+    assert "is of another job" in told[0]
+
+
+def test_another_checkpoint_makes_another_job(tmp_path: Path) -> None:
+    run(tmp_path, "p3", job=replace(JOB, checkpoint=lambda: "another"))
+    with writing(tmp_path) as writer:
+        assert len(writer.pending) == len(PROMPTS)
 
 
 def test_a_job_starts_anew_when_what_was_left_is_set_aside(tmp_path: Path) -> None:
