@@ -332,6 +332,7 @@ def _run(job: _Job, root: Path, writer: CompletionWriter, progress: Progress, tr
     machine = _known_machine(job, progress)
     predicted = _predicted_tokens_per_s(job, progress) if machine else None
     store = _import(job.asked.checkpoint, job.asked.codecs, root, progress)
+    writer.identity.checkpoint()  # now, while its files are those that were imported
     with store, _open_tiers(job) as tiers, full_device_told(job.plan.layout.device):
         _tell(store, tiers, progress)
         run = _Run(store, tiers, writer, progress, trace, machine, predicted)

@@ -31,7 +31,7 @@ ORDERED = f"{PARTIAL}.ordered"
 class CompletionWriter:
     """Takes sequences as they end, in any order; used from one thread, as a context manager.
 
-    Constant: `pending`, `earlier`, the path, the prompts, the tokenizer. Changing:
+    Constant: `identity`, `pending`, `earlier`, the path, the prompts, the tokenizer. Changing:
         answers     what the completions say so far, those of earlier runs among them
         _missing    custom_id -> a prompt that has no completion yet
         _places     custom_id -> where its line lies in the journal
@@ -55,6 +55,7 @@ class CompletionWriter:
         self._prompts, self._tokenizer = prompts, tokenizer
         self._missing = {prompt.custom_id: prompt for prompt in prompts}
         self._places: dict[str, Place] = {}
+        self.identity = identity
         self.answers = Answers()
         with self._reporting():
             self._journal = Journal(self._partial, identity)
