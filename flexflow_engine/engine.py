@@ -103,16 +103,19 @@ def run_recipe(
     trace: Path | None,
     progress: Progress,
     hardware: HardwareFor,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Run a job; its metrics, ready for JSON. Completions are written to `output` in input order, whole or not at all;
     they are there whatever then happens to the trace. Prompts that an earlier run of the job has completed are not run
-    again.
+    again, unless it is to start afresh.
 
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
     asked = _ask_to_run(recipe, registry)
     identity = asked.identity(progress.reading)
-    with CompletionWriter(output, asked.prompts, asked.tokenizer, identity=identity, tell=progress.notice) as writer:
+    with CompletionWriter(
+        output, asked.prompts, asked.tokenizer, identity=identity, tell=progress.notice, fresh=fresh
+    ) as writer:
         if writer.pending:
             job = _prepare_to_run(replace(asked, prompts=writer.pending), registry, hardware)
             metrics = _run(job, store_root(recipe, registry), writer, progress, trace)

@@ -45,8 +45,10 @@ class CompletionWriter:
         *,
         identity: JobIdentity,
         tell: Callable[[str], None],
+        fresh: bool = False,
     ) -> None:
-        """identity: of the job. tell: takes a line on what an earlier run has left.
+        """identity: of the job. tell: takes a line on what an earlier run has left. fresh: whether that is kept under
+        another name, and not gone on with.
 
         Raises StorageError when the file can't be written, so that it is known before the run.
         """
@@ -58,7 +60,7 @@ class CompletionWriter:
         self.identity = identity
         self.answers = Answers()
         with self._reporting():
-            self._journal = Journal(self._partial, identity)
+            self._journal = Journal(self._partial, identity, fresh=fresh)
             for place, line in self._journal.lines():
                 self._take(place, line)
         self.pending = tuple(self._missing.values())

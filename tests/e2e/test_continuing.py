@@ -147,8 +147,9 @@ def test_weights_that_are_compressed_without_loss_make_no_other_job(run: Callabl
 def test_a_job_starts_anew_when_it_is_asked_to(killed: Killed, run: Callable[..., Outcome]) -> None:
     outcome = run("--fresh", "--set=scheduler.gpu_batch_size=1")
     assert outcome.status == 0
-    assert f"what an earlier run has left is now {PARTIAL}.old\n" in outcome.stderr
+    assert f"{PARTIAL} is not gone on with: it will be kept as {PARTIAL}.old\n" in outcome.stderr
     assert "continuing" not in outcome.stderr
+    assert Path(f"{PARTIAL}.old").read_bytes() == killed.left
     assert Path(OUTPUT).read_bytes() == killed.whole
 
 
@@ -171,4 +172,11 @@ def test_a_job_that_is_refused_leaves_what_was_there(killed: Killed, run: Callab
     outcome = run("--set=tiers.device.budget=1KiB")
     outcome.assert_user_error()
     assert outcome.stderr.endswith(f"2 of 6 completions are in {PARTIAL}; run again to go on\n")
+    assert Path(PARTIAL).read_bytes() == killed.left
+
+
+def test_a_job_that_is_refused_when_it_is_to_start_anew_leaves_what_was_there(
+    killed: Killed, run: Callable[..., Outcome]
+) -> None:
+    run("--fresh", "--set=tiers.device.budget=1KiB").assert_user_error()
     assert Path(PARTIAL).read_bytes() == killed.left

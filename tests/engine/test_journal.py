@@ -15,7 +15,6 @@ from flexflow_engine.errors import StorageError
 from flexflow_engine.jobs.batching import FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.identity import JobIdentity
-from flexflow_engine.jobs.journal import set_aside
 from flexflow_engine.jobs.prompts import Prompt
 from full_disk import no_room
 
@@ -34,9 +33,11 @@ PROMPTS = tuple(Prompt(f"p{index}", (1, 2, 3)) for index in range(5))
 PARTIAL = "out.jsonl.partial"
 
 
-def writing(folder: Path, job: JobIdentity = JOB, told: list[str] | None = None) -> CompletionWriter:
+def writing(
+    folder: Path, job: JobIdentity = JOB, told: list[str] | None = None, *, fresh: bool = False
+) -> CompletionWriter:
     told = [] if told is None else told
-    return CompletionWriter(folder / "out.jsonl", PROMPTS, None, identity=job, tell=told.append)
+    return CompletionWriter(folder / "out.jsonl", PROMPTS, None, identity=job, tell=told.append, fresh=fresh)
 
 
 def finished(writer: CompletionWriter, custom_id: str) -> FinishedSequence:
@@ -44,16 +45,18 @@ def finished(writer: CompletionWriter, custom_id: str) -> FinishedSequence:
     return FinishedSequence(names.index(custom_id), (int(custom_id[1:]), 7), "stop", (-0.5, -math.inf))
 
 
-def run(folder: Path, *custom_ids: str, job: JobIdentity = JOB, told: list[str] | None = None) -> None:
+def run(
+    folder: Path, *custom_ids: str, job: JobIdentity = JOB, told: list[str] | None = None, fresh: bool = False
+) -> None:
     """A run of the job that is cut short after some completions."""
-    with writing(folder, job, told) as writer:
+    with writing(folder, job, told, fresh=fresh) as writer:
         for custom_id in custom_ids:
             writer.add(finished(writer, custom_id))
 
 
-def complete(folder: Path, job: JobIdentity = JOB, told: list[str] | None = None) -> bytes:
+def complete(folder: Path, told: list[str] | None = None, *, fresh: bool = False) -> bytes:
     """A run of the job that gets to its end; what it has written."""
-    with writing(folder, job, told) as writer:
+    with writing(folder, told=told, fresh=fresh) as writer:
         for prompt in reversed(writer.pending):
             writer.add(finished(writer, prompt.custom_id))
         writer.finish()
@@ -176,12 +179,20 @@ def test_another_checkpoint_makes_another_job(tmp_path: Path) -> None:
         assert len(writer.pending) == len(PROMPTS)
 
 
-def test_a_job_starts_anew_when_what_was_left_is_set_aside(tmp_path: Path) -> None:
-    assert set_aside(tmp_path / PARTIAL) is None
+def test_a_job_starts_anew_when_it_is_asked_to(tmp_path: Path, whole: bytes) -> None:
     run(tmp_path, "p3")
-    assert set_aside(tmp_path / PARTIAL) == tmp_path / f"{PARTIAL}.old"
+    before, told = (tmp_path / PARTIAL).read_bytes(), list[str]()
+    assert complete(tmp_path, told=told, fresh=True) == whole
+    kept = tmp_path / f"{PARTIAL}.old"
+    assert told == [f"{tmp_path / PARTIAL} is not gone on with: it will be kept as {kept}"]
+    assert kept.read_bytes() == before
+
+
+def test_a_job_that_was_to_start_anew_and_did_not_changes_nothing(tmp_path: Path) -> None:
+    run(tmp_path, "p3")
+    run(tmp_path, fresh=True)
     with writing(tmp_path) as writer:
-        assert len(writer.pending) == len(PROMPTS)
+        assert writer.earlier == 1
 
 
 def test_the_completions_of_a_run_that_is_alive_are_left_alone(tmp_path: Path) -> None:
@@ -190,7 +201,7 @@ def test_the_completions_of_a_run_that_is_alive_are_left_alone(tmp_path: Path) -
         with pytest.raises(StorageError, match="another run is writing"):
             writing(tmp_path)
         with pytest.raises(StorageError, match="another run is writing"):
-            set_aside(tmp_path / PARTIAL)
+            writing(tmp_path, fresh=True)
         writer.add(finished(writer, "p2"))
     with writing(tmp_path) as writer:
         assert writer.earlier == 2
