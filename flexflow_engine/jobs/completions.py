@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -59,15 +59,16 @@ class CompletionWriter:
         self._places: dict[str, Place] = {}
         self.identity = identity
         self.answers = Answers()
-        with self._reporting():
-            self._journal = Journal(self._partial, identity, fresh=fresh)
+        with self._reporting(), ExitStack() as stack:
+            self._journal = stack.enter_context(closing(Journal(self._partial, identity, fresh=fresh)))
             for place, line in self._journal.lines():
                 self._take(place, line)
+            self._tell(tell)
+            stack.pop_all()
         self.pending = tuple(self._missing.values())
         """The prompts that no earlier run has completed, in input order: sequence n is the n-th of them."""
         self.earlier = self.done
         """Completions of earlier runs."""
-        self._tell(tell)
 
     @property
     def done(self) -> int:
@@ -111,7 +112,7 @@ class CompletionWriter:
     def _tell(self, tell: Callable[[str], None]) -> None:
         if self._journal.notice:
             tell(self._journal.notice)
-        if self.earlier:
+        if self.done:
             tell(f"continuing: {self._so_far()}")
 
     def _so_far(self) -> str:

@@ -207,6 +207,17 @@ def test_the_completions_of_a_run_that_is_alive_are_left_alone(tmp_path: Path) -
         assert writer.earlier == 2
 
 
+def test_a_run_that_is_interrupted_while_it_begins_lets_go_of_the_file(tmp_path: Path) -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    run(tmp_path, "p3")
+    with pytest.raises(KeyboardInterrupt) as raised:  # whose frames keep the first writer
+        CompletionWriter(tmp_path / "out.jsonl", PROMPTS, None, identity=JOB, tell=interrupt)
+    with writing(tmp_path) as writer:
+        assert writer.earlier == 1, raised
+
+
 def test_a_disk_that_fills_up_costs_the_completion_that_met_it_and_none_before(tmp_path: Path) -> None:
     def fill() -> None:
         with no_room(nbytes=5000), writing(tmp_path) as writer:
