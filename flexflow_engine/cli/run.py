@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flexflow_engine.cli.hardware import Hardware, hardware_for, lacking_at
-from flexflow_engine.cli.outputs import check_distinct, check_place, check_writable, write_whole
+from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run, render_store, store_as_json
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, inputs_of, load
@@ -71,7 +71,6 @@ def _run(
 ) -> dict[str, object]:
     from flexflow_engine.engine import run_recipe  # noqa: PLC0415  # torch; --help must not import it
 
-    check_place(output)  # the rest when it is opened: what an earlier run left there may still be wanted
     for file in (metrics, trace):
         if file is not None:
             check_writable(file)

@@ -229,7 +229,7 @@ def test_a_full_disk_under_the_output_is_told_before_the_run(
     fill(small_disk / "others", leaving=0)
     outcome = command("run", recipe, "--output", small_disk / "out.jsonl")
     outcome.assert_user_error()
-    assert "the completions can't be written (No space left on device)" in outcome.stderr
+    assert "out.jsonl.partial: no space left on device; free some space there" in outcome.stderr
     assert [path.name for path in small_disk.iterdir()] == ["others"]
 
 

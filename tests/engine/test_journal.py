@@ -224,7 +224,7 @@ def test_a_disk_that_fills_up_costs_the_completion_that_met_it_and_none_before(t
             for number in range(len(PROMPTS)):
                 writer.add(FinishedSequence(number, (7,) * 400, "length"))
 
-    with pytest.raises(StorageError, match="can't be written") as raised:
+    with pytest.raises(StorageError, match="file too large") as raised:
         fill()
     assert raised.value.__notes__ == [f"3 of 5 completions are in {tmp_path / PARTIAL}; run again to go on"]
     with writing(tmp_path) as writer:
