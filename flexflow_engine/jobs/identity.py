@@ -12,7 +12,7 @@ from pathlib import Path
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.files import reporting
 from flexflow_engine.jobs.prompts import Prompt
-from flexflow_engine.jobs.tokenizer import VOCABULARIES
+from flexflow_engine.jobs.tokenizer import decoding_files
 
 PLAIN = "plain"
 """Of all codecs that keep every bit, compressed or not."""
@@ -73,9 +73,9 @@ def prompts_key(prompts: Sequence[Prompt]) -> str:
 
 
 def tokenizer_key(folder: Path | None) -> str:
-    """A digest of the vocabularies in a tokenizer's folder. Raises StorageError when one can't be read."""
+    """A digest of what a tokenizer's folder makes text by. Raises StorageError when that can't be read."""
     digest = hashlib.sha256()
-    for path in () if folder is None else (folder / name for name in VOCABULARIES):
+    for path in () if folder is None else decoding_files(folder):
         with reporting(path):
             digest.update(path.read_bytes() if path.is_file() else b"-")
     return digest.hexdigest()
