@@ -153,12 +153,16 @@ def test_a_job_starts_anew_when_it_is_asked_to(killed: Killed, run: Callable[...
     assert Path(OUTPUT).read_bytes() == killed.whole
 
 
+def leave_everything(killed: Killed) -> None:
+    """What a kill between the last completion and the file's name leaves."""
+    first, *_ = killed.left.splitlines(keepends=True)
+    Path(PARTIAL).write_bytes(first + b"".join(reversed(killed.whole.splitlines(keepends=True))))
+
+
 def test_a_job_with_every_completion_there_imports_and_runs_nothing(
     killed: Killed, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    """As a kill between the last completion and the file's name leaves it."""
-    first, *_ = killed.left.splitlines(keepends=True)
-    Path(PARTIAL).write_bytes(first + b"".join(reversed(killed.whole.splitlines(keepends=True))))
+    leave_everything(killed)
     outcome = run(f"--set=tiers.disk.path={tmp_path / 'new disk'}", "--metrics=m.json")
     assert outcome.status == 0
     assert Path(OUTPUT).read_bytes() == killed.whole
@@ -166,6 +170,13 @@ def test_a_job_with_every_completion_there_imports_and_runs_nothing(
     assert "completions: 6 of 6 come from earlier runs of the job" in outcome.stdout
     metrics = json.loads(Path("m.json").read_text())
     assert (metrics["generated_tokens"], metrics["earlier_completions"], metrics["policy"]) == (0, 6, None)
+
+
+def test_metrics_have_the_same_keys_where_there_is_nothing_to_run(killed: Killed, run: Callable[..., Outcome]) -> None:
+    assert run("--metrics=some.json").status == 0
+    leave_everything(killed)
+    assert run("--metrics=none.json").status == 0
+    assert json.loads(Path("none.json").read_text()).keys() == json.loads(Path("some.json").read_text()).keys()
 
 
 def test_a_job_that_is_refused_leaves_what_was_there(killed: Killed, run: Callable[..., Outcome]) -> None:
