@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.room import StoreRoom, store_room
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.declared.codecs import check_codec
-from flexflow_engine.errors import FlexFlowError, HardwareError, ProblemsError, raise_problems
+from flexflow_engine.errors import FlexFlowError, HardwareError, NotFiniteError, ProblemsError, raise_problems
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
@@ -103,16 +103,19 @@ def run_recipe(
     trace: Path | None,
     progress: Progress,
     hardware: HardwareFor,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Run a job; its metrics, ready for JSON. Completions are written to `output` in input order, whole or not at all;
     they are there whatever then happens to the trace. Prompts that an earlier run of the job has completed are not run
-    again.
+    again, unless it is to start afresh.
 
     Raises FlexFlowError for what the user can mend, TaskError with its cause when a task fails.
     """
     asked = _ask_to_run(recipe, registry)
-    identity = partial(asked.identity, progress.reading)
-    with CompletionWriter(output, asked.prompts, asked.tokenizer, identity=identity, tell=progress.notice) as writer:
+    identity = asked.identity(progress.reading)
+    with CompletionWriter(
+        output, asked.prompts, asked.tokenizer, identity=identity, tell=progress.notice, fresh=fresh
+    ) as writer:
         if writer.pending:
             job = _prepare_to_run(replace(asked, prompts=writer.pending), registry, hardware)
             metrics = _run(job, store_root(recipe, registry), writer, progress, trace)
@@ -332,6 +335,7 @@ def _run(job: _Job, root: Path, writer: CompletionWriter, progress: Progress, tr
     machine = _known_machine(job, progress)
     predicted = _predicted_tokens_per_s(job, progress) if machine else None
     store = _import(job.asked.checkpoint, job.asked.codecs, root, progress)
+    writer.identity.checkpoint()  # now, while its files are those that were imported
     with store, _open_tiers(job) as tiers, full_device_told(job.plan.layout.device):
         _tell(store, tiers, progress)
         run = _Run(store, tiers, writer, progress, trace, machine, predicted)
@@ -360,7 +364,7 @@ def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
     with closing(session):
         batcher = _batcher(job)
         run.progress.notice(_first_prompts(job, run.predicted_tokens_per_s))
-        run.times = session.run(batcher, _on_step(batcher, job, run))
+        run.times = _run_steps(session, batcher, job, run)
         run.writer.finish()
         if run.trace is not None:
             session.trace.write(run.trace, {lane: _process(lane, job.plan) for lane in session.lanes})
@@ -376,6 +380,14 @@ def _carry_out(job: _Job, run: _Run) -> dict[str, Any]:
             float32_from=widened_from,
             products=products,
         )
+
+
+def _run_steps(session: Session, batcher: Batcher, job: _Job, run: _Run) -> list[StepTime]:
+    """Raises NotFiniteError in the name of the prompt."""
+    try:
+        return session.run(batcher, _on_step(batcher, job, run))
+    except NotFiniteError as error:
+        raise error.at(f"prompt {job.asked.prompts[error.sequence].custom_id!r}") from error
 
 
 def _first_prompts(job: _Job, predicted_tokens_per_s: float | None) -> str:

@@ -68,7 +68,14 @@ class HardwareError(FlexFlowError):
 
 
 class NotFiniteError(FlexFlowError):
-    """What a model computed is infinite, or no number."""
+    """What a model computed for a sequence of a job is infinite, or no number.
+
+    sequence: its number among those of the run.
+    """
+
+    def __init__(self, what: str, *, sequence: int, fix: str) -> None:
+        self.sequence = sequence
+        super().__init__(what, where=f"sequence {sequence}", fix=fix)
 
 
 class ProblemsError(FlexFlowError):

@@ -24,7 +24,7 @@ _FIXES = {
     errno.EROFS: "choose a path on a file system that is mounted writable",
     errno.EIO: "the disk may be failing: look at the system's log, or choose a path on another disk",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENOENT: "the file was removed while it was in use: run again",
+    errno.ENOENT: "run again if the file was removed while it was in use, else choose another path",
     errno.ENOTDIR: "choose a path whose parents are folders",
     errno.EEXIST: "choose a path that is a folder, or does not exist yet",
 }
@@ -55,6 +55,17 @@ def replacing(path: Path, ending: str = PARTIAL) -> Iterator[Path]:
         with suppress(OSError):  # the error to tell is the one before
             partial.unlink(missing_ok=True)
         raise
+
+
+def check_place(path: Path) -> None:
+    """Raise StorageError where no regular file can come to `path`; nothing is made or removed there."""
+    with reporting(path):
+        has_folder, replaceable = path.parent.is_dir(), path.is_file() or not path.exists()
+    if not has_folder:
+        what = f"the folder {path.parent} is missing"
+        raise StorageError(what, where=str(path), fix="make it, or name another file")
+    if not replaceable:
+        raise StorageError("this is no regular file", where=str(path), fix="name another")
 
 
 def make_folder(path: Path) -> None:

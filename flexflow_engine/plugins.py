@@ -118,8 +118,10 @@ class Registry:
                 yield f"{row.kind} `{row.name}` of {row.distribution} could not be loaded: {row.error}"
 
 
-def unknown_blocked(blocked: Iterable[str]) -> Iterator[str]:
+def unknown_blocked(blocked: Collection[str]) -> Iterator[str]:
     """A line for each name to block that is no entry point's and no distribution's."""
+    if not blocked:  # to look for what is installed takes a while
+        return
     known = sorted({name for entry in _installed() for name in (entry.name, _distribution(entry))})
     for name in blocked:
         if name not in known:

@@ -10,16 +10,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 
 from flexflow_engine.errors import CheckpointError
-from flexflow_engine.jobs.tokenizer import VOCABULARIES
+from flexflow_engine.jobs.tokenizer import SETTINGS, VOCABULARIES
 
-TOKENIZER_FILES = (
-    *VOCABULARIES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+TOKENIZER_FILES = (*VOCABULARIES, *SETTINGS, "merges.txt", "chat_template.jinja")
 GENERATION = "generation_config.json"
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from flexflow_engine.errors import StorageError
-from flexflow_engine.files import partial_of, replacing
+from flexflow_engine.files import check_place, partial_of, replacing, reporting
 
 
 def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
@@ -22,19 +21,10 @@ def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path
                 raise StorageError(what, where=str(written), fix=f"name another for {use}")
 
 
-def check_place(path: Path) -> None:
-    """Raise StorageError where no regular file can come to `path`; nothing is made or removed there."""
-    with _refusing(path):
-        path.parent.stat()
-        replaceable = path.is_file() or not path.exists()
-    if not replaceable:
-        raise StorageError("this is no regular file, name another", where=str(path))
-
-
 def check_writable(path: Path) -> None:
-    """The same, and that one can be made; an existing one is left as it is."""
+    """Raise StorageError where no file can be made that will be called `path`; one that is there stays as it is."""
     check_place(path)
-    with _refusing(path):
+    with reporting(path):
         partial_of(path).touch()
         partial_of(path).unlink()
 
@@ -43,11 +33,3 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all. Raises StorageError."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"it can't be written ({error.strerror})", where=str(path)) from error

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flexflow_engine.cli.hardware import Hardware, hardware_for, lacking_at
-from flexflow_engine.cli.outputs import check_distinct, check_place, check_writable, write_whole
+from flexflow_engine.cli.outputs import check_distinct, check_writable, write_whole
 from flexflow_engine.cli.progress import progress_on_stderr
 from flexflow_engine.cli.report import plan_as_json, render_plan, render_run, render_store, store_as_json
 from flexflow_engine.cli.session import Json, Overrides, RecipePath, inputs_of, load
-from flexflow_engine.files import partial_of
-from flexflow_engine.jobs.journal import set_aside
 from flexflow_engine.jobs.recipe import Recipe
 from flexflow_engine.plugins import Registry
 
@@ -44,9 +41,7 @@ def run(
         {"--output": destination, "--metrics": metrics, "--trace": trace},
         {"RECIPE": recipe, "--hardware": hardware, **inputs_of(asked)},
     )
-    if fresh and (kept := set_aside(partial_of(destination))) is not None:
-        print(f"what an earlier run has left is now {kept}", file=sys.stderr)
-    found = _run(asked, registry, output=destination, metrics=metrics, trace=trace, hardware=hardware)
+    found = _run(asked, registry, output=destination, metrics=metrics, trace=trace, hardware=hardware, fresh=fresh)
     print(json.dumps(found, indent=2) if as_json else f"{render_run(found)}\n\ncompletions: {destination}")
 
 
@@ -72,10 +67,10 @@ def _run(
     metrics: Path | None,
     trace: Path | None,
     hardware: Path | None,
+    fresh: bool,
 ) -> dict[str, object]:
     from flexflow_engine.engine import run_recipe  # noqa: PLC0415  # torch; --help must not import it
 
-    check_place(output)  # the rest when it is opened: what an earlier run left there may still be wanted
     for file in (metrics, trace):
         if file is not None:
             check_writable(file)
@@ -87,6 +82,7 @@ def _run(
             trace=trace,
             progress=progress,
             hardware=hardware_for(hardware, progress.notice),
+            fresh=fresh,
         )
     if metrics is not None:
         write_whole(metrics, json.dumps(found, indent=2) + "\n")

@@ -21,6 +21,7 @@ Constant: the prompts' lengths, how many tokens may follow each, the EOS ids. Ch
     _ended_at       sequence -> step whose token was its EOS
     _generated      tokens accepted so far, over all sequences
     _finished       sequences whose last token was accepted
+    _refused        what is wrong with the first token that means nothing
     _outstanding    steps composed and not accepted, oldest first
     _next_index     number of the next step
 """
@@ -80,6 +81,7 @@ class Batcher:
         self._generated = 0
         self._ended_at: dict[int, int] = {}
         self._finished: set[int] = set()
+        self._refused: NotFiniteError | None = None
         self._outstanding: deque[Step] = deque()
         self._next_index = 0
 
@@ -100,9 +102,12 @@ class Batcher:
     def next_step(self) -> Step | None:
         """The next step, or None when there is nothing (left) to compose; then accept what is outstanding.
 
-        At most one composed step may be outstanding when it is called.
+        At most one composed step may be outstanding when it is called. Raises NotFiniteError where an accepted step had
+        a token that means nothing, of a sequence that had not ended.
         """
         assert len(self._outstanding) < LAG, "accept the oldest step first"
+        if self._refused:
+            raise self._refused
         if len(self._finished) == len(self._prompt_lengths):
             return None
         batches = tuple(batch for k in range(len(self._rows)) if (batch := self._compose(k)).rows)
@@ -116,20 +121,21 @@ class Batcher:
     def accept(self, step_index: int, tokens: Mapping[int, NextTokens]) -> list[FinishedSequence]:
         """Take the next tokens of the oldest outstanding step, by gpu batch.
 
-        Returns the sequences that ended with this step, in the order of gpu batch and row. Raises NotFiniteError where
-        a sequence that has not ended has a token that means nothing.
+        Returns the sequences that ended with this step, in the order of gpu batch and row. A token that means nothing
+        is dropped, and told by `next_step`: what ended beside it is not to be lost.
         """
         step = self._outstanding.popleft()
         assert step.index == step_index, "steps are accepted in their order"
         finished = []
         for batch in step.batches:
             found = tokens[batch.gpu_batch]
-            for place in found.not_finite:
-                self._refuse(step_index, batch.rows[place].sequence)
             for row, logprob in zip(batch.rows, found.logprobs, strict=False):  # none where tokens are not scored
                 self._logprobs[row.sequence].append(logprob)
-            for row, token in zip(batch.rows, found.token_ids, strict=True):
-                finished += self._accept_token(step_index, row.sequence, token)
+            for place, (row, token) in enumerate(zip(batch.rows, found.token_ids, strict=True)):
+                if place in found.not_finite:
+                    self._refuse(step_index, row.sequence)
+                else:
+                    finished += self._accept_token(step_index, row.sequence, token)
         return finished
 
     def _compose(self, gpu_batch: int) -> BatchStep:
@@ -166,11 +172,11 @@ class Batcher:
         return [self._finish(sequence, "length")] if at_length else []
 
     def _refuse(self, step_index: int, sequence: int) -> None:
-        if sequence not in self._finished:
+        if sequence not in self._finished and not self._refused:
             token = len(self._tokens[sequence]) + 1
-            raise NotFiniteError(
+            self._refused = NotFiniteError(
                 f"step {step_index}: the model's logits for token {token} are no finite numbers",
-                where=f"prompt {sequence + 1}",
+                sequence=sequence,
                 fix="if float16 is too narrow, `dtype: bfloat16` or float32 would do; else look at the checkpoint",
             )
 

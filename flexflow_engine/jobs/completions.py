@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from flexflow_engine.errors import StorageError
-from flexflow_engine.files import PARTIAL, partial_of, replacing
+from flexflow_engine.files import PARTIAL, check_place, partial_of, replacing, reporting
 from flexflow_engine.jobs.answers import Answers
 from flexflow_engine.jobs.batching import FinishedSequence
 from flexflow_engine.jobs.identity import JobIdentity
@@ -31,7 +30,7 @@ ORDERED = f"{PARTIAL}.ordered"
 class CompletionWriter:
     """Takes sequences as they end, in any order; used from one thread, as a context manager.
 
-    Constant: `pending`, `earlier`, the path, the prompts, the tokenizer. Changing:
+    Constant: `identity`, `pending`, `earlier`, the path, the prompts, the tokenizer. Changing:
         answers     what the completions say so far, those of earlier runs among them
         _missing    custom_id -> a prompt that has no completion yet
         _places     custom_id -> where its line lies in the journal
@@ -43,28 +42,32 @@ class CompletionWriter:
         prompts: Sequence[Prompt],
         tokenizer: Tokenizer | None,
         *,
-        identity: Callable[[], JobIdentity],
+        identity: JobIdentity,
         tell: Callable[[str], None],
+        fresh: bool = False,
     ) -> None:
-        """identity: of the job, see `Journal`. tell: takes a line on what an earlier run has left.
+        """identity: of the job. tell: takes a line on what an earlier run has left. fresh: whether that is kept under
+        another name, and not gone on with.
 
         Raises StorageError when the file can't be written, so that it is known before the run.
         """
         self._path, self._partial = path, partial_of(path)
-        self._check_target()
+        check_place(path)
         self._prompts, self._tokenizer = prompts, tokenizer
         self._missing = {prompt.custom_id: prompt for prompt in prompts}
         self._places: dict[str, Place] = {}
+        self.identity = identity
         self.answers = Answers()
-        with self._reporting():
-            self._journal = Journal(self._partial, identity)
+        with reporting(self._partial), ExitStack() as stack:
+            self._journal = stack.enter_context(closing(Journal(self._partial, identity, fresh=fresh)))
             for place, line in self._journal.lines():
                 self._take(place, line)
+            self._tell(tell)
+            stack.pop_all()
         self.pending = tuple(self._missing.values())
         """The prompts that no earlier run has completed, in input order: sequence n is the n-th of them."""
         self.earlier = self.done
         """Completions of earlier runs."""
-        self._tell(tell)
 
     @property
     def done(self) -> int:
@@ -74,7 +77,7 @@ class CompletionWriter:
     def add(self, finished: FinishedSequence) -> None:
         """Take a sequence; from now on no crash of this process loses it. Raises StorageError."""
         line = self._line(self.pending[finished.sequence], finished)
-        with self._reporting():
+        with reporting(self._partial):
             place = self._journal.append(line)
         self._take(place, line)
 
@@ -87,7 +90,7 @@ class CompletionWriter:
         with replacing(self._path, ORDERED) as ordered:
             self._write_ordered(ordered)
         _settle_names(self._path.parent)
-        with self._reporting():
+        with reporting(self._partial):
             self._journal.remove()
 
     def close(self) -> None:
@@ -108,7 +111,7 @@ class CompletionWriter:
     def _tell(self, tell: Callable[[str], None]) -> None:
         if self._journal.notice:
             tell(self._journal.notice)
-        if self.earlier:
+        if self.done:
             tell(f"continuing: {self._so_far()}")
 
     def _so_far(self) -> str:
@@ -137,25 +140,6 @@ class CompletionWriter:
                 file.write(self._journal.read(self._places[prompt.custom_id]))
             file.flush()
             os.fsync(file.fileno())
-
-    def _check_target(self) -> None:
-        """A device, or a folder, is not to be replaced by a file."""
-        try:
-            replaceable = self._path.is_file() or not self._path.exists()
-        except OSError as error:
-            what = f"the completions can't be written ({error.strerror})"
-            raise StorageError(what, where=str(self._path), fix="name another file with --output") from error
-        if not replaceable:
-            raise StorageError("the output is no regular file", where=str(self._path), fix="name another with --output")
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            what = f"the completions can't be written ({error.strerror})"
-            fix = "name a place that can be written with --output"
-            raise StorageError(what, where=str(self._partial), fix=fix) from error
 
 
 def _scores(logprobs: Sequence[float]) -> dict[str, list[float | None]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.files import reporting
 from flexflow_engine.jobs.prompts import Prompt
-from flexflow_engine.jobs.tokenizer import VOCABULARIES
+from flexflow_engine.jobs.tokenizer import decoding_files
 
 PLAIN = "plain"
 """Of all codecs that keep every bit, compressed or not."""
@@ -24,8 +24,8 @@ class JobIdentity:
     where things lie and how many sequences compute at a time.
     """
 
-    checkpoint: str
-    """Digest of its content."""
+    checkpoint: Callable[[], str]
+    """Gives the digest of its content, always the same; the first call may read all of it."""
     model: str
     """The plugin."""
     dtype: str
@@ -40,13 +40,21 @@ class JobIdentity:
     """Digest of their names and token ids, and of those to score."""
 
     def differences(self, found: object) -> tuple[str, ...] | None:
-        """The fields in which a job is another one, found in a file as `as_json` gave it; None for what is no job."""
+        """The fields in which a job is another one, found in a file as `as_json` gave it; None for what is no job.
+
+        The checkpoint is looked at where nothing else differs.
+        """
         if not isinstance(found, dict):
             return None
-        return tuple(name for name, value in self.as_json().items() if found.get(name) != value)
+        differing = tuple(name for name, value in self._settings().items() if found.get(name) != value)
+        return differing or (() if found.get("checkpoint") == self.checkpoint() else ("checkpoint",))
 
     def as_json(self) -> dict[str, str]:
-        return asdict(self)
+        return {"checkpoint": self.checkpoint(), **self._settings()}
+
+    def _settings(self) -> dict[str, str]:
+        """All but the checkpoint: nothing has to be read to know them."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "checkpoint"}
 
 
 def codecs_key(*codecs: Codec) -> str:
@@ -65,9 +73,9 @@ def prompts_key(prompts: Sequence[Prompt]) -> str:
 
 
 def tokenizer_key(folder: Path | None) -> str:
-    """A digest of the vocabularies in a tokenizer's folder. Raises StorageError when one can't be read."""
+    """A digest of what a tokenizer's folder makes text by. Raises StorageError when that can't be read."""
     digest = hashlib.sha256()
-    for path in () if folder is None else (folder / name for name in VOCABULARIES):
+    for path in () if folder is None else decoding_files(folder):
         with reporting(path):
             digest.update(path.read_bytes() if path.is_file() else b"-")
     return digest.hexdigest()

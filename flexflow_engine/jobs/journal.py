@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from flexflow_engine.errors import StorageError
-from flexflow_engine.files import open_locked, reporting
+from flexflow_engine.files import open_locked
 
 if TYPE_CHECKING:
     from flexflow_engine.jobs.identity import JobIdentity
@@ -39,12 +39,12 @@ class Journal:
 
     Constant: `path`, `notice`. Changing:
         _begun    whether the file begins with this job's line
-        _foreign  whether it is of another job, and gets another name when this one begins
+        _foreign  whether it is of another job, or taken for one, and gets another name when this one begins
         _end      bytes of the file that are whole lines; of another job's, all
     """
 
-    def __init__(self, path: Path, identity: Callable[[], JobIdentity]) -> None:
-        """identity: of the job; asked for when there is something to compare it with, or to write.
+    def __init__(self, path: Path, identity: JobIdentity, *, fresh: bool) -> None:
+        """identity: of the job. fresh: whether a file that is there is taken for another job's.
 
         Raises StorageError when another run has the file, OSError when it can't be written, so that both are known
         before the run.
@@ -59,7 +59,7 @@ class Journal:
         self._end = self._file.seek(0, os.SEEK_END)
         try:
             self._try_out()
-            self._compare()
+            self._compare(fresh=fresh)
         except BaseException:
             self.close()
             raise
@@ -97,26 +97,33 @@ class Journal:
                 self.path.unlink(missing_ok=True)
             self._file.close()
 
-    def _compare(self) -> None:
+    def _compare(self, *, fresh: bool) -> None:
         self._file.seek(0)
         first = self._file.readline()
         if not first.strip() and not self._file.read().strip():  # at most what a trial left
             self._end = self._file.truncate(0)
             return
-        differences = self._identity().differences((_parse(first) or {}).get(KEY))
-        if differences == ():
+        reason = "is not gone on with" if fresh else self._reason_against(first)
+        if not reason:
             self._begun, self._end = True, len(first)
             return
         self._foreign = True
+        self.notice = f"{self.path} {reason}: it will be kept as {_free_name(self.path)}"
+
+    def _reason_against(self, first: bytes) -> str:
+        """Why the file is not of this job, by its first line; empty where it is."""
+        differences = self._identity.differences((_parse(first) or {}).get(KEY))
+        if differences == ():
+            return ""
         how = f" (its {', '.join(differences)} differ)" if differences else ""
-        self.notice = f"{self.path} is of another job{how}: it will be kept as {_free_name(self.path)}"
+        return f"is of another job{how}"
 
     def _begin(self) -> None:
         if self._foreign:
             self.path.rename(_free_name(self.path))
             self._file.close()
             self._file, self._end, self._foreign = _open_alone(self.path), 0, False
-        self._write({KEY: self._identity().as_json()})
+        self._write({KEY: self._identity.as_json()})
         self._begun = True
 
     def _write(self, line: Mapping[str, Any]) -> Place:
@@ -139,18 +146,6 @@ class Journal:
             os.fsync(self._file.fileno())
         finally:
             self._file.truncate(self._end)
-
-
-def set_aside(path: Path) -> Path | None:
-    """Give a journal another name, so that the job starts anew; that name, or None where there is no journal.
-
-    Raises StorageError, also when a run has it.
-    """
-    with reporting(path):
-        if not path.exists():
-            return None
-        with _open_alone(path):
-            return path.rename(_free_name(path))
 
 
 def _free_name(path: Path) -> Path:

@@ -14,6 +14,8 @@ from flexflow_engine.errors import CheckpointError
 FAST_FILE = "tokenizer.json"
 VOCABULARIES = (FAST_FILE, "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 """A folder with any of these has a tokenizer."""
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""What vocabularies but tokenizer.json leave open."""
 
 
 class Tokenizer(ABC):
@@ -45,6 +47,12 @@ def load_tokenizer(folder: Path | None) -> Tokenizer | None:
     if any((folder / name).is_file() for name in VOCABULARIES):
         return TransformersTokenizer.read(folder)
     return None
+
+
+def decoding_files(folder: Path) -> tuple[Path, ...]:
+    """What the folder's tokenizer makes text of token ids by; those that are missing are none of it."""
+    fast = folder / FAST_FILE
+    return (fast,) if fast.is_file() else tuple(folder / name for name in (*VOCABULARIES, *SETTINGS))
 
 
 class FastTokenizer(Tokenizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,13 @@ class Asked:
         return Forced([len(prompt.token_ids) for prompt in self.prompts], completions)
 
     def identity(self, reading: ByteProgress) -> JobIdentity:
-        """What the completions depend on. reading: called as the checkpoint's files are read to know their content."""
+        """What the completions depend on. reading: called as the checkpoint's files are read to know their content,
+        when that is asked for.
+        """
         model, task = self.recipe.model, self.recipe.workload.task
         ends = f"generate {task.max_new_tokens} {self.eos_token_ids}" if isinstance(task, Generate) else "score"
         return JobIdentity(
-            checkpoint=self.checkpoint.content_key(reading),
+            checkpoint=cache(partial(self.checkpoint.content_key, reading)),
             model=model.plugin,
             dtype=model.dtype,
             weights=codecs_key(self.codecs.weights, self.codecs.weights.for_table()),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flexflow_engine.abc.durations import format_duration
 from flexflow_engine.abc.sizes import format_size
 from flexflow_engine.abc.step import Step
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import allocations
 from flexflow_engine.planning.predict import Predictor
+
+FIRST_STEP_TASKS = 20_000
+"""So many are simulated in about two seconds, in which memory is taken and nothing runs."""
 
 
 def loading(layout: Layout) -> str:
@@ -23,6 +28,6 @@ def first_prompts(step: Step) -> str:
 
 def first_prompts_predicted(step: Step, layout: Layout, predictor: Predictor, job_s: float) -> str:
     """The same with the seconds that it takes, where it has not too many tasks, and those of the whole job."""
-    step_s = predictor.seconds(layout, [step])
+    step_s = replace(predictor, max_tasks=FIRST_STEP_TASKS).seconds(layout, [step])
     first = "" if step_s is None else f", about {format_duration(step_s)}"
     return f"{first_prompts(step)}{first}; the whole job about {format_duration(job_s)} (predicted)"

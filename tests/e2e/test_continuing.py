@@ -147,17 +147,22 @@ def test_weights_that_are_compressed_without_loss_make_no_other_job(run: Callabl
 def test_a_job_starts_anew_when_it_is_asked_to(killed: Killed, run: Callable[..., Outcome]) -> None:
     outcome = run("--fresh", "--set=scheduler.gpu_batch_size=1")
     assert outcome.status == 0
-    assert f"what an earlier run has left is now {PARTIAL}.old\n" in outcome.stderr
+    assert f"{PARTIAL} is not gone on with: it will be kept as {PARTIAL}.old\n" in outcome.stderr
     assert "continuing" not in outcome.stderr
+    assert Path(f"{PARTIAL}.old").read_bytes() == killed.left
     assert Path(OUTPUT).read_bytes() == killed.whole
+
+
+def leave_everything(killed: Killed) -> None:
+    """What a kill between the last completion and the file's name leaves."""
+    first, *_ = killed.left.splitlines(keepends=True)
+    Path(PARTIAL).write_bytes(first + b"".join(reversed(killed.whole.splitlines(keepends=True))))
 
 
 def test_a_job_with_every_completion_there_imports_and_runs_nothing(
     killed: Killed, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    """As a kill between the last completion and the file's name leaves it."""
-    first, *_ = killed.left.splitlines(keepends=True)
-    Path(PARTIAL).write_bytes(first + b"".join(reversed(killed.whole.splitlines(keepends=True))))
+    leave_everything(killed)
     outcome = run(f"--set=tiers.disk.path={tmp_path / 'new disk'}", "--metrics=m.json")
     assert outcome.status == 0
     assert Path(OUTPUT).read_bytes() == killed.whole
@@ -167,8 +172,22 @@ def test_a_job_with_every_completion_there_imports_and_runs_nothing(
     assert (metrics["generated_tokens"], metrics["earlier_completions"], metrics["policy"]) == (0, 6, None)
 
 
+def test_metrics_have_the_same_keys_where_there_is_nothing_to_run(killed: Killed, run: Callable[..., Outcome]) -> None:
+    assert run("--metrics=some.json").status == 0
+    leave_everything(killed)
+    assert run("--metrics=none.json").status == 0
+    assert json.loads(Path("none.json").read_text()).keys() == json.loads(Path("some.json").read_text()).keys()
+
+
 def test_a_job_that_is_refused_leaves_what_was_there(killed: Killed, run: Callable[..., Outcome]) -> None:
     outcome = run("--set=tiers.device.budget=1KiB")
     outcome.assert_user_error()
     assert outcome.stderr.endswith(f"2 of 6 completions are in {PARTIAL}; run again to go on\n")
+    assert Path(PARTIAL).read_bytes() == killed.left
+
+
+def test_a_job_that_is_refused_when_it_is_to_start_anew_leaves_what_was_there(
+    killed: Killed, run: Callable[..., Outcome]
+) -> None:
+    run("--fresh", "--set=tiers.device.budget=1KiB").assert_user_error()
     assert Path(PARTIAL).read_bytes() == killed.left

@@ -229,7 +229,7 @@ def test_a_full_disk_under_the_output_is_told_before_the_run(
     fill(small_disk / "others", leaving=0)
     outcome = command("run", recipe, "--output", small_disk / "out.jsonl")
     outcome.assert_user_error()
-    assert "the completions can't be written (No space left on device)" in outcome.stderr
+    assert "out.jsonl.partial: no space left on device; free some space there" in outcome.stderr
     assert [path.name for path in small_disk.iterdir()] == ["others"]
 
 
@@ -245,6 +245,44 @@ def test_a_trace_that_can_t_be_written_costs_no_completion(recipe: Path, tmp_pat
             hardware=lambda needs: read_profile(T4),
         )
     assert token_ids(tmp_path / "out.jsonl") == reference_tokens(tmp_path / "checkpoint", PROMPTS, max_new_tokens=6)
+
+
+def test_completions_are_told_to_be_of_the_weights_that_were_imported(
+    recipe: Path, tmp_path: Path, command: CommandLine
+) -> None:
+    """And not of what a training has made of the checkpoint by the time of the first."""
+
+    class Training(PlainProgress):
+        def notice(self, text: str) -> None:
+            if text.startswith("loading resident weights"):
+                save_opt(tmp_path / "checkpoint", seed=9)
+
+        def step(
+            self,
+            finished_sequences: int,
+            total_sequences: int,
+            generated_tokens: int,
+            seconds: float,
+            *,
+            earlier_sequences: int = 0,
+        ) -> None:
+            if finished_sequences:
+                raise KeyboardInterrupt
+
+    registry, output = Registry.load(), Path("job.completions.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(
+            load_recipe(recipe, [], registry),
+            registry,
+            output=output,
+            trace=None,
+            progress=Training(io.StringIO(), time.monotonic),
+            hardware=lambda needs: read_profile(T4),
+        )
+    outcome = command("run", recipe)
+    assert outcome.status == 0
+    assert "is of another job" in outcome.stderr
+    assert token_ids(output) == reference_tokens(tmp_path / "checkpoint", PROMPTS, max_new_tokens=6)
 
 
 def test_a_prediction_that_fails_after_the_run_costs_no_metrics(recipe: Path, tmp_path: Path) -> None:

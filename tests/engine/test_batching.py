@@ -167,8 +167,18 @@ def with_one_of_two_ended() -> Batcher:
 
 
 def test_a_token_that_means_nothing_is_refused() -> None:
-    with pytest.raises(NotFiniteError, match="prompt 2: step 1: the model's logits for token 2 are no finite numbers"):
-        with_one_of_two_ended().accept(1, {0: NextTokens([5, 5], not_finite=[0])})
+    batcher = with_one_of_two_ended()
+    assert batcher.accept(1, {0: NextTokens([5, 5], not_finite=[0])}) == []
+    with pytest.raises(NotFiniteError, match=r"sequence 1: step 1: .* token 2 are no finite numbers"):
+        batcher.next_step()
+
+
+def test_what_ended_in_the_same_step_is_handed_out_and_the_first_refusal_told() -> None:
+    batcher = make([4, 3, 2], 1, rows=3, batches=1)
+    assert batcher.next_step()
+    assert batcher.accept(0, {0: NextTokens([5, 6, 7], not_finite=[0, 2])}) == [FinishedSequence(1, (6,), "length")]
+    with pytest.raises(NotFiniteError, match="sequence 0: step 0"):
+        batcher.next_step()
 
 
 def test_a_surplus_token_that_means_nothing_is_dropped() -> None:

@@ -40,7 +40,7 @@ def prompts(*expected: str | None) -> tuple[Prompt, ...]:
 
 
 JOB = JobIdentity(
-    checkpoint="c",
+    checkpoint=lambda: "c",
     model="opt",
     dtype="float32",
     weights="plain",
@@ -59,7 +59,7 @@ def writing(
     job: JobIdentity = JOB,
     told: list[str] | None = None,
 ) -> CompletionWriter:
-    return CompletionWriter(path, prompts, tokenizer, identity=lambda: job, tell=([] if told is None else told).append)
+    return CompletionWriter(path, prompts, tokenizer, identity=job, tell=([] if told is None else told).append)
 
 
 def journal(partial: Path) -> list[dict[str, Any]]:
@@ -177,7 +177,7 @@ def test_without_a_tokenizer_there_is_nothing_to_compare(tmp_path: Path) -> None
 
 
 def test_a_folder_that_does_not_exist_is_told_before_the_run(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"No such file or directory.*--output"):
+    with pytest.raises(StorageError, match=r"out\.jsonl: the folder .*missing is missing"):
         writing(tmp_path / "missing" / "out.jsonl", prompts(None), None)
 
 
@@ -188,6 +188,6 @@ def test_a_folder_or_a_device_is_not_replaced(tmp_path: Path, place: str) -> Non
 
 
 def test_a_full_disk_is_told_before_the_run(tmp_path: Path) -> None:
-    with no_room(), pytest.raises(StorageError, match="can't be written"):
+    with no_room(), pytest.raises(StorageError, match="file too large"):
         writing(tmp_path / "out.jsonl", prompts(None), None)
     assert not any(tmp_path.iterdir())

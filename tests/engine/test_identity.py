@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexflow_engine.jobs.identity import prompts_key, tokenizer_key
 from flexflow_engine.jobs.prompts import Prompt
-from flexflow_engine.jobs.tokenizer import FAST_FILE
+from flexflow_engine.jobs.tokenizer import FAST_FILE, SETTINGS
 
 TOKENS = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 PROMPTS = st.lists(st.builds(Prompt, st.sampled_from(["a", "a1", "b"]), TOKENS, st.none(), TOKENS), max_size=3)
@@ -34,3 +35,19 @@ def test_a_tokenizer_s_key_is_its_vocabulary_s_wherever_it_lies(tmp_path: Path) 
     one, same, other = map(tokenizer_key, folders)
     assert one == same
     assert len({one, other, tokenizer_key(None)}) == 3
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_part_of_a_tokenizer_without_a_file_that_has_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / "vocab.json").write_text("words")
+    before = tokenizer_key(tmp_path)
+    (tmp_path / name).write_text("{}")
+    assert tokenizer_key(tmp_path) != before
+
+
+def test_settings_that_decode_nothing_are_none_of_a_tokenizer(tmp_path: Path) -> None:
+    """The hub's chat templates change often."""
+    (tmp_path / FAST_FILE).write_text("words")
+    before = tokenizer_key(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert tokenizer_key(tmp_path) == before

@@ -15,12 +15,11 @@ from flexflow_engine.errors import StorageError
 from flexflow_engine.jobs.batching import FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.identity import JobIdentity
-from flexflow_engine.jobs.journal import set_aside
 from flexflow_engine.jobs.prompts import Prompt
 from full_disk import no_room
 
 JOB = JobIdentity(
-    checkpoint="c",
+    checkpoint=lambda: "c",
     model="opt",
     dtype="float32",
     weights="plain",
@@ -34,9 +33,11 @@ PROMPTS = tuple(Prompt(f"p{index}", (1, 2, 3)) for index in range(5))
 PARTIAL = "out.jsonl.partial"
 
 
-def writing(folder: Path, job: JobIdentity = JOB, told: list[str] | None = None) -> CompletionWriter:
+def writing(
+    folder: Path, job: JobIdentity = JOB, told: list[str] | None = None, *, fresh: bool = False
+) -> CompletionWriter:
     told = [] if told is None else told
-    return CompletionWriter(folder / "out.jsonl", PROMPTS, None, identity=lambda: job, tell=told.append)
+    return CompletionWriter(folder / "out.jsonl", PROMPTS, None, identity=job, tell=told.append, fresh=fresh)
 
 
 def finished(writer: CompletionWriter, custom_id: str) -> FinishedSequence:
@@ -44,16 +45,18 @@ def finished(writer: CompletionWriter, custom_id: str) -> FinishedSequence:
     return FinishedSequence(names.index(custom_id), (int(custom_id[1:]), 7), "stop", (-0.5, -math.inf))
 
 
-def run(folder: Path, *custom_ids: str, job: JobIdentity = JOB, told: list[str] | None = None) -> None:
+def run(
+    folder: Path, *custom_ids: str, job: JobIdentity = JOB, told: list[str] | None = None, fresh: bool = False
+) -> None:
     """A run of the job that is cut short after some completions."""
-    with writing(folder, job, told) as writer:
+    with writing(folder, job, told, fresh=fresh) as writer:
         for custom_id in custom_ids:
             writer.add(finished(writer, custom_id))
 
 
-def complete(folder: Path, job: JobIdentity = JOB, told: list[str] | None = None) -> bytes:
+def complete(folder: Path, told: list[str] | None = None, *, fresh: bool = False) -> bytes:
     """A run of the job that gets to its end; what it has written."""
-    with writing(folder, job, told) as writer:
+    with writing(folder, told=told, fresh=fresh) as writer:
         for prompt in reversed(writer.pending):
             writer.add(finished(writer, prompt.custom_id))
         writer.finish()
@@ -153,23 +156,43 @@ def test_another_job_s_completions_keep_their_name_until_there_is_one_to_write(t
     assert (tmp_path / PARTIAL).read_bytes() == before
 
 
-def test_a_job_is_not_identified_before_that_is_needed(tmp_path: Path) -> None:
-    """It costs reading the checkpoint, and a run may yet be refused."""
+def unread() -> str:
+    raise AssertionError
 
-    def identity() -> JobIdentity:
-        raise AssertionError
 
-    with CompletionWriter(tmp_path / "out.jsonl", PROMPTS, None, identity=identity, tell=pytest.fail):
-        pass
+def test_the_checkpoint_is_not_read_before_that_is_needed(tmp_path: Path) -> None:
+    """It may take long, and a run may yet be refused."""
+    run(tmp_path, job=replace(JOB, checkpoint=unread))
     assert not any(tmp_path.iterdir())
 
 
-def test_a_job_starts_anew_when_what_was_left_is_set_aside(tmp_path: Path) -> None:
-    assert set_aside(tmp_path / PARTIAL) is None
-    run(tmp_path, "p3")
-    assert set_aside(tmp_path / PARTIAL) == tmp_path / f"{PARTIAL}.old"
+def test_the_checkpoint_is_not_read_where_a_job_is_another_one_already(tmp_path: Path) -> None:
+    run(tmp_path, "p3", job=OTHER)
+    told: list[str] = []
+    run(tmp_path, job=replace(JOB, checkpoint=unread), told=told)
+    assert "is of another job" in told[0]
+
+
+def test_another_checkpoint_makes_another_job(tmp_path: Path) -> None:
+    run(tmp_path, "p3", job=replace(JOB, checkpoint=lambda: "another"))
     with writing(tmp_path) as writer:
         assert len(writer.pending) == len(PROMPTS)
+
+
+def test_a_job_starts_anew_when_it_is_asked_to(tmp_path: Path, whole: bytes) -> None:
+    run(tmp_path, "p3")
+    before, told = (tmp_path / PARTIAL).read_bytes(), list[str]()
+    assert complete(tmp_path, told=told, fresh=True) == whole
+    kept = tmp_path / f"{PARTIAL}.old"
+    assert told == [f"{tmp_path / PARTIAL} is not gone on with: it will be kept as {kept}"]
+    assert kept.read_bytes() == before
+
+
+def test_a_job_that_was_to_start_anew_and_did_not_changes_nothing(tmp_path: Path) -> None:
+    run(tmp_path, "p3")
+    run(tmp_path, fresh=True)
+    with writing(tmp_path) as writer:
+        assert writer.earlier == 1
 
 
 def test_the_completions_of_a_run_that_is_alive_are_left_alone(tmp_path: Path) -> None:
@@ -178,10 +201,21 @@ def test_the_completions_of_a_run_that_is_alive_are_left_alone(tmp_path: Path) -
         with pytest.raises(StorageError, match="another run is writing"):
             writing(tmp_path)
         with pytest.raises(StorageError, match="another run is writing"):
-            set_aside(tmp_path / PARTIAL)
+            writing(tmp_path, fresh=True)
         writer.add(finished(writer, "p2"))
     with writing(tmp_path) as writer:
         assert writer.earlier == 2
+
+
+def test_a_run_that_is_interrupted_while_it_begins_lets_go_of_the_file(tmp_path: Path) -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    run(tmp_path, "p3")
+    with pytest.raises(KeyboardInterrupt) as raised:  # whose frames keep the first writer
+        CompletionWriter(tmp_path / "out.jsonl", PROMPTS, None, identity=JOB, tell=interrupt)
+    with writing(tmp_path) as writer:
+        assert writer.earlier == 1, raised
 
 
 def test_a_disk_that_fills_up_costs_the_completion_that_met_it_and_none_before(tmp_path: Path) -> None:
@@ -190,7 +224,7 @@ def test_a_disk_that_fills_up_costs_the_completion_that_met_it_and_none_before(t
             for number in range(len(PROMPTS)):
                 writer.add(FinishedSequence(number, (7,) * 400, "length"))
 
-    with pytest.raises(StorageError, match="can't be written") as raised:
+    with pytest.raises(StorageError, match="file too large") as raised:
         fill()
     assert raised.value.__notes__ == [f"3 of 5 completions are in {tmp_path / PARTIAL}; run again to go on"]
     with writing(tmp_path) as writer:

@@ -18,6 +18,7 @@ from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.planning.clock import VirtualDataflow, VirtualExecutor, VirtualSequential
+from flexflow_engine.planning.expectation import first_prompts_predicted
 from flexflow_engine.planning.layers import MORE_LAYERS
 from flexflow_engine.planning.predict import Predictor
 from flexflow_engine.planning.sampling import sample_steps
@@ -196,3 +197,12 @@ def test_the_steps_of_a_job_are_predicted_as_the_job_is() -> None:
     steps = compose(workload, layout.policy)
     assert predictor(opt()).seconds(layout, steps) == pytest.approx(predictor(opt()).predict(layout, workload).seconds)
     assert predictor(opt(), max_tasks=10).seconds(layout, steps) is None
+
+
+@pytest.mark.parametrize(("num_gpu_batches", "told"), [(2, True), (1000, False)])
+def test_a_run_does_not_wait_for_what_its_first_step_would_take(num_gpu_batches: int, told: bool) -> None:
+    layout, workload = laid_out(opt(), DEVICE_FAR_DISK, spread(DEVICE_FAR_DISK, num_gpu_batches=num_gpu_batches))
+    first, *_ = compose(workload, layout.policy)
+    text = first_prompts_predicted(first, layout, predictor(opt()), 60.0)
+    assert ("tokens, about " in text) == told
+    assert text.endswith("; the whole job about 1:00 (predicted)")

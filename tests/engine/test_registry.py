@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 
 from flexflow_engine.errors import PluginError
-from flexflow_engine.plugins import Registry
+from flexflow_engine.plugins import Registry, unknown_blocked
 
 Install = Callable[..., None]
 
@@ -229,3 +230,21 @@ def test_blocking_a_distribution_or_an_entry_point_leaves_it_alone(install: Inst
     registry = Registry.load(blocked=[blocked])
     assert registry.scheduler("patient").__module__ == "first_dist_module"
     assert "blocked" in error_of(registry, "second_dist")
+
+
+def test_where_nothing_is_blocked_nothing_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched:
+        """Asked by `importlib.metadata` for what is installed."""
+
+        @staticmethod
+        def find_spec(*args: object) -> None:
+            """Has no module."""
+
+        @staticmethod
+        def find_distributions(*args: object) -> list[Distribution]:
+            raise AssertionError
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Watched])
+    with pytest.raises(AssertionError):
+        list(unknown_blocked(["tiers"]))
+    assert list(unknown_blocked([])) == []

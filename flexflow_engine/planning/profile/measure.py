@@ -39,9 +39,6 @@ from flexflow_engine.planning.profile.host import host_costs, layer_s, measure_t
 from flexflow_engine.planning.profile.links import Probe, measure_link
 from flexflow_engine.planning.profile.needs import CodecPart, LinkPart, Needs, Part, ProcessorPart, TierChoice
 
-FROM_FILE = "--hardware recipes/hardware/t4_gcp.yaml"
-"""As the command line takes a machine that ships."""
-
 Notice = Callable[[str], None]
 
 
@@ -61,8 +58,8 @@ def complete(
     if not parts:
         return
     if error := next(unavailable(needs.tiers), None):
-        what, fix = f"this machine can't be measured: {error.what}", f"plan for one from a file: {FROM_FILE}"
-        raise HardwareError(what, where=error.where, fix=fix) from error
+        what = f"this machine can't be measured: {error.what}"
+        raise HardwareError(what, where=error.where, fix="plan for a machine from a file: --hardware FILE") from error
     with _Workbench(needs, extent) as bench:
         for number, part in enumerate(parts, start=1):
             notice(f"measuring this machine: {part} ({number} of {len(parts)})")
