@@ -108,7 +108,7 @@ class Journal:
             self._begun, self._end = True, len(first)
             return
         self._foreign = True
-        how = f" (its {', '.join(differences)} differ)" if differences else ""
+        how = f" (different: {', '.join(differences)})" if differences else ""
         self.notice = f"{self.path} is of another job{how}: it will be kept as {_free_name(self.path)}"
 
     def _begin(self) -> None:

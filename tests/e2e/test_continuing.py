@@ -109,7 +109,7 @@ def test_a_job_goes_on_with_another_policy_and_other_tiers(killed: Killed, run: 
 
 
 @pytest.mark.parametrize(
-    ("change", "differ"),
+    ("change", "different"),
     [
         ("workload.max_new_tokens=5", "task"),
         ("workload.ignore_eos=true", "task"),
@@ -121,21 +121,21 @@ def test_a_job_goes_on_with_another_policy_and_other_tiers(killed: Killed, run: 
     ],
 )
 def test_what_changes_completions_makes_another_job(
-    killed: Killed, run: Callable[..., Outcome], change: str, differ: str
+    killed: Killed, run: Callable[..., Outcome], change: str, different: str
 ) -> None:
     lines = (killed.recipe.parent / "prompts.jsonl").read_text().splitlines(keepends=True)
     (killed.recipe.parent / "others.jsonl").write_text("".join(lines[1:]))
     outcome = run(f"--set={change}")
     assert outcome.status == 0
-    assert f"(its {differ} differ): it will be kept as {PARTIAL}.old\n" in outcome.stderr
+    assert f"(different: {different}): it will be kept as {PARTIAL}.old\n" in outcome.stderr
     assert Path(f"{PARTIAL}.old").read_bytes() == killed.left
-    assert len(completions(Path(OUTPUT))) == len(PROMPTS) - (differ == "prompts")
+    assert len(completions(Path(OUTPUT))) == len(PROMPTS) - (different == "prompts")
 
 
 def test_other_weights_make_another_job(killed: Killed, run: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = run(f"--set=model.checkpoint={save_opt(tmp_path / 'other', seed=9)}")
     assert outcome.status == 0
-    assert "(its checkpoint differ)" in outcome.stderr
+    assert "(different: checkpoint)" in outcome.stderr
 
 
 def test_weights_that_are_compressed_without_loss_make_no_other_job(run: Callable[..., Outcome]) -> None:

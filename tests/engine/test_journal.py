@@ -123,7 +123,7 @@ def test_another_job_s_completions_are_kept_under_another_name(tmp_path: Path, w
     told: list[str] = []
     assert complete(tmp_path, told=told) == whole
     kept = tmp_path / f"{PARTIAL}.old"
-    assert told == [f"{tmp_path / PARTIAL} is of another job (its task, prompts differ): it will be kept as {kept}"]
+    assert told == [f"{tmp_path / PARTIAL} is of another job (different: task, prompts): it will be kept as {kept}"]
     assert kept.read_bytes() == before
 
 
