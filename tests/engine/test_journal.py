@@ -18,25 +18,12 @@ from flexflow_engine.jobs.identity import JobIdentity
 from flexflow_engine.jobs.journal import set_aside
 from flexflow_engine.jobs.prompts import Prompt
 from full_disk import no_room
+from writers import JOB, writing
 
-JOB = JobIdentity(
-    checkpoint="c",
-    model="opt",
-    dtype="float32",
-    weights="plain",
-    kv_cache="plain",
-    tokenizer="t",
-    task="t",
-    prompts="p",
-)
 OTHER = replace(JOB, task="another", prompts="others")
 PROMPTS = tuple(Prompt(f"p{index}", (1, 2, 3)) for index in range(5))
-PARTIAL = "out.jsonl.partial"
-
-
-def writing(folder: Path, job: JobIdentity = JOB, told: list[str] | None = None) -> CompletionWriter:
-    told = [] if told is None else told
-    return CompletionWriter(folder / "out.jsonl", PROMPTS, None, identity=lambda: job, tell=told.append)
+OUTPUT = "out.jsonl"
+PARTIAL = f"{OUTPUT}.partial"
 
 
 def finished(writer: CompletionWriter, custom_id: str) -> FinishedSequence:
@@ -46,18 +33,18 @@ def finished(writer: CompletionWriter, custom_id: str) -> FinishedSequence:
 
 def run(folder: Path, *custom_ids: str, job: JobIdentity = JOB, told: list[str] | None = None) -> None:
     """A run of the job that is cut short after some completions."""
-    with writing(folder, job, told) as writer:
+    with writing(folder / OUTPUT, PROMPTS, job=job, told=told) as writer:
         for custom_id in custom_ids:
             writer.add(finished(writer, custom_id))
 
 
 def complete(folder: Path, job: JobIdentity = JOB, told: list[str] | None = None) -> bytes:
     """A run of the job that gets to its end; what it has written."""
-    with writing(folder, job, told) as writer:
+    with writing(folder / OUTPUT, PROMPTS, job=job, told=told) as writer:
         for prompt in reversed(writer.pending):
             writer.add(finished(writer, prompt.custom_id))
         writer.finish()
-    return (folder / "out.jsonl").read_bytes()
+    return (folder / OUTPUT).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +56,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_the_next_run_of_the_job_goes_on(tmp_path: Path, whole: bytes) -> None:
     run(tmp_path, "p3", "p1")
     told: list[str] = []
-    with writing(tmp_path, told=told) as writer:
+    with writing(tmp_path / OUTPUT, PROMPTS, told=told) as writer:
         assert [prompt.custom_id for prompt in writer.pending] == ["p0", "p2", "p4"]
         assert (writer.earlier, writer.done) == (2, 2)
     assert told == [f"continuing: 2 of 5 completions are in {tmp_path / PARTIAL}"]
     assert complete(tmp_path) == whole
-    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == [OUTPUT]
 
 
 def test_the_answers_are_the_whole_job_s(tmp_path: Path) -> None:
     run(tmp_path, "p3", "p1")
-    with writing(tmp_path) as writer:
+    with writing(tmp_path / OUTPUT, PROMPTS) as writer:
         writer.add(finished(writer, "p0"))
         assert writer.answers.likelihood is not None
         assert writer.answers.likelihood.tokens == 6
@@ -93,7 +80,7 @@ def test_a_line_that_a_kill_has_cut_is_dropped(
     run(folder, "p3", "p1", "p4")
     left = (folder / PARTIAL).read_bytes()[:-cut]
     (folder / PARTIAL).write_bytes(left)
-    with writing(folder) as writer:
+    with writing(folder / OUTPUT, PROMPTS) as writer:
         assert writer.earlier == left.count(b"\n") - 1
     assert complete(folder) == whole
 
@@ -104,17 +91,17 @@ def test_what_a_power_loss_leaves_behind_the_last_line_is_dropped(tmp_path: Path
     with (tmp_path / PARTIAL).open("ab") as file:
         file.write(tail)
     run(tmp_path, "p1")
-    with writing(tmp_path) as writer:
+    with writing(tmp_path / OUTPUT, PROMPTS) as writer:
         assert writer.earlier == 2
     assert complete(tmp_path) == whole
 
 
 def test_a_run_that_was_cut_short_before_the_last_rename_has_nothing_left_to_do(tmp_path: Path, whole: bytes) -> None:
     run(tmp_path, "p3", "p1", "p0", "p2", "p4")
-    with writing(tmp_path) as writer:
+    with writing(tmp_path / OUTPUT, PROMPTS) as writer:
         assert not writer.pending
         writer.finish()
-    assert (tmp_path / "out.jsonl").read_bytes() == whole
+    assert (tmp_path / OUTPUT).read_bytes() == whole
 
 
 def test_another_job_s_completions_are_kept_under_another_name(tmp_path: Path, whole: bytes) -> None:
@@ -159,7 +146,7 @@ def test_a_job_is_not_identified_before_that_is_needed(tmp_path: Path) -> None:
     def identity() -> JobIdentity:
         raise AssertionError
 
-    with CompletionWriter(tmp_path / "out.jsonl", PROMPTS, None, identity=identity, tell=pytest.fail):
+    with CompletionWriter(tmp_path / OUTPUT, PROMPTS, None, identity=identity, tell=pytest.fail):
         pass
     assert not any(tmp_path.iterdir())
 
@@ -168,37 +155,37 @@ def test_a_job_starts_anew_when_what_was_left_is_set_aside(tmp_path: Path) -> No
     assert set_aside(tmp_path / PARTIAL) is None
     run(tmp_path, "p3")
     assert set_aside(tmp_path / PARTIAL) == tmp_path / f"{PARTIAL}.old"
-    with writing(tmp_path) as writer:
+    with writing(tmp_path / OUTPUT, PROMPTS) as writer:
         assert len(writer.pending) == len(PROMPTS)
 
 
 def test_the_completions_of_a_run_that_is_alive_are_left_alone(tmp_path: Path) -> None:
-    with writing(tmp_path) as writer:
+    with writing(tmp_path / OUTPUT, PROMPTS) as writer:
         writer.add(finished(writer, "p1"))
         with pytest.raises(StorageError, match="another run is writing"):
-            writing(tmp_path)
+            writing(tmp_path / OUTPUT, PROMPTS)
         with pytest.raises(StorageError, match="another run is writing"):
             set_aside(tmp_path / PARTIAL)
         writer.add(finished(writer, "p2"))
-    with writing(tmp_path) as writer:
+    with writing(tmp_path / OUTPUT, PROMPTS) as writer:
         assert writer.earlier == 2
 
 
 def test_a_disk_that_fills_up_costs_the_completion_that_met_it_and_none_before(tmp_path: Path) -> None:
     def fill() -> None:
-        with no_room(nbytes=5000), writing(tmp_path) as writer:
+        with no_room(nbytes=5000), writing(tmp_path / OUTPUT, PROMPTS) as writer:
             for number in range(len(PROMPTS)):
                 writer.add(FinishedSequence(number, (7,) * 400, "length"))
 
     with pytest.raises(StorageError, match="can't be written") as raised:
         fill()
     assert raised.value.__notes__ == [f"3 of 5 completions are in {tmp_path / PARTIAL}; run again to go on"]
-    with writing(tmp_path) as writer:
+    with writing(tmp_path / OUTPUT, PROMPTS) as writer:
         assert [prompt.custom_id for prompt in writer.pending] == ["p3", "p4"]
 
 
 def test_a_disk_too_full_for_the_ordered_file_keeps_the_completions(tmp_path: Path, whole: bytes) -> None:
-    with writing(tmp_path) as writer:
+    with writing(tmp_path / OUTPUT, PROMPTS) as writer:
         for prompt in PROMPTS:
             writer.add(finished(writer, prompt.custom_id))
         with no_room(nbytes=100), pytest.raises(StorageError):
