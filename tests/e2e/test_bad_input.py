@@ -373,10 +373,3 @@ def test_an_output_that_has_no_place_is_told_before_the_machine_is_measured(
     outcome = command("run", job.recipe, "--output", output)
     outcome.assert_user_error()
     assert outcome.stderr.startswith(f"error: {Path(output)}: ")
-
-
-def test_completions_that_are_not_whole_outlive_a_refused_run(command: CommandLine, job: Job) -> None:
-    partial = Path("job.completions.jsonl.partial")
-    partial.write_text("kept\n")
-    command("run", job.recipe, "--set=tiers.device.budget=1kB").assert_user_error()
-    assert partial.read_text() == "kept\n"
