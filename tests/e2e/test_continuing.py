@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
-import time
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from commands import CommandLine, Outcome, completions, ended, install, start, token_ids, write_recipe
+from commands import (
+    CommandLine,
+    Outcome,
+    completions,
+    ended,
+    install,
+    kept,
+    start,
+    token_ids,
+    wait_until,
+    write_recipe,
+)
 from harness import random_prompts, reference_tokens, save_opt
 
 PROMPTS = random_prompts(6, seed=3, longest=12)
 OUTPUT = "job.completions.jsonl"
 PARTIAL = f"{OUTPUT}.partial"
 HALTING = """
-import time
+import signal
 from pathlib import Path
 from flexflow_engine import hookimpl
 from flexflow_plugins.models.opt import OPTModel
@@ -26,7 +37,7 @@ class Halting(OPTModel):
     name = "halting"
 
     def embed(self, weights, rows, positions):
-        while Path("halt").exists() and Path("job.completions.jsonl.partial").read_bytes().count(b"\\n") > 2:
+        while Path("halt").exists() and Path("job.completions.jsonl.partial").read_bytes().count(b'"custom_id"') > 1:
             time.sleep(0.01)
         return super().embed(weights, rows, positions)
 
@@ -60,9 +71,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     (folder / "halt").touch()
     process = start(*arguments, cwd=folder, PYTHONPATH=str(site))
     partial = folder / PARTIAL
-    wait_until(lambda: process.poll() is not None or (partial.exists() and partial.read_bytes().count(b"\n") > 2))
+    wait_until(lambda: kept(partial) == 2, process)
     process.kill()
     process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it had not ended by itself"
     assert (folder / OUTPUT).read_bytes() == whole, "the earlier file is left alone"
     return Killed(recipe, checkpoint, site, partial.read_bytes(), whole)
 
@@ -77,13 +89,6 @@ def run(killed: Killed, command: CommandLine, monkeypatch: pytest.MonkeyPatch) -
         return command("run", killed.recipe, "--set=model.plugin=halting", *arguments)
 
     return again
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_file(killed: Killed, run: Callable[..., Outcome]) -> None:
