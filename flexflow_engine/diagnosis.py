@@ -75,7 +75,7 @@ def diagnose(registry: Registry, recipe: Recipe | None) -> Iterator[Finding]:
     if recipe is not None:
         checkpoint = list(_checkpoint(registry, recipe))
         yield from checkpoint
-        if all(finding.state == "fine" for finding in checkpoint):
+        if not any(finding.state == "fails" for finding in checkpoint):
             yield from _store(registry, recipe)
 
 

@@ -1,6 +1,7 @@
 """The facade: a recipe in, completions and metrics out.
 
-recipe -> checkpoint, model, prompts -> plan (policy, layout, memory) -> weight store -> session -> completions
+recipe -> asked (checkpoint, model, prompts) -> plan (policy, layout, memory) -> weight store -> session -> journal
+       -> completions, metrics
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,15 @@ def start(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.Pop
     )
 
 
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 60.0) -> None:
+    """Wait for what a started process does; one that ends without it, or does not do it in time, fails the test."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up, "it did not happen"
+        time.sleep(0.02)
+
+
 def ended(process: subprocess.Popen[str], *, seconds: float = 120.0) -> Outcome:
     """The outcome of a started process; one that does not end in time is killed, and fails the test."""
     try:
@@ -135,6 +145,11 @@ def install(folder: Path, distribution: str, source: str) -> Path:
 
 def completions(path: Path) -> list[Json]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def kept(partial: Path) -> int:
+    """How many completions a `.partial` file holds, which may have other lines, or not be there."""
+    return partial.read_bytes().count(b'"custom_id"') if partial.exists() else 0
 
 
 def token_ids(path: Path) -> dict[int, tuple[int, ...]]:

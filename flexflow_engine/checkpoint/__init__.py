@@ -2,7 +2,7 @@
 
 source.py      open_checkpoint: a local folder, a hub id, or random weights
 checkpoint.py  what every checkpoint can do
-config.py      config.json, and the model plugin that reads it
+config.py      config.json and generation_config.json, and the model plugin that reads them
 folders.py     where files come from: a folder on this machine, or the hub and its cache
 files.py       which file holds which tensor; a checkpoint that is a set of files
 places.py      where in a file a tensor lies, and reading rows of it

@@ -16,10 +16,10 @@ EOS = "eos_token_id"
 
 def read_config_file(path: Path) -> Mapping[str, Any]:
     """The content of a config.json, with the `eos_token_id` of the generation_config.json beside it, which counts more
-    for transformers too. Raises CheckpointError when one of them is not a JSON object.
+    for transformers too. Raises CheckpointError when one of them is not a JSON object, or the latter names an end that
+    is no token id.
     """
-    config, beside = _read(path), file_inside(path.parent, GENERATION)
-    eos = _read(beside).get(EOS) if beside.exists() else None
+    config, eos = _read(path), _generation_eos(file_inside(path.parent, GENERATION))
     return config if eos is None else {**config, EOS: eos}
 
 
@@ -40,6 +40,14 @@ def check_model_type(config: Mapping[str, Any], model_class: type[Model], *, whe
             where=where,
             fix=f"it reads {', '.join(model_class.model_types)}; `plugins` lists the model plugins that are installed",
         )
+
+
+def _generation_eos(path: Path) -> int | list[int] | None:
+    """None where the file names none, or is not there."""
+    eos: int | list[int] | None = _read(path).get(EOS) if path.exists() else None
+    if eos is None or all(isinstance(token, int) for token in (eos if isinstance(eos, list) else [eos])):
+        return eos
+    raise CheckpointError(f"{EOS} is {eos!r}", where=str(path), fix="a token id or a list of them would do")
 
 
 def _read(path: Path) -> Mapping[str, Any]:

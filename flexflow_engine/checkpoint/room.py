@@ -1,4 +1,4 @@
-"""How much of a disk a job's weight store takes, before anything is read or written."""
+"""How much of a disk a job's weight store takes, before a weight is read or written."""
 
 from __future__ import annotations
 

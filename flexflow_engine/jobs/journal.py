@@ -115,7 +115,7 @@ class Journal:
         differences = self._identity.differences((_parse(first) or {}).get(KEY))
         if differences == ():
             return ""
-        how = f" (its {', '.join(differences)} differ)" if differences else ""
+        how = f" (different: {', '.join(differences)})" if differences else ""
         return f"is of another job{how}"
 
     def _begin(self) -> None:

@@ -36,7 +36,8 @@ def test_help_does_not_import_torch(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["store"]])
-def test_no_verbs_description_is_cut(arguments: list[str]) -> None:
+def test_no_verbs_description_is_cut(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     described = command(*arguments, "--help").stdout.partition("Commands:\n")[2].splitlines()
     assert len(described) >= 2
     assert not [line for line in described if line.endswith("...")]

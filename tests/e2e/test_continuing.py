@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
-import time
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from commands import CommandLine, Outcome, completions, ended, install, start, token_ids, write_recipe
+from commands import (
+    CommandLine,
+    Outcome,
+    completions,
+    ended,
+    install,
+    kept,
+    start,
+    token_ids,
+    wait_until,
+    write_recipe,
+)
 from harness import random_prompts, reference_tokens, save_opt
 
 PROMPTS = random_prompts(6, seed=3, longest=12)
 OUTPUT = "job.completions.jsonl"
 PARTIAL = f"{OUTPUT}.partial"
 HALTING = """
-import time
+import signal
 from pathlib import Path
 from flexflow_engine import hookimpl
 from flexflow_plugins.models.opt import OPTModel
@@ -26,7 +37,7 @@ class Halting(OPTModel):
     name = "halting"
 
     def embed(self, weights, rows, positions):
-        while Path("halt").exists() and Path("job.completions.jsonl.partial").read_bytes().count(b"\\n") > 2:
+        while Path("halt").exists() and Path("job.completions.jsonl.partial").read_bytes().count(b'"custom_id"') > 1:
             time.sleep(0.01)
         return super().embed(weights, rows, positions)
 
@@ -60,9 +71,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     (folder / "halt").touch()
     process = start(*arguments, cwd=folder, PYTHONPATH=str(site))
     partial = folder / PARTIAL
-    wait_until(lambda: process.poll() is not None or (partial.exists() and partial.read_bytes().count(b"\n") > 2))
+    wait_until(lambda: kept(partial) == 2, process)
     process.kill()
     process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it had not ended by itself"
     assert (folder / OUTPUT).read_bytes() == whole, "the earlier file is left alone"
     return Killed(recipe, checkpoint, site, partial.read_bytes(), whole)
 
@@ -77,13 +89,6 @@ def run(killed: Killed, command: CommandLine, monkeypatch: pytest.MonkeyPatch) -
         return command("run", killed.recipe, "--set=model.plugin=halting", *arguments)
 
     return again
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_file(killed: Killed, run: Callable[..., Outcome]) -> None:
@@ -109,7 +114,7 @@ def test_a_job_goes_on_with_another_policy_and_other_tiers(killed: Killed, run: 
 
 
 @pytest.mark.parametrize(
-    ("change", "differ"),
+    ("change", "different"),
     [
         ("workload.max_new_tokens=5", "task"),
         ("workload.ignore_eos=true", "task"),
@@ -121,21 +126,21 @@ def test_a_job_goes_on_with_another_policy_and_other_tiers(killed: Killed, run: 
     ],
 )
 def test_what_changes_completions_makes_another_job(
-    killed: Killed, run: Callable[..., Outcome], change: str, differ: str
+    killed: Killed, run: Callable[..., Outcome], change: str, different: str
 ) -> None:
     lines = (killed.recipe.parent / "prompts.jsonl").read_text().splitlines(keepends=True)
     (killed.recipe.parent / "others.jsonl").write_text("".join(lines[1:]))
     outcome = run(f"--set={change}")
     assert outcome.status == 0
-    assert f"(its {differ} differ): it will be kept as {PARTIAL}.old\n" in outcome.stderr
+    assert f"(different: {different}): it will be kept as {PARTIAL}.old\n" in outcome.stderr
     assert Path(f"{PARTIAL}.old").read_bytes() == killed.left
-    assert len(completions(Path(OUTPUT))) == len(PROMPTS) - (differ == "prompts")
+    assert len(completions(Path(OUTPUT))) == len(PROMPTS) - (different == "prompts")
 
 
 def test_other_weights_make_another_job(killed: Killed, run: Callable[..., Outcome], tmp_path: Path) -> None:
     outcome = run(f"--set=model.checkpoint={save_opt(tmp_path / 'other', seed=9)}")
     assert outcome.status == 0
-    assert "(its checkpoint differ)" in outcome.stderr
+    assert "(different: checkpoint)" in outcome.stderr
 
 
 def test_weights_that_are_compressed_without_loss_make_no_other_job(run: Callable[..., Outcome]) -> None:

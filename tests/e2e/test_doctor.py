@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 
@@ -177,12 +178,17 @@ def test_every_problem_of_a_checkpoint_fails(command: CommandLine, recipe: Path,
     assert "fetch the checkpoint again" in outcome.stdout
 
 
-def test_a_checkpoint_that_is_not_fetched_yet_is_a_note(command: CommandLine, recipe: Path) -> None:
-    outcome = command("doctor", recipe, "--json", "--set=model.checkpoint=facebook/opt-175b")
+def test_a_checkpoint_that_is_not_fetched_yet_is_a_note_and_its_room_is_told(
+    command: CommandLine, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    changes = ("--set=model.checkpoint=facebook/opt-125m", "--set=codecs.weights=group-int4")
+    outcome = command("doctor", recipe, "--json", *changes)
     assert outcome.status == 0, outcome
-    (checkpoint,) = about(findings(outcome), "checkpoint")
-    assert (checkpoint["state"], checkpoint["found"]) == ("note", "facebook/opt-175b, 96 layers, not fetched yet")
+    (checkpoint,), (store,) = (about(findings(outcome), subject) for subject in ("checkpoint", "weight store"))
+    assert (checkpoint["state"], checkpoint["found"]) == ("note", "facebook/opt-125m, 12 layers, not fetched yet")
     assert "an import fetches it" in checkpoint["help"]
+    assert (store["state"], "imported once" in store["found"]) == ("fine", True)
 
 
 def test_schedulers_and_codecs_of_plugins_are_asked(

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from commands import CommandLine, completions, ended, install, start, token_ids, write_recipe
+from commands import CommandLine, completions, ended, install, kept, start, token_ids, wait_until, write_recipe
 from flexflow_engine.abc.hardware import HardwareProfile, Processor
 from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.engine import run_recipe
@@ -48,19 +48,10 @@ def endless(recipe: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     folder = tmp_path / "first"
     folder.mkdir()
     process = start(RUN, recipe, ENDLESS, "--metrics", "m.json", cwd=folder)
-    partial = folder / "job.completions.jsonl.partial"
-    wait_until(lambda: process.poll() is not None or (partial.exists() and b"{" in partial.read_bytes()))
-    assert process.poll() is None, process.communicate()
+    wait_until(lambda: kept(folder / "job.completions.jsonl.partial") > 0, process)
     yield process
     process.kill()
     process.communicate()
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "it did not happen"
-        time.sleep(0.02)
 
 
 def scratch(recipe: Path) -> list[Path]:
@@ -105,7 +96,7 @@ def test_a_run_leaves_another_s_scratch_and_output_alone(
     outcome = command("run", recipe, "--output", output)
     outcome.assert_user_error()
     assert "another run is writing its completions there" in outcome.stderr
-    assert b"{" in output.with_name(f"{output.name}.partial").read_bytes()
+    assert kept(output.with_name(f"{output.name}.partial")) > 0
     assert endless.poll() is None
 
 
@@ -212,7 +203,7 @@ def test_a_disk_that_others_fill_during_the_run_ends_it(recipe: Path, tmp_path: 
     batches = ("--set=scheduler.gpu_batch_size=8", "--set=workload.max_new_tokens=100")
     slow = install(tmp_path, "slow_start", SLOW_START)
     process = start(RUN, recipe, "--set=model.plugin=slow", *settings, *batches, cwd=tmp_path, PYTHONPATH=str(slow))
-    wait_until(lambda: process.poll() is not None or (tmp_path / "computing").exists())
+    wait_until((tmp_path / "computing").exists, process)
     fill(small_disk / "others", leaving=0)
     (tmp_path / "go").touch()
     outcome = ended(process, seconds=60)

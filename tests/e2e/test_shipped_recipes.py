@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flexflow_engine.engine import plan_recipe
+from flexflow_engine.abc.sizes import format_size
+from flexflow_engine.engine import plan_recipe, recipe_store_room
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.planning.hardware import read_profile
 from flexflow_engine.plugins import Registry
@@ -52,6 +53,13 @@ def test_a_scheduled_recipe_says_how_to_plan_it(path: Path) -> None:
     assert re.fullmatch(
         rf"# python -m flexflow_engine plan recipes/{path.name}( --hardware recipes/hardware/\w+\.yaml)?", command
     )
+
+
+@pytest.mark.parametrize("path", SCHEDULED, ids=lambda path: path.stem)
+def test_a_scheduled_recipe_says_what_its_weight_store_takes(path: Path) -> None:
+    registry = Registry.load()
+    takes = format_size(recipe_store_room(load_recipe(path, [], registry), registry).nbytes)
+    assert f"# the weight store takes {takes} of this disk, whatever the budget\n" in path.read_text()
 
 
 def test_the_quickstart_does_its_job_on_all_three_tiers(tmp_path: Path) -> None:

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from flexflow_engine.errors import StorageError
 from flexflow_engine.jobs.answers import ExactMatch
 from flexflow_engine.jobs.batching import FinishedSequence
-from flexflow_engine.jobs.completions import CompletionWriter
-from flexflow_engine.jobs.identity import JobIdentity
 from flexflow_engine.jobs.prompts import Prompt
 from flexflow_engine.jobs.tokenizer import Tokenizer
 from full_disk import no_room
+from writers import writing
 
 
 class Letters(Tokenizer):
@@ -37,29 +36,6 @@ class Letters(Tokenizer):
 
 def prompts(*expected: str | None) -> tuple[Prompt, ...]:
     return tuple(Prompt(f"p{index}", (1, 2, 3), text) for index, text in enumerate(expected))
-
-
-JOB = JobIdentity(
-    checkpoint=lambda: "c",
-    model="opt",
-    dtype="float32",
-    weights="plain",
-    kv_cache="plain",
-    tokenizer="t",
-    task="t",
-    prompts="p",
-)
-
-
-def writing(
-    path: Path,
-    prompts: Sequence[Prompt],
-    tokenizer: Tokenizer | None,
-    *,
-    job: JobIdentity = JOB,
-    told: list[str] | None = None,
-) -> CompletionWriter:
-    return CompletionWriter(path, prompts, tokenizer, identity=job, tell=([] if told is None else told).append)
 
 
 def journal(partial: Path) -> list[dict[str, Any]]:
@@ -124,7 +100,7 @@ def test_lines_come_in_input_order_however_sequences_end(
     tmp_path_factory: pytest.TempPathFactory, order: list[int]
 ) -> None:
     path = tmp_path_factory.mktemp("completions") / "out.jsonl"
-    with writing(path, prompts(*[None] * 6), None) as writer:
+    with writing(path, prompts(*[None] * 6)) as writer:
         for index in order:
             writer.add(FinishedSequence(index, (index,), "stop"))
         writer.finish()
@@ -135,7 +111,7 @@ def test_lines_come_in_input_order_however_sequences_end(
 
 def test_a_completion_is_kept_as_soon_as_its_sequence_has_ended(tmp_path: Path) -> None:
     partial = tmp_path / "out.jsonl.partial"
-    with writing(tmp_path / "out.jsonl", prompts(None, None, None), None) as writer:
+    with writing(tmp_path / "out.jsonl", prompts(None, None, None)) as writer:
         assert partial.read_text() == ""
         writer.add(FinishedSequence(1, (), "stop"))
         assert [line["custom_id"] for line in journal(partial)] == ["p1"]
@@ -146,7 +122,7 @@ def test_a_completion_is_kept_as_soon_as_its_sequence_has_ended(tmp_path: Path) 
 def test_leaving_before_the_end_keeps_the_partial_file_and_the_earlier_result(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("of an earlier run\n")
-    with writing(path, prompts(None, None), None) as writer:
+    with writing(path, prompts(None, None)) as writer:
         writer.add(FinishedSequence(0, (4,), "stop"))
     assert path.read_text() == "of an earlier run\n"
     assert len(journal(tmp_path / "out.jsonl.partial")) == 1
@@ -155,7 +131,7 @@ def test_leaving_before_the_end_keeps_the_partial_file_and_the_earlier_result(tm
 def test_an_existing_result_is_replaced_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("of an earlier run\n")
-    with writing(path, prompts(None), None) as writer:
+    with writing(path, prompts(None)) as writer:
         writer.add(FinishedSequence(0, (4,), "stop"))
         assert path.read_text() == "of an earlier run\n"
         writer.finish()
@@ -171,23 +147,23 @@ def test_exact_match_compares_stripped_text_where_it_is_expected(tmp_path: Path)
 
 
 def test_without_a_tokenizer_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    with writing(tmp_path / "out.jsonl", prompts("hi"), None) as writer:
+    with writing(tmp_path / "out.jsonl", prompts("hi")) as writer:
         writer.add(FinishedSequence(0, (8, 9), "stop"))
         assert writer.answers.exact_match is None
 
 
 def test_a_folder_that_does_not_exist_is_told_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"out\.jsonl: the folder .*missing is missing"):
-        writing(tmp_path / "missing" / "out.jsonl", prompts(None), None)
+        writing(tmp_path / "missing" / "out.jsonl", prompts(None))
 
 
 @pytest.mark.parametrize("place", ["", "/dev/null"])
 def test_a_folder_or_a_device_is_not_replaced(tmp_path: Path, place: str) -> None:
     with pytest.raises(StorageError, match="no regular file"):
-        writing(Path(place or tmp_path), prompts(None), None)
+        writing(Path(place or tmp_path), prompts(None))
 
 
 def test_a_full_disk_is_told_before_the_run(tmp_path: Path) -> None:
     with no_room(), pytest.raises(StorageError, match="file too large"):
-        writing(tmp_path / "out.jsonl", prompts(None), None)
+        writing(tmp_path / "out.jsonl", prompts(None))
     assert not any(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import pytest
 ENGINE = Path(__file__).parents[2] / "flexflow_engine"
 
 
-@pytest.mark.parametrize("package", ["checkpoint", "cli", "planning/profile", "store", "testing"])
+@pytest.mark.parametrize("package", ["checkpoint", "cli", "jobs", "planning", "planning/profile", "store", "testing"])
 def test_a_package_lists_its_files(package: str) -> None:
     docstring = ast.get_docstring(ast.parse((ENGINE / package / "__init__.py").read_text()))
     listed = re.findall(r"^ *(\w[\w. ]*?)  +\S", str(docstring), re.MULTILINE)

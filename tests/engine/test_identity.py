@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flexflow_engine.jobs.identity import prompts_key, tokenizer_key
@@ -17,6 +17,9 @@ PROMPTS = st.lists(st.builds(Prompt, st.sampled_from(["a", "a1", "b"]), TOKENS, 
 
 
 @given(PROMPTS, PROMPTS)
+@example([Prompt("a", (1, 2), None, (3,))], [Prompt("a", (1,), None, (2, 3))])
+@example([Prompt("a", (1,), None, (2,))], [Prompt("a", (1,), None, (3,))])
+@example([Prompt("a", (1,)), Prompt("b", ())], [Prompt("a", ()), Prompt("b", (1,))])
 def test_prompts_have_the_same_key_where_names_prompts_and_completions_are_the_same(
     some: list[Prompt], others: list[Prompt]
 ) -> None:

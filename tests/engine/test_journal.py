@@ -11,23 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import writers
 from flexflow_engine.errors import StorageError
 from flexflow_engine.jobs.batching import FinishedSequence
 from flexflow_engine.jobs.completions import CompletionWriter
 from flexflow_engine.jobs.identity import JobIdentity
 from flexflow_engine.jobs.prompts import Prompt
 from full_disk import no_room
+from writers import JOB
 
-JOB = JobIdentity(
-    checkpoint=lambda: "c",
-    model="opt",
-    dtype="float32",
-    weights="plain",
-    kv_cache="plain",
-    tokenizer="t",
-    task="t",
-    prompts="p",
-)
 OTHER = replace(JOB, task="another", prompts="others")
 PROMPTS = tuple(Prompt(f"p{index}", (1, 2, 3)) for index in range(5))
 PARTIAL = "out.jsonl.partial"
@@ -36,8 +28,7 @@ PARTIAL = "out.jsonl.partial"
 def writing(
     folder: Path, job: JobIdentity = JOB, told: list[str] | None = None, *, fresh: bool = False
 ) -> CompletionWriter:
-    told = [] if told is None else told
-    return CompletionWriter(folder / "out.jsonl", PROMPTS, None, identity=job, tell=told.append, fresh=fresh)
+    return writers.writing(folder / "out.jsonl", PROMPTS, job=job, told=told, fresh=fresh)
 
 
 def finished(writer: CompletionWriter, custom_id: str) -> FinishedSequence:
@@ -126,7 +117,7 @@ def test_another_job_s_completions_are_kept_under_another_name(tmp_path: Path, w
     told: list[str] = []
     assert complete(tmp_path, told=told) == whole
     kept = tmp_path / f"{PARTIAL}.old"
-    assert told == [f"{tmp_path / PARTIAL} is of another job (its task, prompts differ): it will be kept as {kept}"]
+    assert told == [f"{tmp_path / PARTIAL} is of another job (different: task, prompts): it will be kept as {kept}"]
     assert kept.read_bytes() == before
 
 

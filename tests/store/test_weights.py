@@ -184,16 +184,11 @@ def test_no_file_stays_open(path: Path) -> None:
     assert open_pages() == 0
 
 
-def test_what_an_array_says_of_itself_is_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_array_says_of_itself_is_read_once(path: Path) -> None:
     """There are thousands of arrays in a large model."""
-    seen, read_bytes = list[Path](), Path.read_bytes
-
-    def seeing(file: Path) -> bytes:
-        seen.append(file)
-        return read_bytes(file)
-
-    monkeypatch.setattr(Path, "read_bytes", seeing)
     with WeightStore.open(path) as store:
         for _ in range(2):
-            store.read_units(f"model.{BIAS}", 0, 1, np.empty(28, np.uint8))
-    assert seen.count(path / BIAS / "zarr.json") == 1
+            out = np.empty(28, np.uint8)
+            store.read_units(f"model.{BIAS}", 0, 1, out)
+            (path / BIAS / "zarr.json").unlink(missing_ok=True)
+    assert np.array_equal(out, unit_bytes(BIAS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from flexflow_engine.errors import CorruptDataError, StorageError, TierError
 from flexflow_engine.store.run_folder import RunFolder
 from flexflow_engine.store.weights import WeightStore
 from flexflow_tiers.zarr import ZarrOptions, ZarrTier
+from full_disk import no_room
 from store.stores import TABLE, flip_byte, unit_bytes, write_store
 
 SPEC = RegionSpec(name="kv.3.0.k.1", num_units=8, unit_nbytes=100)
@@ -178,15 +178,11 @@ def test_folders_of_runs_that_were_killed_as_they_began_or_ended_are_removed(tmp
 
 
 def test_a_run_that_finds_no_room_for_its_lock_leaves_nothing(tmp_path: Path) -> None:
-    before, open_before = resource.getrlimit(resource.RLIMIT_FSIZE), open_files()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        with pytest.raises(StorageError, match="file too large"):
-            make_tier(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    before = open_files()
+    with no_room(nbytes=0), pytest.raises(StorageError, match="file too large"):
+        make_tier(tmp_path)
     assert run_folders(tmp_path) == []
-    assert open_files() == open_before
+    assert open_files() == before
 
 
 def test_runs_that_begin_and_end_at_once_take_nothing_from_each_other(tmp_path: Path) -> None:

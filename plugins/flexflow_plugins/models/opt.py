@@ -251,6 +251,5 @@ def _token_ids(config: Mapping[str, Any], key: str, default: int) -> tuple[int, 
     value = config.get(key, default)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(token, int) for token in ids):
-        where = "config.json or generation_config.json"
-        raise CheckpointError(f"{key} is {value!r}", where=where, fix="a token id or a list of them would do")
+        raise CheckpointError(f"{key} is {value!r}", where="config.json", fix="a token id or a list of them would do")
     return tuple(ids)
