@@ -8,8 +8,6 @@ problems.py         collects what is wrong with a YAML file
 recipe.py           Recipe: what the user asked for, checked and complete
 references.py       what names a checkpoint
 paths.py            paths as people write them
-sizes.py            sizes in bytes, as people write them
-durations.py        durations, as people read them
 prompts.py          the prompts of a job as token ids: read, or made up
 prompt_lines.py     one line of a prompt file, checked by itself
 prompt_problems.py  what is wrong with lines, told once for all that share it
