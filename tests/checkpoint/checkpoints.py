@@ -1,4 +1,4 @@
-"""Tiny OPT checkpoints in every format, for the tests of this folder."""
+"""Tiny OPT checkpoints in every format, and what is imported of them, for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+import zarr
 from safetensors.torch import save_file
 
+from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.checkpoint.checkpoint import ByteProgress, Checkpoint, silent
 from flexflow_engine.checkpoint.importing import import_checkpoint
@@ -96,3 +99,21 @@ def opened(reference: Path | str, dtype: DType = "float32") -> Checkpoint:
 
 def imported(checkpoint: Checkpoint, root: Path, progress: ByteProgress = silent) -> WeightStore:
     return import_checkpoint(checkpoint, checkpoint.model, NoneCodec(), NoneCodec(), root, progress)
+
+
+def imported_with(codec: Codec, checkpoint: Checkpoint, root: Path) -> WeightStore:
+    return import_checkpoint(checkpoint, checkpoint.model, codec, NoneCodec(), root, silent)
+
+
+def pages(root: Path) -> dict[Path, int]:
+    """Every page file under `root` and when it was written."""
+    files = (path for path in root.rglob("*") if path.is_file() and "c" in path.parts)
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def stock(store: WeightStore, array: str) -> torch.Tensor:
+    """An array as stock Zarr reads it; bfloat16 as its bits, int16."""
+    node = zarr.open_group(store.path, mode="r")[array]
+    assert isinstance(node, zarr.Array)
+    values = np.asarray(node[:])
+    return torch.from_numpy(values.view(np.int16) if values.dtype == np.uint16 else values)
