@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile, measured_key
@@ -51,6 +51,7 @@ from flexflow_engine.runtime.trace import FoldedTrace, Trace
 from flexflow_engine.store.weights import WeightStore
 from flexflow_engine.user_cache import user_cache
 
+T = TypeVar("T")
 DENSER_CODECS = ("group-int4",)
 """What a forecast asks about where weights or cache are not encoded."""
 
@@ -269,21 +270,18 @@ def _needs(model: Model, codecs: Codecs, tiers: tuple[TierChoice, ...]) -> Needs
 
 def _known_machine(job: _Job, progress: Progress) -> HardwareProfile | None:
     """None, with a line why, where nothing is known of it."""
-    try:
-        return job.planner.hardware()
-    except (HardwareError, ProblemsError) as error:
-        progress.notice(f"no prediction: {error}")
-        return None
+    return _if_known(job.planner.hardware, progress)
 
 
 def _predicted_tokens_per_s(job: _Job, progress: Progress) -> float | None:
     """None, with a line why, where the profile lacks what the plan needs."""
-    return _predicted(lambda: job.planner.predict(job.plan.layout).tokens_per_s, progress)
+    return _if_known(lambda: job.planner.predict(job.plan.layout).tokens_per_s, progress)
 
 
-def _predicted(predict: Callable[[], float | None], progress: Progress) -> float | None:
+def _if_known(find: Callable[[], T], progress: Progress) -> T | None:
+    """What is found with what is known of the machine; None, with a line why, where that is too little."""
     try:
-        return predict()
+        return find()
     except (HardwareError, ProblemsError) as error:
         progress.notice(f"no prediction: {error}")
         return None
@@ -293,7 +291,7 @@ def _prepare_to_run(asked: Asked, registry: Registry, hardware: HardwareFor) -> 
     """The job, if it fits. Raises with every problem of the budgets and of the machine's free memory."""
     job = _prepare(asked, registry, hardware)
     job.plan.require_fit()
-    raise_problems(list(without_room(named_tiers(asked.recipe, registry), job.plan.memory)))
+    raise_problems(list(without_room(job.tiers, job.plan.memory)))
     return job
 
 
@@ -413,7 +411,7 @@ def _predicted_as_ended(job: _Job, run: _Run, generated_tokens: int) -> float | 
         seconds = job.planner.predictor().seconds(job.plan.layout, [time.step for time in run.times])
         return generated_tokens / seconds if seconds else None
 
-    return _predicted(predict, run.progress)
+    return _if_known(predict, run.progress)
 
 
 def _batcher(job: _Job) -> Batcher:
