@@ -189,8 +189,12 @@ def _products(factor: Factor, output: torch.Tensor) -> Iterator[_Product]:
     """One for each part of the matrix; output [N, out_features]."""
     parts, bias = factor
     sizes = [rows.out_features for rows in parts]
-    biases = [None] * len(parts) if bias is None else torch.split(bias, sizes)
-    return map(_Product, parts, biases, torch.split(output, sizes, dim=1))
+    return map(_Product, parts, biases_of(sizes, bias), torch.split(output, sizes, dim=1))
+
+
+def biases_of(sizes: list[int], bias: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+    """What parts of so many rows each have of a matrix's bias."""
+    return [None] * len(sizes) if bias is None else torch.split(bias, sizes)
 
 
 def _multiply_whole(product: _Product, x: torch.Tensor) -> None:

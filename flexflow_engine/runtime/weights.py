@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.matmul import HostProducts, PlainRows, Rows
+from flexflow_engine.cpu.matmul import HostProducts, PlainRows, Rows, biases_of
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
@@ -37,10 +37,9 @@ class PagedMatrix:
         if self._products is not None:
             return self._products.linear_each(x, [(self.parts, bias)])[0]
         sizes = [part.out_features for part in self.parts]
-        biases = [None] * len(sizes) if bias is None else torch.split(bias, sizes)
         outputs = [
             F.linear(x, part.part(0, rows, None), some)
-            for part, rows, some in zip(self.parts, sizes, biases, strict=True)
+            for part, rows, some in zip(self.parts, sizes, biases_of(sizes, bias), strict=True)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
