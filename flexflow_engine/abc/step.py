@@ -6,7 +6,7 @@ A job decides the composition of its steps (`jobs.batching`), the graph compiles
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Phase = Literal["prefill", "decode"]
@@ -32,15 +32,15 @@ class BatchStep:
 
     gpu_batch: int
     rows: tuple[RowStep, ...]
+    new_tokens: int = field(init=False, compare=False)
+    """Positions computed, over all rows."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "new_tokens", sum(row.new_tokens for row in self.rows))
 
     @property
     def phase(self) -> Phase:
         return "decode" if self.rows[0].context else "prefill"
-
-    @property
-    def new_tokens(self) -> int:
-        """Positions computed, over all rows."""
-        return sum(row.new_tokens for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ class Done(Completion):
 class LaneContext(ABC):
     """What one lane needs to issue work in order: nothing on the host, a side stream on CUDA.
 
-    Made by `Tier.lane_context`, entered and left by the lane's own threads, closed by the executor.
+    Made by `Tier.lane_context`, entered by each of the lane's threads for as long as it works, closed by the executor.
     """
 
     @abstractmethod

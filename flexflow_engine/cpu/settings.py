@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.00002
 T = TypeVar("T")
 
 
@@ -107,10 +107,11 @@ def torch_team(threads: int) -> Iterator[None]:
 
 
 def quick_switches() -> AbstractContextManager[None]:
-    """While it lasts, a thread that computes in Python hands its lock over after half a millisecond.
+    """While it lasts, a thread that computes in Python hands its lock over after 20 microseconds.
 
-    A lane that queues kernels asks for the lock after each of them. Beside a thread that compiles a step it would wait
-    for Python's usual 5 ms each time, longer than the kernels take. Several may ask for it, and leave in any order.
+    A lane that queues kernels asks for the lock after each of them. Beside a thread that compiles a step an operator of
+    torch's took 2.7 ms with Python's usual 5 ms, 0.2 ms with 0.5, and 25 microseconds with this; the other thread lost
+    6 % of its time. Several may ask for it, and leave in any order.
     """
     return _SWITCHES.hold(SWITCH_SECONDS)
 

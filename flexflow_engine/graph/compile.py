@@ -7,6 +7,9 @@ GPU batches of the current one, between their other loads:
     compute    | 2,k0 | 2,k1 | 2,k2 | 3,k0 |
     disk.read  | kv 2,k1 w3 | kv 2,k2 w3 | kv 3,k0 w3 | ...        w3: a third of layer 3's pages
 
+The first tiles' caches come before the rows of the tokens that the step begins with: those rows wait until the step
+before has its tokens, and the link must not wait with them.
+
 With attention on the host, a decode tile is begun before the tile in front of it is ended, so that the compute tier has
 work while the host attends:
 
@@ -17,6 +20,9 @@ The order of emission is every lane's order; it is topological by construction, 
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
 
 from flexflow_engine.abc.step import Step
 from flexflow_engine.graph.builder import Frontier, GraphBuilder, TaskGraph
@@ -29,7 +35,7 @@ from flexflow_engine.graph.tile_work import TileWork
 from flexflow_engine.graph.transfers import Transfers
 from flexflow_engine.graph.weight_loads import PageNbytes, WeightLoads, WeightOrder
 from flexflow_engine.graph.work import attention_flops, matmul_flops
-from flexflow_engine.placement.layout import Layout
+from flexflow_engine.placement.layout import KV_SLOTS, Layout
 
 
 class StepCompiler:
@@ -57,6 +63,7 @@ class _StepEmitter:
         self._cache = CacheIO(self._layout, self._builder, transfers)
         self._weights = WeightLoads(self._layout, compiler.weight_order, step, self._builder, transfers)
         self._attention = HostAttention(self._layout, self._builder)
+        self._attention_flops = {batch.gpu_batch: attention_flops(self._layout, batch) for batch in step.batches}
         self._unfinished: TileWork | None = None
 
     def emit(self) -> tuple[TaskGraph, Frontier]:
@@ -66,6 +73,7 @@ class _StepEmitter:
             for batch in self._step.batches
         ]
         self._weights.load_first()
+        self._load_first_caches(works)
         self._load_inputs(works[0])
         for work, following in zip(works, [*works[1:], None], strict=True):
             self._advance(work, following)
@@ -94,13 +102,20 @@ class _StepEmitter:
         if following and not ahead:
             self._load_inputs(following)
 
+    def _load_first_caches(self, works: Sequence[TileWork]) -> None:
+        """Of as many tiles as there are slots; prompts find none."""
+        decoder = (work for work in works if work.layer.spec.kind == "decoder")
+        for work in islice(decoder, KV_SLOTS):
+            if work.batch.phase == "decode":
+                self._load_cache(work)
+
     def _load_inputs(self, work: TileWork) -> None:
         kind = work.layer.spec.kind
         if kind == "embed":
             work.embed = self._io.gather_rows(work.tile, work.batch)
         if kind in {"decoder", "final"}:
             work.hidden = self._io.load_hidden(work.tile, work.batch)
-        if kind == "decoder":
+        if kind == "decoder" and work.kv is None:
             self._load_cache(work)
 
     def _load_cache(self, work: TileWork) -> None:
@@ -149,7 +164,7 @@ class _StepEmitter:
                 updates += self._cache.locations(work.tile, work.kv)
             else:
                 writes += [f"kv.prompt.{work.prompt}"]
-            flops += attention_flops(self._layout, batch)
+            flops += self._attention_flops[batch.gpu_batch]
         if kind == "final":
             reads += self._io.hidden_locations(batch, work.hidden)
             writes += [f"features.{batch.gpu_batch}"]

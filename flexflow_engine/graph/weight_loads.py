@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from flexflow_engine.abc.step import BatchStep, Step
 from flexflow_engine.graph.builder import GraphBuilder
@@ -17,28 +18,73 @@ PageNbytes = Callable[[str, int], int]
 """What reading a page of a tensor from a tier that reads the store costs, by the tensor's name and the page's index."""
 
 
+Place = tuple[Run, Page, int]
+"""A page to load, and its byte offset in the slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageLoad:
+    """What one task loads: a page, or all of a GPU batch's from one tier in host memory."""
+
+    name: str
+    transfers: tuple[Transfer, ...]
+
+
 class WeightOrder:
-    """What is the same for every step of a run: each layer's load list, and which layers have one."""
+    """What is the same for every step of a run: each layer's load list, and which layers have one.
+
+    changing state    _read_nbytes, _loads    what was asked for already
+    """
 
     def __init__(self, layout: Layout, stored_nbytes: PageNbytes | None = None) -> None:
         """stored_nbytes: None where there is no store yet; pages then count as if nothing was compressed."""
-        self._stored_nbytes = stored_nbytes
+        self._layout, self._stored_nbytes = layout, stored_nbytes
         self._reads_store = {tier.name for tier in layout.tiers if tier.reads_store}
         self._read_nbytes: dict[Page, int] = {}
+        self._loads: dict[tuple[int, int, int, int], list[PageLoad]] = {}
         self.pages = [layout.weights.page_order(layer, layout.direct) for layer in layout.weights.layers]
         self._loading = [index for index, pages in enumerate(self.pages) if pages]
 
-    def read_nbytes(self, run: Run, page: Page) -> int | None:
+    def loads(self, layer: int, slot: int, position: int, count: int) -> Sequence[PageLoad]:
+        """Of the pages of a layer that fall to the GPU batch at `position` of `count`."""
+        key = layer, slot, position, count
+        if key not in self._loads:
+            pages = self.pages[layer]
+            share = pages[len(pages) * position // count : len(pages) * (position + 1) // count]
+            self._loads[key] = list(self._page_loads(share, f"weights.slot.{slot}"))
+        return self._loads[key]
+
+    def window(self, layer: int) -> list[int]:
+        """The layers whose weights may be in slots while `layer` runs: as many as there are slots, itself included."""
+        return [index for index in self._loading if index >= layer][:WEIGHT_SLOTS]
+
+    def _page_loads(self, share: Sequence[Place], location: str) -> Iterator[PageLoad]:
+        by_tier: dict[str, list[Place]] = defaultdict(list)
+        for place in share:
+            by_tier[place[0].tier].append(place)
+        for name, some in by_tier.items():
+            tier = self._layout.tier(name)
+            for together in [some] if tier.read_by_host else [[place] for place in some]:
+                transfers = [self._transfer(location, *place) for place in together]
+                if tier.read_by_host and tier.read_concurrency == 1:
+                    transfers = _joined(transfers)
+                page, more = together[0][1], len(together) - 1
+                what = f"{page.tensor.name}[{page.index}]" + (f" and {more} more" if more else "")
+                yield PageLoad(what, tuple(transfers))
+
+    def _transfer(self, location: str, run: Run, page: Page, offset: int) -> Transfer:
+        target = Span(self._layout.device.name, location, offset, page.nbytes)
+        return Transfer(
+            self._layout.page_span(run, page), target, page.tensor.unit_nbytes, self._stored_page_nbytes(run, page)
+        )
+
+    def _stored_page_nbytes(self, run: Run, page: Page) -> int | None:
         """Bytes that loading a page reads, where its tier reads them from a store; asked of the store once."""
         if self._stored_nbytes is None or run.tier not in self._reads_store:
             return None
         if page not in self._read_nbytes:
             self._read_nbytes[page] = self._stored_nbytes(page.tensor.name, page.index)
         return self._read_nbytes[page]
-
-    def window(self, layer: int) -> list[int]:
-        """The layers whose weights may be in slots while `layer` runs: as many as there are slots, itself included."""
-        return [index for index in self._loading if index >= layer][:WEIGHT_SLOTS]
 
 
 class WeightLoads:
@@ -96,25 +142,29 @@ class WeightLoads:
             self._begun[index] = during
             self._slots[index] = self._builder.next_slot("weights", WEIGHT_SLOTS)
             self._builder.begin(f"weights.slot.{self._slots[index]}")
-        pages = self._order.pages[index]
         tile = Tile(self._step.index, index, self._step.batches[position].gpu_batch)
-        share = pages[len(pages) * position // count : len(pages) * (position + 1) // count]
-        by_tier: dict[str, list[tuple[Run, Page, int]]] = defaultdict(list)
-        for one in share:
-            by_tier[one[0].tier].append(one)
-        for tier, some in by_tier.items():
-            for together in [some] if self._layout.tier(tier).read_by_host else [[one] for one in some]:
-                self._load_together(tile, together)
+        slot = self._slots[index]
+        for load in self._order.loads(index, slot, position, count):
+            self._transfers.load(load.name, tile, load.transfers, reads=[], adds=f"weights.slot.{slot}")
 
-    def _load_together(self, tile: Tile, pages: Sequence[tuple[Run, Page, int]]) -> None:
-        """One task: of one page, or of all in host memory, where a copy takes hardly longer than a task."""
-        transfers = [self._transfer(tile, *one) for one in pages]
-        page = pages[0][1]
-        name = f"{page.tensor.name}[{page.index}]" + (f" and {len(pages) - 1} more" if len(pages) > 1 else "")
-        self._transfers.load(name, tile, transfers, reads=[], adds=transfers[0].target.region)
 
-    def _transfer(self, tile: Tile, run: Run, page: Page, offset: int) -> Transfer:
-        location = f"weights.slot.{self._slots[tile.layer]}"
-        target = Span(self._layout.device.name, location, offset, page.nbytes)
-        source, read_nbytes = self._layout.page_span(run, page), self._order.read_nbytes(run, page)
-        return Transfer(source, target, page.tensor.unit_nbytes, read_nbytes)
+def _joined(transfers: Sequence[Transfer]) -> list[Transfer]:
+    """Those that follow each other at both ends as one: a copy of them all takes one call."""
+    joined: list[Transfer] = []
+    for transfer in transfers:
+        source, target = transfer.source, transfer.target
+        assert transfer.read_nbytes is None, "what lies in host memory is not read from a store"
+        last = joined[-1] if joined else None
+        if last and _follows(last.source, source) and _follows(last.target, target):
+            joined[-1] = replace(last, source=_longer(last.source, source), target=_longer(last.target, target))
+        else:
+            joined.append(transfer)
+    return joined
+
+
+def _follows(span: Span, other: Span) -> bool:
+    return (span.tier, span.region, span.first + span.count) == (other.tier, other.region, other.first)
+
+
+def _longer(span: Span, by: Span) -> Span:
+    return replace(span, count=span.count + by.count)

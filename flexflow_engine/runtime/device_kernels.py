@@ -140,13 +140,13 @@ def _accumulate(
     n, head, inside = vector // num_heads, vector % num_heads, number < head_dim
     row, visible = _row_and_tokens(n, rows, ends, first_end, first_row, num_rows, tokens)
     if visible > 0:
-        target = output + vector * head_dim + number
-        total = tl.load(target, mask=inside, other=0)
+        sums = tl.zeros((block, width), tl.float32)
         for start in range(0, visible, block):
             token = start + tl.arange(0, block)
             seen = token < visible
             place = _place(token, row, num_rows, head // group, num_heads // group, page_tokens, head_dim)
             weight = tl.load(weights + vector.to(tl.int64) * columns + column + token, mask=seen, other=0)
             value = tl.load(values + place[:, None] + number[None, :], mask=seen[:, None] & inside[None, :], other=0)
-            total += tl.sum(value.to(tl.float32) * weight[:, None], 0)
-        tl.store(target, total, mask=inside)
+            sums += value.to(tl.float32) * weight[:, None]
+        target = output + vector * head_dim + number
+        tl.store(target, tl.load(target, mask=inside, other=0) + tl.sum(sums, 0), mask=inside)

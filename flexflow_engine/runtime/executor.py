@@ -70,8 +70,9 @@ class SequentialExecutor(Executor):
     def submit(self, graph: TaskGraph) -> None:
         with torch.inference_mode():
             for task in graph.tasks:
-                with _naming(task):
-                    self._trace.events.append(_run_in(self._contexts[task.lane], self._run, task, worker=0))
+                context = self._contexts[task.lane]
+                with _naming(task), context:
+                    self._trace.events.append(_run_in(context, self._run, task, worker=0))
                     self._trace.events[-1].completion.wait()
 
     def wait(self, step: int) -> None:
@@ -173,6 +174,7 @@ class DataflowExecutor(Executor):
                 stack.callback(context.close)
                 stack.enter_context(self._reporting())  # first, should closing the context fail as well
                 stack.enter_context(torch.inference_mode())
+                stack.enter_context(context)
                 while task := self._next(self._lanes[lane_name], gate):
                     self._execute(task, worker, context)
         except BaseException as error:  # a thread's exception is the run's: wait() raises it
@@ -287,10 +289,10 @@ def _naming(task: Task) -> Iterator[None]:
 
 
 def _run_in(context: LaneContext, run: RunTask, task: Task, worker: int) -> TaskEvent:
+    """context: entered."""
     start = time.perf_counter()
-    with context:
-        run(task)
-        completion = context.record()
+    run(task)
+    completion = context.record()
     if task.lane == TOKENS_LANE:
         completion.wait()  # the host reads the tokens as soon as the task counts as issued
     return TaskEvent(task, worker, start, time.perf_counter(), completion)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from math import ceil
@@ -22,7 +22,14 @@ from flexflow_engine.placement.workspace import pages_encoded_at_once
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.token_places import LatestPlaces, TileCut, TokenPlaces
+from flexflow_engine.runtime.token_places import (
+    FullTails,
+    LatestPlaces,
+    TileCut,
+    TokenPlaces,
+    adjoining,
+    rows_from,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,7 @@ class TileCache:
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
-        runs = _adjoining(rows, lambda row: row.new_tokens, self._prompts_together)
+        runs = adjoining(rows, lambda row: row.new_tokens, self._prompts_together)
         starts = [0, *accumulate(len(run) * run[0].new_tokens for run in runs)]
 
         def write(n: int) -> None:
@@ -89,7 +96,7 @@ class TileCache:
             assert self.tail_values is not None
             places.in_tails.write(self.tail_keys, keys)
             places.in_tails.write(self.tail_values, values)
-        self._flush_tails(places.full_tails)
+        self._flush_tails(places)
 
     def places(self, rows: Sequence[RowStep], device: torch.device) -> TokenPlaces:
         """Of one new token of each row."""
@@ -106,28 +113,20 @@ class TileCache:
     def _part(self, row: int, page: int) -> KVPart:
         return self.parts[self.cut.part_of(row, page)]
 
-    def _flush_tails(self, rows: Sequence[RowStep]) -> None:
+    def _flush_tails(self, places: TokenPlaces) -> None:
         """Full tails become pages, from which they are stored if they must be; attention still reads the tails."""
         step = self._pages_a_thread
         if self.workers is not None:
-            step = min(step, ceil(len(rows) / self.workers.threads))
+            step = max(1, min(step, ceil(places.num_full_tails / self.workers.threads)))
+        full = places.full_tails(step)
+        self._each(lambda n: self._flush(full[n]), len(full))
 
-        def page(row: RowStep) -> Hashable:
-            """Its number and its part."""
-            return row.context, id(self._part(row.row, row.context // self.page_tokens))
-
-        runs = _adjoining(rows, page, lambda _: step)
-        self._each(lambda n: self._flush(runs[n]), len(runs))
-
-    def _flush(self, rows: Sequence[RowStep]) -> None:
-        """The tails of adjoining rows, to pages of one number in one part."""
+    def _flush(self, full: FullTails) -> None:
         assert self.tail_keys is not None
         assert self.tail_values is not None
-        page, first = rows[0].context // self.page_tokens, rows[0].row
-        part = self._part(first, page)
-        place, tails = (_rows_from(start, rows) for start in (part.rectangle.first_row, self.tail_rows.start))
-        part.keys.write(place, page - part.rectangle.first_page, self.tail_keys[tails, None])
-        part.values.write(place, page - part.rectangle.first_page, self.tail_values[tails, None])
+        part = self.parts[full.part]
+        part.keys.write(full.rows, full.page, self.tail_keys[full.tails, None])
+        part.values.write(full.rows, full.page, self.tail_values[full.tails, None])
 
     @property
     def _pages_a_thread(self) -> int:
@@ -152,7 +151,7 @@ class TileCache:
             some = [row for row in rows if r.first_row <= row.row < r.stop_row]
             stop = min(r.stop_page, full)
             if some and stop > r.first_page:
-                chosen, place = _rows_from(rows[0].row, some), _rows_from(r.first_row, some)
+                chosen, place = rows_from(rows[0].row, some), rows_from(r.first_row, some)
                 for target, source in zip((part.keys, part.values), sources, strict=True):
                     whole = source[chosen, r.first_page * self.page_tokens : stop * self.page_tokens]
                     self._write_pages(target, place, whole.unflatten(1, (-1, self.page_tokens)).transpose(2, 3))
@@ -160,7 +159,7 @@ class TileCache:
             for part, group in groupby(rows, lambda row: self._part(row.row, full)):
                 some = list(group)
                 for pages, source in zip(self._growing_pages(part, some, full), sources, strict=True):
-                    tokens = source[_rows_from(rows[0].row, some), full * self.page_tokens :]
+                    tokens = source[rows_from(rows[0].row, some), full * self.page_tokens :]
                     pages[:, :, :rest].copy_(tokens.transpose(1, 2))
 
     def _write_pages(self, target: Pages, rows: slice, pages: torch.Tensor) -> None:
@@ -174,11 +173,11 @@ class TileCache:
         if part.takes_tokens:
             assert part.keys.plain is not None
             assert part.values.plain is not None
-            index = page - part.rectangle.first_page, _rows_from(part.rectangle.first_row, rows)
+            index = page - part.rectangle.first_page, rows_from(part.rectangle.first_row, rows)
             return part.keys.plain[index], part.values.plain[index]
         assert self.tail_keys is not None
         assert self.tail_values is not None
-        tails = _rows_from(self.tail_rows.start, rows)
+        tails = rows_from(self.tail_rows.start, rows)
         return self.tail_keys[tails], self.tail_values[tails]
 
 
@@ -282,21 +281,3 @@ def attending_in_kernel(
         workers=workers,
     )
     return replace(cache, host=host)
-
-
-def _adjoining(
-    rows: Sequence[RowStep], kind: Callable[[RowStep], Hashable], most: Callable[[RowStep], int]
-) -> list[Sequence[RowStep]]:
-    """Runs of rows that follow each other and are of one kind; of a kind no more together than `most` says."""
-    runs: list[Sequence[RowStep]] = []
-    for _, group in groupby(enumerate(rows), lambda numbered: (numbered[1].row - numbered[0], kind(numbered[1]))):
-        run = [row for _, row in group]
-        step = most(run[0])
-        runs += [run[first : first + step] for first in range(0, len(run), step)]
-    return runs
-
-
-def _rows_from(first: int, rows: Sequence[RowStep]) -> slice:
-    """Adjoining rows, counted from row `first`."""
-    start = rows[0].row - first
-    return slice(start, start + len(rows))

@@ -6,9 +6,10 @@ index is a copy, and every comparison a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -66,13 +67,32 @@ class Scatter:
         self.moves.put(source.contiguous().view(-1, head_dim), target.view(-1, head_dim))
 
 
+@dataclass(frozen=True, slots=True)
+class FullTails:
+    """Adjoining rows whose tail pages are full, and the pages of one number that they become."""
+
+    part: int
+    """Its number among the parts."""
+    page: int
+    """Counted from the part's first."""
+    rows: slice
+    """Counted from the part's first."""
+    tails: slice
+    """The same rows among the tail pages."""
+
+
 class TokenPlaces:
-    """The places of one step's rows, of which each has one new token. Changing state: `_hidden`, the last one made."""
+    """The places of one step's rows, of which each has one new token.
+
+    changing state    _hidden    the last one made
+                      _filled    the last run of tails asked for, and how many rows were asked for together
+    """
 
     def __init__(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> None:
         self._steps, self._cut, self._device = rows, cut, device
         self._tails = [cut.tail_tokens(row.row, row.context + 1) for row in rows]
         self._hidden: torch.Tensor | None = None
+        self._filled: tuple[int, list[FullTails]] | None = None
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -108,10 +128,15 @@ class TokenPlaces:
         return self._scatter(chosen, pages) if chosen else None
 
     @cached_property
-    def full_tails(self) -> list[RowStep]:
+    def num_full_tails(self) -> int:
         """Rows whose tail page the new token fills."""
-        tokens = self._cut.page_tokens
-        return [row for row, tail in zip(self._steps, self._tails, strict=True) if tail == tokens]
+        return self._tails.count(self._cut.page_tokens)
+
+    def full_tails(self, most: int) -> list[FullTails]:
+        """Those rows, at most so many together."""
+        if self._filled is None or self._filled[0] != most:
+            self._filled = most, self._find_full_tails(most)
+        return self._filled[1]
 
     @cached_property
     def pages_seen(self) -> tuple[int, ...]:
@@ -147,6 +172,23 @@ class TokenPlaces:
         hidden = (column >= paged_end) & ((column < self.tail_start) | (column >= tail_end))
         return hidden[:, None, None, :]
 
+    def _find_full_tails(self, most: int) -> list[FullTails]:
+        tokens, cut = self._cut.page_tokens, self._cut
+        full = [row for row, tail in zip(self._steps, self._tails, strict=True) if tail == tokens]
+
+        def page(row: RowStep) -> tuple[int, int]:
+            """Its number, and that of its part."""
+            number = row.context // tokens
+            return number, cut.part_of(row.row, number)
+
+        found = []
+        for run in adjoining(full, page, lambda _: most):
+            number, part = page(run[0])
+            r = cut.parts[part]
+            place, tails = (rows_from(start, run) for start in (r.first_row, cut.tail_rows.start))
+            found.append(FullTails(part, number - r.first_page, place, tails))
+        return found
+
     def _scatter(self, chosen: list[int], pages: list[int]) -> Scatter:
         """The tokens of the chosen rows, each into one page of a part, or of the tails."""
         heads, tokens = np.arange(self._cut.num_kv_heads), self._cut.page_tokens
@@ -171,3 +213,21 @@ class LatestPlaces:
         if key not in self._found:
             self._found[key] = TokenPlaces(rows, cut, device)
         return self._found[key]
+
+
+def adjoining(
+    rows: Sequence[RowStep], kind: Callable[[RowStep], Hashable], most: Callable[[RowStep], int]
+) -> list[Sequence[RowStep]]:
+    """Runs of rows that follow each other and are of one kind; of a kind no more together than `most` says."""
+    runs: list[Sequence[RowStep]] = []
+    for _, group in groupby(enumerate(rows), lambda numbered: (numbered[1].row - numbered[0], kind(numbered[1]))):
+        run = [row for _, row in group]
+        step = most(run[0])
+        runs += [run[first : first + step] for first in range(0, len(run), step)]
+    return runs
+
+
+def rows_from(first: int, rows: Sequence[RowStep]) -> slice:
+    """Adjoining rows, counted from row `first`."""
+    start = rows[0].row - first
+    return slice(start, start + len(rows))

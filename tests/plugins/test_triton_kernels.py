@@ -34,8 +34,13 @@ def test_decoding_compiles(bits: int, group_size: int, words: bool, numbers: str
     pointers = {"codes": "*u8", "settings": "*i32" if words else "*fp16", "out": numbers}
     strides = {"code_stride": "i64", "setting_stride": "i64", "out_stride": "i64"}
     counts = dict.fromkeys(("code_nbytes", "numbers", "groups", "blocks"), "i32")
-    form = {"bits": bits, "group_size": group_size, "part_size": group_size // 4, "words": words}
-    constants = form | {"half": numbers == "*fp16", "num_bytes": 512}
+    runs, group_nbytes = 4 if words else 1, group_size * bits // 8
+    sizes = {
+        "group_nbytes": group_nbytes,
+        "run_nbytes": group_nbytes // runs,
+        "width": 1 << (group_nbytes // runs - 1).bit_length(),
+    }
+    constants = sizes | {"bits": bits, "runs": runs, "words": words, "half": numbers == "*fp16", "block": 32}
     assert compiled_bytes("_decode", pointers | strides | counts, constants, architecture)
 
 

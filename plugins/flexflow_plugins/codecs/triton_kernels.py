@@ -13,8 +13,8 @@ import triton.language as tl
 from flexflow_plugins.codecs import part_format
 from flexflow_plugins.codecs.part_format import part_size
 
-BYTES = 512
-"""Of codes that one program decodes."""
+BYTES = 1024
+"""Of codes that one program decodes, about."""
 GROUP_SIZE, GROUPS = 64, 16
 """Numbers of a group, and groups that one program encodes."""
 
@@ -32,8 +32,12 @@ def decode(codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, *, gr
     settings: of groups of group_size numbers each, int32 [n, groups] with a word of version 2, or float16
     [n, 2 * groups] with the scales and then the lows of version 1.
     """
-    numbers, code_nbytes = out.shape[1], codes.shape[1]
-    blocks = triton.cdiv(code_nbytes, BYTES)
+    numbers, code_nbytes, words = out.shape[1], codes.shape[1], settings.dtype == torch.int32
+    groups, runs = triton.cdiv(numbers, group_size), 4 if words else 1
+    run_nbytes = (part_size(group_size) if words else group_size) * bits // 8
+    width = triton.next_power_of_2(run_nbytes)
+    block = max(1, BYTES // width)
+    blocks = triton.cdiv(groups * runs, block)
     _decode[(len(out) * blocks,)](
         codes,
         settings,
@@ -43,14 +47,16 @@ def decode(codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, *, gr
         out.stride(0),
         code_nbytes,
         numbers,
-        triton.cdiv(numbers, group_size),
+        groups,
         blocks,
-        group_size=group_size,
-        part_size=part_size(group_size),
-        words=settings.dtype == torch.int32,
+        runs=runs,
+        group_nbytes=group_size * bits // 8,
+        run_nbytes=run_nbytes,
+        width=width,
+        words=words,
         bits=bits,
         half=out.dtype == torch.float16,
-        num_bytes=BYTES,
+        block=block,
     )
 
 
@@ -81,47 +87,58 @@ def _decode(
     numbers,
     groups,
     blocks,
-    group_size: tl.constexpr,
-    part_size: tl.constexpr,
+    runs: tl.constexpr,
+    group_nbytes: tl.constexpr,
+    run_nbytes: tl.constexpr,
+    width: tl.constexpr,
     words: tl.constexpr,
     bits: tl.constexpr,
     half: tl.constexpr,
-    num_bytes: tl.constexpr,
+    block: tl.constexpr,
 ):
-    row, first = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * num_bytes
-    at = first + tl.arange(0, num_bytes)
-    code = tl.load(codes + row * code_stride + at, mask=at < code_nbytes, other=0)
-    settings += row * setting_stride
+    """A program has some runs of codes that share a grid: groups, or the parts of groups; the last may be shorter."""
+    row, run = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * block + tl.arange(0, block)
+    group, part = run // runs, run % runs
+    scale, low = _grid(settings + row * setting_stride, group, part, groups, words)
+    start, column = group * group_nbytes + part * run_nbytes, tl.arange(0, width)
+    at = start[:, None] + column[None, :]
+    inside = at < code_nbytes
+    end = tl.minimum(group_nbytes - part * run_nbytes, run_nbytes)
+    if width * runs != group_nbytes:
+        inside = inside & (column[None, :] < end[:, None])
+    code = tl.load(codes + row * code_stride + at, mask=inside, other=0)
     if bits == 4:
-        even = _number(code & 15, 2 * at, settings, numbers, groups, group_size, part_size, words)
-        odd = _number(code >> 4, 2 * at + 1, settings, numbers, groups, group_size, part_size, words)
-        number, at = tl.interleave(even, odd), 2 * first + tl.arange(0, 2 * num_bytes)
+        even = low[:, None] + (code & 15).to(tl.float32) * scale[:, None]
+        odd = low[:, None] + (code >> 4).to(tl.float32) * scale[:, None]
+        number, column = tl.interleave(even, odd), tl.arange(0, 2 * width)
+        at = 2 * start[:, None] + column[None, :]
+        inside = at < numbers
+        if width * runs != group_nbytes:
+            inside = inside & (column[None, :] < 2 * end[:, None])
     else:
-        number = _number(code, at, settings, numbers, groups, group_size, part_size, words)
+        number = low[:, None] + code.to(tl.float32) * scale[:, None]
     if half:
         number = tl.where(number > MAX_HALF, MAX_HALF, tl.where(number < -MAX_HALF, -MAX_HALF, number))
-    tl.store(out + row * out_stride + at, number.to(out.dtype.element_ty), mask=at < numbers)
+    tl.store(out + row * out_stride + at, number.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _number(
-    code, at, settings, numbers, groups, group_size: tl.constexpr, part_size: tl.constexpr, words: tl.constexpr
-):
-    """float32, for the codes of the numbers `at`; NaN where a group is damaged."""
-    group, real = at // group_size, at < numbers
+def _grid(settings, group, part, groups, words: tl.constexpr):
+    """Scale and low, float32, of parts of groups; NaN where a group is damaged."""
+    real = group < groups
     if words:
         word = tl.load(settings + group, mask=real, other=0)
         exponent = word & 0xFF
         step = ((exponent + FIRST_EXPONENT) << 20).to(tl.float32, bitcast=True)
         step = tl.where(exponent == 0, 0.0, tl.where(exponent == NO_NUMBER, float("nan"), step))
-        six = (word >> (8 + 6 * (at % group_size // part_size))) & 63
+        six = (word >> (8 + 6 * part)) & 63
         scale = ((six & 7) + 1).to(tl.float32) * (step * 0.125)
         low = (six >> 3).to(tl.float32) * (step * -LOW_UNIT)
         low = tl.where(exponent == 0, (word & ~0xFF).to(tl.float32, bitcast=True), low)
     else:
         scale = tl.load(settings + group, mask=real, other=0).to(tl.float32)
         low = tl.load(settings + groups + group, mask=real, other=0).to(tl.float32)
-    return low + code.to(tl.float32) * scale
+    return scale, low
 
 
 @triton.jit
