@@ -53,7 +53,7 @@ SMOKE = replace(
 )  # fmt: skip
 OPT_13B_GPU = replace(
     OPT_1_3B, name="opt-13b-16GB-gpu", model="opt-13b", cap_nbytes=16 * 10**9, new_tokens=32, sequences=512,
-    gpu_batch_size=64, num_gpu_batches=8, kv_page_tokens=4, weights_percent=46, gpu=True,
+    gpu_batch_size=128, num_gpu_batches=4, kv_page_tokens=4, weights_percent=46, gpu=True,
 )  # fmt: skip
 CONFIGURATIONS = (
     OPT_1_3B,

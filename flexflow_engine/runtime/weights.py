@@ -113,9 +113,15 @@ class Weights:
         for run in self._layout.weights.table:
             if run.tier in tiers:
                 places = np.flatnonzero((ids >= run.first_row) & (ids < run.stop_row))
-                step = LOOK_UP_ROWS if run.tier in self._layout.direct else FAR_LOOK_UP_ROWS
+                step = self._rows_at_once(run, target, len(places))
                 for start in range(0, len(places), step):
                     self._look_up(run, ids, places[start : start + step], target)
+
+    def _rows_at_once(self, run: Run, target: torch.Tensor, count: int) -> int:
+        """Of `count` rows, those that are looked up together: all of them where they are copied from where they lie."""
+        if target.device.type == HOST and run.tensor.codec.keeps_bytes and self._is_in_memory(run):
+            return max(1, count)
+        return LOOK_UP_ROWS if run.tier in self._layout.direct else FAR_LOOK_UP_ROWS
 
     def _look_up(self, run: Run, ids: NDArray[np.int64], places: NDArray[np.int64], target: torch.Tensor) -> None:
         """Read and decode each unit that is wanted once, and copy its rows to every place that wants them."""
