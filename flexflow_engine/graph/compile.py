@@ -22,7 +22,7 @@ The order of emission is every lane's order; it is topological by construction, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, takewhile
 
 from flexflow_engine.abc.step import Step
 from flexflow_engine.graph.builder import Frontier, GraphBuilder, TaskGraph
@@ -103,11 +103,10 @@ class _StepEmitter:
             self._load_inputs(following)
 
     def _load_first_caches(self, works: Sequence[TileWork]) -> None:
-        """Of as many tiles as there are slots; prompts find none."""
+        """Of as many tiles as there are slots, up to one of prompts: tiles take the slots in their order."""
         decoder = (work for work in works if work.layer.spec.kind == "decoder")
-        for work in islice(decoder, KV_SLOTS):
-            if work.batch.phase == "decode":
-                self._load_cache(work)
+        for work in takewhile(lambda work: work.batch.phase == "decode", islice(decoder, KV_SLOTS)):
+            self._load_cache(work)
 
     def _load_inputs(self, work: TileWork) -> None:
         kind = work.layer.spec.kind

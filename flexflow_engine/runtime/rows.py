@@ -19,6 +19,8 @@ class RowMoves:
         self._needed_rows, self._needed_places = _rows_needed(which), _rows_needed(places)
         self._on_host = device.type == HOST
         self._numbers = np.ascontiguousarray(which, np.int64), np.ascontiguousarray(places, np.int64)
+        self._in_order = np.array_equal(which, np.arange(len(which)))
+        """Whether the first rows are moved, one after the other."""
         self._indices = () if self._on_host else tuple(indices(numbers, device) for numbers in self._numbers)
 
     def put(self, rows: torch.Tensor, target: torch.Tensor) -> None:
@@ -33,7 +35,7 @@ class RowMoves:
             copy_rows(_bytes(rows), which, _bytes(target), places)
         else:
             chosen, into = self._indices
-            target[into] = rows[chosen]
+            target.index_copy_(0, into, rows[: len(into)] if self._in_order else rows[chosen])
 
 
 def _rows_needed(numbers: NDArray[np.int64]) -> int:

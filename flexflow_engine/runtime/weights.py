@@ -25,30 +25,38 @@ from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.rows import RowMoves
 
 
-class PagedMatrix:
-    """A matrix [out_features, in_features] in parts of adjoining rows, each in one tier's memory."""
+class DeviceMatrix:
+    """A matrix [out_features, in_features] in parts of adjoining rows, each where a device computes."""
 
-    def __init__(self, parts: Sequence[Rows], products: HostProducts | None) -> None:
-        """parts: in order. products: of the host, where it computes."""
+    def __init__(self, parts: Sequence[torch.Tensor]) -> None:
+        """parts: in order, [rows, in_features] each."""
+        self._parts, self._sizes = parts, [len(part) for part in parts]
+
+    def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x [N, in_features] -> [N, out_features]; bias [out_features]."""
+        if len(self._parts) == 1:
+            return F.linear(x, self._parts[0], bias)
+        biases = biases_of(self._sizes, bias)
+        return torch.cat([F.linear(x, part, some) for part, some in zip(self._parts, biases, strict=True)], dim=1)
+
+
+class HostMatrix:
+    """The same in host memory, encoded or not."""
+
+    def __init__(self, parts: Sequence[Rows], products: HostProducts) -> None:
+        """parts: in order."""
         self.parts, self._products = parts, products
 
     def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] -> [N, out_features]; bias [out_features]."""
-        if self._products is not None:
-            return self._products.linear_each(x, [(self.parts, bias)])[0]
-        sizes = [part.out_features for part in self.parts]
-        outputs = [
-            F.linear(x, part.part(0, rows, None), some)
-            for part, rows, some in zip(self.parts, sizes, biases_of(sizes, bias), strict=True)
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return self._products.linear_each(x, [(self.parts, bias)])[0]
 
 
 @dataclass(frozen=True, slots=True)
 class HostWeights(LayerWeights):
     """A layer's weights where the host computes."""
 
-    matrices: Mapping[str, PagedMatrix]
+    matrices: Mapping[str, HostMatrix]
     products: HostProducts
 
     def linear_each(self, x: torch.Tensor, matrices: Sequence[tuple[str, torch.Tensor | None]]) -> list[torch.Tensor]:
@@ -88,13 +96,18 @@ class Weights:
         if key not in self._views:
             layer = self._layout.weights.layers[index]
             matrices = self._decoded(layer) if self._layout.decodes_weights else self._in_place(layer, slot)
-            names, products = layer.spec.matrices, self._products
-            by_name = {short: PagedMatrix(matrices[name], products) for short, name in names.items()}
             small = {short: self._small(name) for short, name in layer.spec.small.items()}
-            self._views[key] = (
-                LayerWeights(by_name, small) if products is None else HostWeights(by_name, small, products)
-            )
+            parts = {short: matrices[name] for short, name in layer.spec.matrices.items()}
+            self._views[key] = self._layer_weights(parts, small)
         return self._views[key]
+
+    def _layer_weights(self, parts: Mapping[str, list[Rows]], small: Mapping[str, torch.Tensor]) -> LayerWeights:
+        """parts: of each matrix."""
+        if self._products is None:
+            tensors = {name: [some.part(0, some.out_features, None) for some in rows] for name, rows in parts.items()}
+            return LayerWeights({name: DeviceMatrix(rows) for name, rows in tensors.items()}, small)
+        products = self._products
+        return HostWeights({name: HostMatrix(rows, products) for name, rows in parts.items()}, small, products)
 
     def decode(self, index: int, slot: int | None) -> None:
         """Decode all matrices of a layer."""
