@@ -69,11 +69,14 @@ def lay_out(
     )
 
 
-def compose(layout: Layout, prompt_tokens: Sequence[int], max_new_tokens: int, *, limit: int = 100) -> list[Step]:
-    """The first steps of a job whose sequences all run to their full length."""
+def compose(
+    layout: Layout, prompt_tokens: Sequence[int], max_new_tokens: int | Sequence[int], *, limit: int = 100
+) -> list[Step]:
+    """The first steps of a job whose sequences all run to their full length: the same for all, or each its own."""
+    lengths = [max_new_tokens] * len(prompt_tokens) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     batcher = Batcher(
         list(prompt_tokens),
-        max_new_tokens=[max_new_tokens] * len(prompt_tokens),
+        max_new_tokens=lengths,
         eos_token_ids=(),
         gpu_batch_size=layout.policy.gpu_batch_size,
         num_gpu_batches=layout.policy.num_gpu_batches,

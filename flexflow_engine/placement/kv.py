@@ -2,7 +2,7 @@
 
 A page holds `page_tokens` tokens of one row in one decoder layer, as [num_kv_heads, page_tokens, head_dim]; keys and
 values are separate. A tile (layer, gpu_batch) has rows x pages of them. They are dealt to the tiers row by row, so
-that a whole row mostly lies on one tier, and cut into rectangles:
+that a whole row mostly lies on one tier, always where there are many rows, and cut into rectangles:
 
     row 0   d d d d d        d device: rectangle rows 0-2, all pages
     row 1   d d d d d        h host:   row 2's pages 2-4, rows 3-4 all pages
@@ -25,6 +25,9 @@ from math import ceil
 
 from flexflow_engine.abc.policy import Placement
 from flexflow_engine.placement.diffusion import Cut, cut_groups
+
+WHOLE_ROWS = 1000
+"""From so many in all tiles on, no row is cut: a share is off by a thousandth at most, and tiles have fewer parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +129,13 @@ def place_kv(
     direct: tiers whose pages need no slot. takes_tokens: those of them whose pages also take single tokens.
     prompt_tokens: the most that a row may have of its prompt in a slot for prompts; 0 where there is none.
     """
-    pages = ceil(cached_tokens / page_tokens)
-    cuts = cut_groups([[1] * (gpu_batch_size * pages)] * (num_layers * num_gpu_batches), placement)
+    pages, num_tiles = ceil(cached_tokens / page_tokens), num_layers * num_gpu_batches
+    together = pages if num_tiles * gpu_batch_size >= WHOLE_ROWS else 1
+    cuts = cut_groups([[1] * (gpu_batch_size * pages // together)] * num_tiles, placement)
     tiers, prompt_pages = (direct, takes_tokens), ceil(prompt_tokens / page_tokens)
     tiles = [
         [
-            _tile(_rectangles(f"{j}.{k}", cuts[j * num_gpu_batches + k], pages), tiers, prompt_pages)
+            _tile(_rectangles(f"{j}.{k}", cuts[j * num_gpu_batches + k], pages, together), tiers, prompt_pages)
             for k in range(num_gpu_batches)
         ]
         for j in range(num_layers)
@@ -145,10 +149,11 @@ def place_kv(
     )
 
 
-def _rectangles(name: str, cuts: tuple[Cut, ...], pages: int) -> list[Rectangle]:
+def _rectangles(name: str, cuts: tuple[Cut, ...], pages: int, together: int) -> list[Rectangle]:
+    """pages: of a row. together: pages that an item of the cuts stands for."""
     rectangles: list[Rectangle] = []
     for cut in cuts:
-        for rows, columns in _parts(cut.start, cut.stop, pages):
+        for rows, columns in _parts(cut.start * together, cut.stop * together, pages):
             label = f"kv.{name}.{len(rectangles)}"
             rectangles.append(Rectangle(cut.tier, label, rows.start, rows.stop, columns.start, columns.stop))
     return rectangles

@@ -28,7 +28,7 @@ from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import Copy, GatherRows, Task
-from flexflow_engine.placement.layout import Layout
+from flexflow_engine.placement.layout import KV_SLOTS, Layout
 from flexflow_engine.placement.memory import allocations, memory_table
 from flexflow_engine.placement.span import Span
 from harness import policy
@@ -124,6 +124,27 @@ def test_the_next_layers_pages_are_spread_over_all_gpu_batches(classes: Classes,
             assert all(after < place[task.key] < place[compute_of(graph, 2, k).key] for task in part)
 
 
+def test_pages_that_follow_each_other_at_both_ends_are_one_move() -> None:
+    """A layer's, all of them in host memory: those of a GPU batch, tensor by tensor."""
+    layout = all_far(ISLAND_HOST)
+    order = layout.weights.page_order(layout.weights.layers[3], layout.direct)
+    loads = [
+        task for k in (0, 1) for task in find(steps_of(layout)[1], kind="load", layer=3, gpu_batch=k, name="load m")
+    ]
+    moves = [move for task in loads for move in copied(task).moves]
+    assert len(loads) == 2
+    assert len(moves) < len(order)
+    assert len({run.tensor.name for run, _, _ in order}) <= len(moves)
+    assert sorted(
+        unit for move in moves for unit in range(move.target.first, move.target.first + move.target.count)
+    ) == [byte for _, page, offset in order for byte in range(offset, offset + page.nbytes)]
+
+
+def copied(task: Task) -> Copy:
+    assert isinstance(task.operation, Copy)
+    return task.operation
+
+
 def test_the_next_tiles_cache_loads_before_the_current_computation() -> None:
     layout = all_far()
     prompts, *decodes = steps_of(layout)
@@ -135,6 +156,28 @@ def test_the_next_tiles_cache_loads_before_the_current_computation() -> None:
             (cache,) = find(graph, kind="load", layer=following, gpu_batch=batch, name="load kv")
             assert place[cache.key] < place[compute_of(graph, j, k).key]
             assert compute_of(graph, j, k).key not in nx.ancestors(graph.digraph, cache.key)
+
+
+def test_the_first_tiles_caches_load_before_rows_of_the_steps_tokens() -> None:
+    """Those rows wait for tokens, and what comes after them in their lane waits with them."""
+    for graph in steps_of(all_far(num_gpu_batches=3))[1:]:
+        place = {task.key: index for index, task in enumerate(graph.tasks)}
+        (rows, *_) = find(graph, kind="load", layer=0, gpu_batch=0)
+        caches = [find(graph, kind="load", layer=1, gpu_batch=k, name="load kv")[0] for k in range(3)]
+        assert isinstance(rows.operation, GatherRows)
+        assert [place[cache.key] < place[rows.key] for cache in caches] == [True] * KV_SLOTS + [False]
+
+
+@pytest.mark.parametrize("classes", [DEVICE_FAR, DEVICE_FAR_DISK, ISLAND_HOST_DISK])
+def test_steps_with_prompts_of_some_and_tokens_of_others_are_legal(classes: Classes) -> None:
+    """One GPU batch after the other is given to new sequences, while the other two go on."""
+    layout = all_far(classes, num_gpu_batches=3)
+    prompts, new_tokens = (9, 9, 8, 8, 7, 7, 6, 6, 5, 5), (2, 2, 4, 4, 7, 7, 5, 5, 2, 2)
+    steps = compose(layout, prompts, new_tokens)
+    phases = {tuple(batch.phase for batch in step.batches) for step in steps}
+    assert {("prefill", "decode", "decode"), ("decode", "prefill", "decode")} <= phases
+    for pair in pairwise(compile_steps(layout, steps)):
+        check(pair, layout)
 
 
 def test_what_a_step_stores_the_next_loads_by_a_carried_edge() -> None:

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.policy import TENSOR_CLASSES, TensorClass
+from flexflow_engine.abc.policy import TENSOR_CLASSES, Placement, TensorClass
 from flexflow_engine.abc.tier import Tier
-from flexflow_engine.placement.kv import KVTile
+from flexflow_engine.placement.kv import WHOLE_ROWS, KVTile, place_kv
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import allocations, memory_table, placed_bytes
 from flexflow_engine.placement.pages import MAX_PAGE_NBYTES, PAGES_PER_LAYER, paged_tensors
@@ -209,6 +209,28 @@ def test_rectangles_partition_rows_and_pages_of_every_tile(data: st.DataObject, 
                 assert [r.holds(row, page) for r in tile.rectangles].count(True) == 1
         assert sum(r.num_units for r in tile.rectangles) == len(rows) * len(pages)
         _check_units(tile)
+
+
+@pytest.mark.parametrize("rows", [WHOLE_ROWS, WHOLE_ROWS - 1])
+def test_no_row_is_cut_where_there_are_many(rows: int) -> None:
+    """Of one layer and GPU batch, pages of 4 tokens: 57 % of 1000 rows are 570."""
+    kv = place_kv(
+        num_layers=1,
+        gpu_batch_size=rows,
+        num_gpu_batches=1,
+        cached_tokens=15,
+        page_tokens=4,
+        page_nbytes=1,
+        tail_page_nbytes=1,
+        placement=Placement((("device", 57.1), ("far", 42.9))),
+        direct=frozenset({"device"}),
+        takes_tokens=frozenset({"device"}),
+    )
+    cut = [(r.tier, r.first_row, r.stop_row, r.first_page, r.stop_page) for r in kv.tiles[0][0].rectangles]
+    if rows == WHOLE_ROWS:
+        assert cut == [("device", 0, 571, 0, 4), ("far", 571, 1000, 0, 4)]
+    else:
+        assert cut[1:3] == [("device", 570, 571, 0, 2), ("far", 570, 571, 2, 4)]
 
 
 def _check_units(tile: KVTile) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.placement.kv import Rectangle
-from flexflow_engine.runtime.token_places import LatestPlaces, TileCut
+from flexflow_engine.runtime.token_places import FullTails, LatestPlaces, TileCut
 
 CPU = torch.device("cpu")
 
@@ -33,3 +33,18 @@ def test_the_next_step_has_its_own() -> None:
     hidden = [places.hidden(2, 12).flatten(1).tolist() for places in (before, after)]
     assert hidden == [[[column > last for column in range(12)]] * 2 for last in (5, 8)]
     assert (before.pages_seen, after.pages_seen) == ((2,), (3,))
+
+
+def test_full_tails_of_adjoining_rows_in_one_part_are_one_run() -> None:
+    """Rows 0 to 3 lie in two parts, and row 2's tail isn't full."""
+    parts = [(Rectangle("host", "kv", 0, 2, 0, 3), False), (Rectangle("disk", "kv", 2, 5, 1, 3), False)]
+    tiles = TileCut.of(num_kv_heads=2, page_tokens=4, parts=parts, tail_rows=range(5))
+    contexts = [7, 7, 6, 7, 7]
+    step = tuple(RowStep(row=row, sequence=row, new_tokens=1, context=c) for row, c in enumerate(contexts))
+    places = LatestPlaces().of(step, tiles, CPU)
+    assert places.num_full_tails == 4
+    whole = [FullTails(0, 1, slice(0, 2), slice(0, 2)), FullTails(1, 0, slice(1, 3), slice(3, 5))]
+    assert places.full_tails(most=4) == whole
+    singles = [(0, 0), (0, 1), (1, 3), (1, 4)]
+    assert [(full.part, full.tails.start) for full in places.full_tails(most=1)] == singles
+    assert places.full_tails(most=4) == whole
