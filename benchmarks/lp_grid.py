@@ -28,6 +28,7 @@ import yaml
 from transformers import OPTConfig, OPTForCausalLM
 
 from flexflow_engine.abc.hardware import HardwareProfile
+from flexflow_engine.abc.progress import JobProgress
 from flexflow_engine.engine import plan_recipe, run_recipe
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.planning.plan import Plan
@@ -221,15 +222,7 @@ class Quiet:
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         return
 
-    def step(
-        self,
-        finished_sequences: int,
-        total_sequences: int,
-        generated_tokens: int,
-        seconds: float,
-        *,
-        earlier_sequences: int = 0,
-    ) -> None:
+    def step(self, job: JobProgress) -> None:
         return
 
     def notice(self, text: str) -> None:

@@ -19,7 +19,7 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.hardware import HardwareProfile, measured_key
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.prediction import Prediction
-from flexflow_engine.abc.progress import Progress
+from flexflow_engine.abc.progress import JobProgress, Progress
 from flexflow_engine.abc.scheduler import Candidate, Scheduler
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import Tier
@@ -435,7 +435,7 @@ def _on_step(batcher: Batcher, job: _Job, run: _Run) -> OnStep:
         earlier, pending = run.writer.earlier, len(job.asked.prompts)
         if finished or batcher.finished_sequences < pending:  # a step of surplus tokens only is no progress
             tokens, seconds = batcher.generated_tokens, time.perf_counter() - begin
-            run.progress.step(run.writer.done, earlier + pending, tokens, seconds, earlier_sequences=earlier)
+            run.progress.step(JobProgress(run.writer.done, earlier + pending, tokens, seconds, earlier))
 
     return on_step
 

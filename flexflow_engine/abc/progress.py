@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """How far a job is."""
+
+    finished_sequences: int
+    """Of the whole job, those of earlier runs included."""
+    total_sequences: int
+    generated_tokens: int
+    """Since this run began."""
+    seconds: float
+    """Of prefill and decode, since then."""
+    earlier_sequences: int = 0
+    """That earlier runs finished."""
 
 
 class Progress(Protocol):
@@ -16,18 +32,8 @@ class Progress(Protocol):
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         """Weights written to the store so far; called after each page or tensor, last with done == total."""
 
-    def step(
-        self,
-        finished_sequences: int,
-        total_sequences: int,
-        generated_tokens: int,
-        seconds: float,
-        *,
-        earlier_sequences: int = 0,
-    ) -> None:
-        """After a step's tokens are known: sequences of the whole job, and of them those that earlier runs finished;
-        tokens since the run began, in `seconds` of prefill and decode.
-        """
+    def step(self, job: JobProgress) -> None:
+        """After a step's tokens are known."""
 
     def notice(self, text: str) -> None:
         """Something worth one line: `weights found in the store`."""

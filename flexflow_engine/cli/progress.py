@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.status import Status
 
 from flexflow_engine.abc.durations import format_duration
-from flexflow_engine.abc.progress import Progress
+from flexflow_engine.abc.progress import JobProgress, Progress
 from flexflow_engine.abc.sizes import format_size
 
 PLAIN_INTERVAL_SECONDS = 5.0
@@ -46,17 +46,9 @@ class PlainProgress:
         if self._due("import", done_bytes == total_bytes):
             self.notice(_moving("importing weights", done_bytes, total_bytes))
 
-    def step(
-        self,
-        finished_sequences: int,
-        total_sequences: int,
-        generated_tokens: int,
-        seconds: float,
-        *,
-        earlier_sequences: int = 0,
-    ) -> None:
-        if self._due("step", finished_sequences == total_sequences):
-            self.notice(_step(finished_sequences, total_sequences, earlier_sequences, generated_tokens, seconds))
+    def step(self, job: JobProgress) -> None:
+        if self._due("step", job.finished_sequences == job.total_sequences):
+            self.notice(_step(job))
 
     def notice(self, text: str) -> None:
         with suppress(OSError):  # nobody reads it any more, as with `2>&1 | head -3`: that ends no job
@@ -83,16 +75,8 @@ class LiveProgress:
     def importing(self, done_bytes: int, total_bytes: int) -> None:
         self._status.update(_moving("importing weights", done_bytes, total_bytes))
 
-    def step(
-        self,
-        finished_sequences: int,
-        total_sequences: int,
-        generated_tokens: int,
-        seconds: float,
-        *,
-        earlier_sequences: int = 0,
-    ) -> None:
-        self._status.update(_step(finished_sequences, total_sequences, earlier_sequences, generated_tokens, seconds))
+    def step(self, job: JobProgress) -> None:
+        self._status.update(_step(job))
 
     def notice(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
@@ -104,7 +88,8 @@ def _moving(what: str, done_bytes: int, total_bytes: int) -> str:
     return f"{what}: {format_size(done_bytes)} of {format_size(total_bytes)} ({percent:.0f} %)"
 
 
-def _step(finished: int, total: int, earlier: int, tokens: int, seconds: float) -> str:
-    rate, here = tokens / seconds if seconds else 0.0, finished - earlier
+def _step(job: JobProgress) -> str:
+    finished, total, tokens, seconds = job.finished_sequences, job.total_sequences, job.generated_tokens, job.seconds
+    rate, here = tokens / seconds if seconds else 0.0, finished - job.earlier_sequences
     left = f", about {format_duration(seconds * (total - finished) / here)} left" if here and finished < total else ""
     return f"{finished} of {total} sequences, {tokens} tokens, {rate:.1f} tokens/s{left}"

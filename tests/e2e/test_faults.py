@@ -17,6 +17,7 @@ import pytest
 
 from commands import CommandLine, completions, ended, install, kept, start, token_ids, wait_until, write_recipe
 from flexflow_engine.abc.hardware import HardwareProfile, Processor
+from flexflow_engine.abc.progress import JobProgress
 from flexflow_engine.cli.progress import PlainProgress
 from flexflow_engine.engine import run_recipe
 from flexflow_engine.errors import HardwareError, StorageError, TaskError
@@ -248,16 +249,8 @@ def test_completions_are_told_to_be_of_the_weights_that_were_imported(
             if text.startswith("loading resident weights"):
                 save_opt(tmp_path / "checkpoint", seed=9)
 
-        def step(
-            self,
-            finished_sequences: int,
-            total_sequences: int,
-            generated_tokens: int,
-            seconds: float,
-            *,
-            earlier_sequences: int = 0,
-        ) -> None:
-            if finished_sequences:
+        def step(self, job: JobProgress) -> None:
+            if job.finished_sequences:
                 raise KeyboardInterrupt
 
     registry, output = Registry.load(), Path("job.completions.jsonl")

@@ -11,6 +11,7 @@ import pytest
 
 from flexflow_engine.abc.durations import format_duration
 from flexflow_engine.abc.policy import MemoryLine, MemoryTable, Placement, Policy
+from flexflow_engine.abc.progress import JobProgress
 from flexflow_engine.cli.exits import with_exit_status
 from flexflow_engine.cli.outputs import check_writable, write_whole
 from flexflow_engine.cli.progress import PlainProgress
@@ -115,7 +116,7 @@ def test_plain_progress_writes_a_line_now_and_then_and_always_the_last() -> None
     stream, times = io.StringIO(), iter([0.0, 1.0, 4.9, 5.1, 5.2])
     progress = PlainProgress(stream, lambda: next(times))
     for finished in (0, 1, 2, 3, 4):
-        progress.step(finished, 4, finished * 10, 2.0)
+        progress.step(JobProgress(finished, 4, finished * 10, 2.0))
     assert stream.getvalue().splitlines() == [
         "0 of 4 sequences, 0 tokens, 0.0 tokens/s",
         "3 of 4 sequences, 30 tokens, 15.0 tokens/s, about 0.7 s left",
@@ -125,7 +126,7 @@ def test_plain_progress_writes_a_line_now_and_then_and_always_the_last() -> None
 
 def test_what_is_left_to_do_is_judged_by_what_this_run_has_done() -> None:
     stream = io.StringIO()
-    PlainProgress(stream, lambda: 0.0).step(12, 16, 30, 2.0, earlier_sequences=8)
+    PlainProgress(stream, lambda: 0.0).step(JobProgress(12, 16, 30, 2.0, earlier_sequences=8))
     assert stream.getvalue() == "12 of 16 sequences, 30 tokens, 15.0 tokens/s, about 2.0 s left\n"
 
 
