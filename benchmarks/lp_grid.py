@@ -202,7 +202,7 @@ class Measurement:
         return self._chosen
 
     def _plan(self, policy: Policy) -> Plan:
-        return plan_recipe(load_recipe(self._recipe(policy), [], self._registry), self._registry, self._hardware)
+        return plan_recipe(load_recipe(self._recipe(policy), [], self._registry), self._registry, self._hardware).plan
 
     def _recipe(self, policy: Policy) -> Path:
         path = self._work / "recipe.yaml"

@@ -61,10 +61,17 @@ prediction or a run asks, at most once a job; raises HardwareError where nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """A plan, and what the job would take with it."""
+class PlannedJob:
+    """A plan, and what the weights take on the disk."""
 
     plan: Plan
+    store: StoreRoom
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast(PlannedJob):
+    """The same, and what the job would take with it."""
+
     prediction: Prediction
     hardware: HardwareProfile
     candidates: tuple[Candidate, ...]
@@ -128,9 +135,10 @@ def run_recipe(
     return {**metrics, **counts, **writer.answers.metrics()}
 
 
-def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> Plan:
+def plan_recipe(recipe: Recipe, registry: Registry, hardware: HardwareFor) -> PlannedJob:
     """The plan of a job, whether it fits or not. Reads no weights."""
-    return _prepare(_ask(recipe, registry), registry, hardware).plan
+    job = _prepare(_ask(recipe, registry), registry, hardware)
+    return PlannedJob(job.plan, _store_room(job.asked.checkpoint, job.asked.codecs, store_root(recipe, registry)))
 
 
 def recipe_needs(recipe: Recipe, registry: Registry) -> Needs:
@@ -167,6 +175,7 @@ def predict_recipe(
         events.write(trace, {lane: _process(lane, job.plan) for lane in lane_widths(job.plan.layout)})
     return Forecast(
         plan=job.plan,
+        store=_store_room(job.asked.checkpoint, job.asked.codecs, store_root(recipe, registry)),
         prediction=job.planner.predict(job.plan.layout, executor),
         hardware=predictor.profile,
         candidates=tuple(candidates if as_run else candidates[:1]),
@@ -208,8 +217,12 @@ def store_root(recipe: Recipe, registry: Registry) -> Path:
 
 def recipe_store_room(recipe: Recipe, registry: Registry) -> StoreRoom:
     """What the recipe's weight store takes, and where. Reads no weights. Raises CheckpointError."""
-    codecs = recipe_codecs(recipe, registry)
-    return store_room(recipe_checkpoint(recipe, registry), codecs.weights, codecs.small, store_root(recipe, registry))
+    checkpoint, codecs = recipe_checkpoint(recipe, registry), recipe_codecs(recipe, registry)
+    return _store_room(checkpoint, codecs, store_root(recipe, registry))
+
+
+def _store_room(checkpoint: Checkpoint, codecs: Codecs, root: Path) -> StoreRoom:
+    return store_room(checkpoint, codecs.weights, codecs.small, root)
 
 
 def _denser_codecs(registry: Registry) -> dict[str, Codec]:

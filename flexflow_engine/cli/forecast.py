@@ -15,20 +15,19 @@ from flexflow_engine.cli.columns import columns
 from flexflow_engine.cli.report import plan_as_json, render_lines, render_policy, render_store, store_as_json
 
 if TYPE_CHECKING:
-    from flexflow_engine.checkpoint.room import StoreRoom
     from flexflow_engine.engine import Forecast
 
 BAR_WIDTH = 30
 
 
-def render_forecast(forecast: Forecast, room: StoreRoom) -> str:
+def render_forecast(forecast: Forecast) -> str:
     """The predicted times first; then bars of what is busy and what is full, other choices, the policy in full."""
     plan = forecast.plan
     parts = [
         "\n".join(_summary(forecast)),
         _lane_bars(forecast.prediction),
         _memory_bars(plan.memory),
-        render_store(room),
+        render_store(forecast.store),
         *_runners_up(forecast),
         *_improvements(forecast),
         render_policy(plan.policy),
@@ -38,7 +37,7 @@ def render_forecast(forecast: Forecast, room: StoreRoom) -> str:
     return "\n\n".join(parts)
 
 
-def forecast_as_json(forecast: Forecast, room: StoreRoom) -> dict[str, object]:
+def forecast_as_json(forecast: Forecast) -> dict[str, object]:
     """What `plan --json` prints: keys as in `--metrics`, the memory table as in `--dry-run`, and whether it fits."""
     plan, prediction = forecast.plan, forecast.prediction
     tiers = {
@@ -77,7 +76,7 @@ def forecast_as_json(forecast: Forecast, room: StoreRoom) -> dict[str, object]:
             for better in forecast.improvements
         ],
         **plan_as_json(plan.policy, plan.memory),
-        **store_as_json(room),
+        **store_as_json(forecast.store),
     }
 
 

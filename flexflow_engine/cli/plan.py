@@ -32,7 +32,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Predict a recipe's throughput without running it; reads no weights, and with --hardware needs no GPU."""
-    from flexflow_engine.engine import predict_recipe, recipe_store_room  # noqa: PLC0415  # torch; --help must not import it
+    from flexflow_engine.engine import predict_recipe  # noqa: PLC0415  # torch; --help must not import it
 
     asked, registry = load(recipe, overrides)
     check_distinct({"--trace": trace}, {"RECIPE": recipe, "--hardware": hardware, **inputs_of(asked)})
@@ -46,8 +46,7 @@ def plan(
             executor=_executor(no_overlap=no_overlap),
             trace=trace,
         )
-    room = recipe_store_room(asked, registry)
-    print(json.dumps(forecast_as_json(forecast, room), indent=2) if as_json else render_forecast(forecast, room))
+    print(json.dumps(forecast_as_json(forecast), indent=2) if as_json else render_forecast(forecast))
 
 
 def _executor(*, no_overlap: bool) -> type[VirtualExecutor]:

@@ -47,15 +47,15 @@ def run(
 
 def _show_plan(recipe: Recipe, registry: Registry, hardware: Path | None, *, as_json: bool) -> None:
     """Print what lies where. Raises PolicyError afterwards when it does not fit."""
-    from flexflow_engine.engine import plan_recipe, recipe_store_room  # noqa: PLC0415  # torch; --help must not import it
+    from flexflow_engine.engine import plan_recipe  # noqa: PLC0415  # torch; --help must not import it
 
     with progress_on_stderr() as progress, lacking_at(hardware):
-        plan = plan_recipe(recipe, registry, hardware_for(hardware, progress.notice))
-    room = recipe_store_room(recipe, registry)
+        planned = plan_recipe(recipe, registry, hardware_for(hardware, progress.notice))
+    plan, store = planned.plan, planned.store
     if as_json:
-        print(json.dumps({**plan_as_json(plan.policy, plan.memory), **store_as_json(room)}, indent=2), flush=True)
+        print(json.dumps({**plan_as_json(plan.policy, plan.memory), **store_as_json(store)}, indent=2), flush=True)
     else:
-        print(f"{render_plan(plan.policy, plan.memory)}\n\n{render_store(room)}", flush=True)
+        print(f"{render_plan(plan.policy, plan.memory)}\n\n{render_store(store)}", flush=True)
     plan.require_fit()
 
 

@@ -123,7 +123,7 @@ def test_each_policy_fits_budgets_that_add_up_to_the_cap_less_the_reserve(
     recipe["model"]["checkpoint"] = f"synthetic:{configuration.model}"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     registry = Registry.load()
-    plan = plan_recipe(load_recipe(tmp_path / "recipe.yaml", [], registry), registry, lambda needs: profile())
+    plan = plan_recipe(load_recipe(tmp_path / "recipe.yaml", [], registry), registry, lambda needs: profile()).plan
     plan.require_fit()
     assert plan.memory.budgets["device"] == configuration.cap_nbytes - RESERVE_NBYTES
     assert plan.memory.peak_bytes("device") > 0.9 * plan.memory.budgets["device"], "memory left unused"

@@ -13,7 +13,7 @@ import yaml
 from commands import CommandLine, Outcome, save_tokenizer, write_recipe
 from flexflow_engine.cli.forecast import render_forecast
 from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
-from flexflow_engine.engine import predict_recipe, recipe_store_room
+from flexflow_engine.engine import predict_recipe
 from flexflow_engine.jobs.load import load_recipe
 from flexflow_engine.planning.clock import VirtualDataflow
 from flexflow_engine.planning.hardware import read_profile
@@ -149,7 +149,7 @@ def test_a_sampling_error_is_told_unless_it_is_nothing(recipe: Path, error: floa
         asked, registry, hardware=lambda needs: read_profile(T4), executor=VirtualDataflow, trace=None
     )
     uncertain = replace(forecast, prediction=replace(forecast.prediction, relative_error=error))
-    assert ("sampling error" in render_forecast(uncertain, recipe_store_room(asked, registry))) is told
+    assert ("sampling error" in render_forecast(uncertain)) is told
 
 
 def test_a_policy_that_does_not_fit_is_predicted_and_run_refuses_it(

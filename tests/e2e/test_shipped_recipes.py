@@ -31,7 +31,7 @@ def hardware(recipe: Path) -> Path:
 def test_a_shipped_recipe_is_planned_and_fits(path: Path) -> None:
     registry = Registry.load()
     recipe = load_recipe(path, [], registry)
-    plan_recipe(recipe, registry, lambda needs: read_profile(hardware(path))).require_fit()
+    plan_recipe(recipe, registry, lambda needs: read_profile(hardware(path))).plan.require_fit()
     assert recipe.name == path.stem
 
 
