@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from checkpoint.checkpoints import imported, opened
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import HardwareProfile, measured_key
-from flexflow_engine.abc.tier import HostBytes, Region, RegionSpec, Tier
+from flexflow_engine.abc.step import RowStep
+from flexflow_engine.abc.tier import HostBytes, NoOptions, Region, RegionSpec, Tier
 from flexflow_engine.errors import CorruptDataError, FlexFlowError, HardwareError, StorageError, TierError
 from flexflow_engine.planning.hardware import read_profile
-from flexflow_engine.planning.profile import arithmetic
+from flexflow_engine.planning.profile import arithmetic, attention
 from flexflow_engine.planning.profile.arithmetic import first_of_the_last
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.cache import measured_again, profile_path, this_machine
@@ -29,6 +30,7 @@ from flexflow_engine.planning.profile.load import Load, rates
 from flexflow_engine.planning.profile.machine import Machine
 from flexflow_engine.planning.profile.needs import Needs, TierChoice
 from flexflow_engine.planning.profile.stored import cut_alike, cut_most, stored_tensors
+from flexflow_engine.runtime.attention import attend_tokens
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_engine.testing.tiers import IslandTier, LinkOptions, ThrottledTier
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec
@@ -206,6 +208,26 @@ def test_torchs_threads_are_chosen_where_most_products_take_less_time(
     monkeypatch.setattr(arithmetic, "_product_s", product_s)
     rates = arithmetic.team_rates(bench, replace(TINY, tokens=(1, 2, 4, 512)))
     assert (rates is not None) == chosen
+
+
+@pytest.mark.parametrize(("device", "rows"), [(CpuTier, {4: [2], 8: [2]}), (IslandTier, {4: [7], 8: [5]})])
+def test_a_device_attends_to_as_many_rows_as_keep_it_busy(
+    device: type[Tier], rows: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than 7, whose pages of 4 tokens have no more than 8 KiB; those of a row of 8 and a new one have 1.5."""
+    seen = dict[int, list[int]]()
+
+    def attended(steps: Sequence[RowStep], *rest: Any) -> torch.Tensor:
+        counts = seen.setdefault(steps[0].context, [])
+        counts += [len(steps)][: len(steps) not in counts]
+        return attend_tokens(steps, *rest)
+
+    monkeypatch.setattr(attention, "attend_tokens", attended)
+    tier = device(label="device", budget_bytes=2**20, options=NoOptions())
+    with closing(tier), closing(Bench(tier, "float32", 0.0)) as bench:
+        extent = replace(TINY, cold_nbytes=2**13, device_attention_rows=7)
+        assert attention.decode_bytes_per_s(bench, extent, NoneCodec()).at(4) > 0
+    assert seen == rows
 
 
 def test_only_what_is_missing_is_measured(keeper: Bookkeeper, tmp_path: Path) -> None:

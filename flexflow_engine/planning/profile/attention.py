@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 
 import torch
@@ -18,9 +18,12 @@ from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
 from flexflow_engine.runtime.kv_cache import KVPart, TileCache, attending_in_kernel
 from flexflow_engine.runtime.kv_pages import Pages
+from flexflow_engine.runtime.token_places import LatestPlaces
 
 _TIER = "device"
 """Any name: there is one tier here."""
+Tile = tuple[int, int]
+"""Rows, and cached tokens of each."""
 
 
 def prefill_flops_per_s(bench: Bench, extent: Extent) -> Curve:
@@ -30,9 +33,9 @@ def prefill_flops_per_s(bench: Bench, extent: Extent) -> Curve:
 
 def decode_bytes_per_s(bench: Bench, extent: Extent, codec: Codec) -> Curve:
     """By cached tokens; bytes of keys and values as the codec leaves them."""
-    call_s = _call_s(bench, extent, codec)
-    points = ((float(context), _decode_rate(bench, extent, codec, context, call_s)) for context in extent.contexts)
-    return Curve(tuple(points))
+    tiles = [(_attending_rows(bench, extent, context), context) for context in extent.contexts]
+    call_s = _call_s(bench, extent, codec, tiles)
+    return Curve(tuple((float(tile[1]), _decode_rate(bench, extent, codec, tile, call_s)) for tile in tiles))
 
 
 def one_more_token(bench: Bench, extent: Extent, codec: Codec) -> tuple[Callable[[torch.Tensor], object], float]:
@@ -40,9 +43,10 @@ def one_more_token(bench: Bench, extent: Extent, codec: Codec) -> tuple[Callable
 
     Of x [attention_rows, heads * head_dim], which is query, key and value; and the seconds that the cached bytes take.
     """
-    count, context = extent.attention_rows, extent.contexts[0]
-    seconds, call_s = _decode_s(bench, extent, codec, context), _call_s(bench, extent, codec)
-    rows, caches = _rows(count, context), cycle(_caches(bench, extent, codec, (count, context)))
+    tiles = [(extent.attention_rows, context) for context in extent.contexts]
+    (count, context), call_s = tiles[0], _call_s(bench, extent, codec, tiles)
+    seconds = _decode_s(bench, extent, codec, tiles[0])
+    rows, caches = _rows(count, context), cycle(_caches(bench, extent, codec, tiles[0]))
 
     def call(x: torch.Tensor) -> object:
         cache, numbers = next(caches), x.view(count, extent.heads, extent.head_dim)
@@ -50,6 +54,16 @@ def one_more_token(bench: Bench, extent: Extent, codec: Codec) -> tuple[Callable
         return attend_tokens(rows, numbers, cache, count, extent.head_dim**-0.5)
 
     return call, max(0.0, seconds - call_s)
+
+
+def _attending_rows(bench: Bench, extent: Extent, context: int) -> int:
+    """On a device as many as a large tile has, as far as their cache is no larger than what no cache of a processor
+    holds: of a few its kernels end before the next ones are started.
+    """
+    if bench.memory == HOST:
+        return extent.attention_rows
+    row_nbytes = _plain_nbytes(bench, extent, (1, context))
+    return max(extent.attention_rows, min(extent.device_attention_rows, extent.cold_nbytes // row_nbytes))
 
 
 def _prefill_rate(bench: Bench, extent: Extent, tokens: int) -> float:
@@ -61,31 +75,31 @@ def _prefill_rate(bench: Bench, extent: Extent, tokens: int) -> float:
     return 2.0 * count * tokens * (tokens + 1) * extent.heads * extent.head_dim / seconds
 
 
-def _decode_rate(bench: Bench, extent: Extent, codec: Codec, context: int, call_s: float) -> float:
+def _decode_rate(bench: Bench, extent: Extent, codec: Codec, tile: Tile, call_s: float) -> float:
     """Without `call_s`, what a call takes whatever it reads; at least a tenth of the time is left to the bytes."""
-    seconds = _decode_s(bench, extent, codec, context)
-    return _cached_nbytes(bench, extent, codec, context) / max(seconds - call_s, seconds / 10)
+    seconds = _decode_s(bench, extent, codec, tile)
+    return _cached_nbytes(bench, extent, codec, tile) / max(seconds - call_s, seconds / 10)
 
 
-def _call_s(bench: Bench, extent: Extent, codec: Codec) -> float:
-    """What a call takes whatever it reads: where the line through the shortest and the longest cache begins."""
-    shortest, longest = extent.contexts[0], extent.contexts[-1]
-    short_s, long_s = _decode_s(bench, extent, codec, shortest), _decode_s(bench, extent, codec, longest)
-    few, many = (_cached_nbytes(bench, extent, codec, context) for context in (shortest, longest))
-    return max(0.0, short_s - few * (long_s - short_s) / (many - few))
+def _call_s(bench: Bench, extent: Extent, codec: Codec, tiles: Sequence[Tile]) -> float:
+    """What a call takes whatever it reads: where the line through the least and the most that is cached begins."""
+    by_nbytes = {_cached_nbytes(bench, extent, codec, tile): tile for tile in tiles}
+    few, many = min(by_nbytes), max(by_nbytes)
+    few_s, many_s = (_decode_s(bench, extent, codec, by_nbytes[nbytes]) for nbytes in (few, many))
+    return max(0.0, few_s - few * (many_s - few_s) / (many - few))
 
 
-def _cached_nbytes(bench: Bench, extent: Extent, codec: Codec, context: int) -> int:
+def _cached_nbytes(bench: Bench, extent: Extent, codec: Codec, tile: Tile) -> int:
     """Keys and values of all rows, each with one new token."""
-    row = codec.encoded_nbytes((extent.heads, context + 1, extent.head_dim), bench.dtype)
-    return 2 * extent.attention_rows * row
+    row = codec.encoded_nbytes((extent.heads, tile[1] + 1, extent.head_dim), bench.dtype)
+    return 2 * tile[0] * row
 
 
-def _decode_s(bench: Bench, extent: Extent, codec: Codec, context: int) -> float:
+def _decode_s(bench: Bench, extent: Extent, codec: Codec, tile: Tile) -> float:
     """Attention of one new token a row, each call over another cache."""
-    count = extent.attention_rows
+    count, context = tile
     rows, q = _rows(count, context), bench.numbers(count, extent.heads, extent.head_dim)
-    caches = cycle(_caches(bench, extent, codec, (count, context)))
+    caches = cycle(_caches(bench, extent, codec, tile))
     return bench.time(lambda: attend_tokens(rows, q, next(caches), count, extent.head_dim**-0.5))
 
 
@@ -93,14 +107,20 @@ def _rows(count: int, context: int) -> list[RowStep]:
     return [RowStep(row=row, sequence=row, new_tokens=1, context=context) for row in range(count)]
 
 
-def _caches(bench: Bench, extent: Extent, codec: Codec, tile: tuple[int, int]) -> list[TileCache]:
-    """More than the processor's caches hold. tile: rows and cached tokens."""
-    tokens = (tile[1] // extent.page_tokens + 1) * extent.page_tokens
-    nbytes = 2 * tile[0] * tokens * extent.heads * extent.head_dim * bench.torch_dtype.itemsize
-    return [_cache(bench, extent, codec, tile) for _ in range(max(1, extent.cold_nbytes // nbytes))]
+def _caches(bench: Bench, extent: Extent, codec: Codec, tile: Tile) -> list[TileCache]:
+    """More than the processor's caches hold, and all of a step, as a run's layers are."""
+    latest, nbytes = LatestPlaces(), _plain_nbytes(bench, extent, tile)
+    return [_cache(bench, extent, codec, tile, latest) for _ in range(max(1, extent.cold_nbytes // nbytes))]
 
 
-def _cache(bench: Bench, extent: Extent, codec: Codec, tile: tuple[int, int]) -> TileCache:
+def _plain_nbytes(bench: Bench, extent: Extent, tile: Tile) -> int:
+    """Of the pages of keys and values, in the model's dtype."""
+    rows, context = tile
+    tokens = (context // extent.page_tokens + 1) * extent.page_tokens
+    return 2 * rows * tokens * extent.heads * extent.head_dim * bench.torch_dtype.itemsize
+
+
+def _cache(bench: Bench, extent: Extent, codec: Codec, tile: Tile, latest: LatestPlaces) -> TileCache:
     """As `runtime.kv_cache` makes it: every page in one place, tails where tokens can't be written in place."""
     count, context = tile
     pages, page = context // extent.page_tokens + 1, (extent.heads, extent.page_tokens, extent.head_dim)
@@ -110,7 +130,9 @@ def _cache(bench: Bench, extent: Extent, codec: Codec, tile: tuple[int, int]) ->
     tail_rows = range(0 if codec.keeps_bytes else count)
     tails = None if codec.keeps_bytes else (bench.numbers(count, *page), bench.numbers(count, *page))
     tail_keys, tail_values = tails or (None, None)
-    cache = TileCache(extent.page_tokens, extent.heads, (part,), tail_rows, tail_keys, tail_values, None)
+    cache = TileCache(
+        extent.page_tokens, extent.heads, (part,), tail_rows, tail_keys, tail_values, host=None, latest=latest
+    )
     if not attended_in_kernel(bench.memory, codec):
         return cache
     return attending_in_kernel(cache, codec, page=page, dtype=bench.torch_dtype, workers=bench.workers)

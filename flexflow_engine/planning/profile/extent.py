@@ -29,6 +29,12 @@ class Extent:
     head_dim: int = 64
     attention_rows: int = 16
     """Sequences of one tile."""
+    device_attention_rows: int = 512
+    """The same on a device, where so many fit into `cold_nbytes`."""
+    units: int = 4
+    """Of a weight page's size, that a codec encodes or decodes in one call."""
+    device_units: int = 32
+    """The same on a device."""
     page_tokens: int = 16
     page_nbytes: int = 4 * 2**20
     """What one transfer carries."""
