@@ -101,7 +101,8 @@ class Done(Completion):
 class LaneContext(ABC):
     """What one lane needs to issue work in order: nothing on the host, a side stream on CUDA.
 
-    Made by `Tier.lane_context`, entered by each of the lane's threads for as long as it works, closed by the executor.
+    Made by `Tier.lane_context`, closed by the executor. A lane's thread enters it for as long as it works, and calls
+    `after` and `record` inside, for many tasks: what was recorded is to be reached without it being left.
     """
 
     @abstractmethod

@@ -24,15 +24,17 @@ Pair = tuple[Span, Span]
 class CacheIO:
     """Emits into one builder, for one step.
 
-    changing state    _tokens, _full    what all layers' rectangles of the same rows and pages have in common
+    changing state    what all layers' rectangles of the same rows, and pages, have in common:
+        _longest_tokens   (gpu_batch, rows) -> cached tokens of the longest one
+        _filled_runs      (gpu_batch, rows, pages) -> units that the step's tokens are the last of
     """
 
     def __init__(self, layout: Layout, builder: GraphBuilder, transfers: Transfers) -> None:
         self._layout, self._kv, self._near = layout, layout.kv, layout.attention.tier
         self._builder = builder
         self._transfers = transfers
-        self._tokens: dict[tuple[int, int, int, int], int] = {}
-        self._full: dict[tuple[int, int, int, int, int], list[range]] = {}
+        self._longest_tokens: dict[tuple[int, int, int], int] = {}
+        self._filled_runs: dict[tuple[int, int, int, int, int], list[range]] = {}
 
     def load(self, tile: Tile, batch: BatchStep) -> int | None:
         """The slot into which pages are loaded that are full already, in a decode step; a prompt's pages are computed
@@ -46,7 +48,7 @@ class CacheIO:
         self._builder.begin(location)
         if batch.phase == "decode":
             for rectangle, offset in cache.slotted:
-                pages = self._longest(rectangle, batch, done=0) // self._kv.page_tokens
+                pages = self._longest(rectangle, batch) // self._kv.page_tokens
                 if pairs := self._prefix(rectangle, Span(self._near, location, offset, 0), pages):
                     loads = [Transfer(far, near, self._kv.page_nbytes) for far, near in pairs]
                     self._transfers.load(rectangle.name, tile, loads, reads=[rectangle.name], adds=location)
@@ -58,7 +60,7 @@ class CacheIO:
         for rectangle, offset in self._layout.kv_tile(tile.layer, tile.gpu_batch).slotted:
             near = Span(self._near, location, offset, 0)
             if batch.phase == "prefill":
-                pairs = self._prefix(rectangle, near, self._longest(rectangle, batch, done=1) // self._kv.page_tokens)
+                pairs = self._prefix(rectangle, near, self._longest(rectangle, batch) // self._kv.page_tokens)
             else:
                 pairs = self._filled(rectangle, near, batch)
             self._store(rectangle, tile, pairs, reads=location)
@@ -72,7 +74,7 @@ class CacheIO:
         cache, device = self._layout.kv_tile(tile.layer, tile.gpu_batch), self._layout.device.name
         location = f"kv.prompt.{slot}"
         for rectangle, offset in cache.prompts:
-            tokens = self._longest(rectangle, batch, done=1)
+            tokens = self._longest(rectangle, batch)
             begun = self._kv.page_tokens - 1 if rectangle.tier in self._kv.takes_tokens else 0
             near = Span(device, f"{location}.pages", offset, 0)
             pairs = self._prefix(rectangle, near, (tokens + begun) // self._kv.page_tokens)
@@ -111,17 +113,18 @@ class CacheIO:
         """The pages that this step's tokens are the last of, those of adjoining rows in one move."""
         r = rectangle
         key = batch.gpu_batch, r.first_row, r.stop_row, r.first_page, r.stop_page
-        if key not in self._full:
-            self._full[key] = _runs(_filled_units(rectangle, batch, self._kv.page_tokens))
-        return [pair for run in self._full[key] for pair in _pairs(rectangle, near, run)]
+        if key not in self._filled_runs:
+            self._filled_runs[key] = _runs(_filled_units(rectangle, batch, self._kv.page_tokens))
+        return [pair for run in self._filled_runs[key] for pair in _pairs(rectangle, near, run)]
 
-    def _longest(self, rectangle: Rectangle, batch: BatchStep, done: int) -> int:
-        """Cached tokens of the rectangle's longest row before (done=0) or after (done=1) this step."""
-        key = batch.gpu_batch, rectangle.first_row, rectangle.stop_row, done
-        if key not in self._tokens:
+    def _longest(self, rectangle: Rectangle, batch: BatchStep) -> int:
+        """Cached tokens of the rectangle's longest row: after this step where it computes prompts, else before it."""
+        key = batch.gpu_batch, rectangle.first_row, rectangle.stop_row
+        if key not in self._longest_tokens:
             rows = (row for row in batch.rows if rectangle.first_row <= row.row < rectangle.stop_row)
-            self._tokens[key] = max((row.context + done * row.new_tokens for row in rows), default=0)
-        return self._tokens[key]
+            prompts = batch.phase == "prefill"
+            self._longest_tokens[key] = max((row.context + prompts * row.new_tokens for row in rows), default=0)
+        return self._longest_tokens[key]
 
 
 def _filled_units(rectangle: Rectangle, batch: BatchStep, page_tokens: int) -> list[int]:

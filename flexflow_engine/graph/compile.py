@@ -34,7 +34,7 @@ from flexflow_engine.graph.tile_io import TileIO
 from flexflow_engine.graph.tile_work import TileWork
 from flexflow_engine.graph.transfers import Transfers
 from flexflow_engine.graph.weight_loads import PageNbytes, WeightLoads, WeightOrder
-from flexflow_engine.graph.work import attention_flops, matmul_flops
+from flexflow_engine.graph.work import AttentionWork, matmul_flops
 from flexflow_engine.placement.layout import KV_SLOTS, Layout
 
 
@@ -62,8 +62,8 @@ class _StepEmitter:
         self._io = TileIO(self._layout, self._builder, transfers)
         self._cache = CacheIO(self._layout, self._builder, transfers)
         self._weights = WeightLoads(self._layout, compiler.weight_order, step, self._builder, transfers)
-        self._attention = HostAttention(self._layout, self._builder)
-        self._attention_flops = {batch.gpu_batch: attention_flops(self._layout, batch) for batch in step.batches}
+        self._attention_work = AttentionWork(self._layout, step)
+        self._attention = HostAttention(self._layout, self._builder, self._attention_work)
         self._unfinished: TileWork | None = None
 
     def emit(self) -> tuple[TaskGraph, Frontier]:
@@ -163,7 +163,7 @@ class _StepEmitter:
                 updates += self._cache.locations(work.tile, work.kv)
             else:
                 writes += [f"kv.prompt.{work.prompt}"]
-            flops += self._attention_flops[batch.gpu_batch]
+            flops += self._attention_work.flops[batch.gpu_batch]
         if kind == "final":
             reads += self._io.hidden_locations(batch, work.hidden)
             writes += [f"features.{batch.gpu_batch}"]

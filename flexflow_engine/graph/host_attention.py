@@ -22,7 +22,7 @@ from flexflow_engine.graph.task import (
     Move,
 )
 from flexflow_engine.graph.tile_work import TileWork
-from flexflow_engine.graph.work import attention_flops, attention_inputs_flops, attention_nbytes, matmul_flops
+from flexflow_engine.graph.work import AttentionWork, attention_inputs_flops, matmul_flops
 from flexflow_engine.placement.attention import ATTENTION_SLOTS
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
@@ -31,8 +31,8 @@ from flexflow_engine.placement.span import Span
 class HostAttention:
     """Emits into one builder, for one step. What the tasks read and write besides is told by the caller."""
 
-    def __init__(self, layout: Layout, builder: GraphBuilder) -> None:
-        self._layout, self._builder = layout, builder
+    def __init__(self, layout: Layout, builder: GraphBuilder, attention: AttentionWork) -> None:
+        self._layout, self._builder, self._attention = layout, builder, attention
 
     def begin(self, work: TileWork, *, weights: list[str], hidden: list[str], cache: list[str]) -> None:
         """Emit what leads to the attended values, in the host's memory. It reads weights and hidden states, and updates
@@ -92,8 +92,8 @@ class HostAttention:
             operation=Attend(layer=work.layer.index, batch=work.batch, kv_slot=work.kv, attention_slot=slot),
             reads=updates,
             writes=updates,
-            nbytes=attention_nbytes(self._layout, work.batch),
-            flops=attention_flops(self._layout, work.batch),
+            nbytes=self._attention.nbytes[work.tile.gpu_batch],
+            flops=self._attention.flops[work.tile.gpu_batch],
         )
 
     def _send(self, work: TileWork, slot: int) -> None:

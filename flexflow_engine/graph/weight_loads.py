@@ -66,7 +66,7 @@ class WeightOrder:
             tier = self._layout.tier(name)
             for together in [some] if tier.read_by_host else [[place] for place in some]:
                 transfers = [self._transfer(location, *place) for place in together]
-                if tier.read_by_host and tier.read_concurrency == 1:
+                if tier.read_by_host and tier.read_concurrency == 1:  # several threads share them page by page
                     transfers = _joined(transfers)
                 page, more = together[0][1], len(together) - 1
                 what = f"{page.tensor.name}[{page.index}]" + (f" and {more} more" if more else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flexflow_engine.abc.step import BatchStep
+from flexflow_engine.abc.step import BatchStep, Step
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.weights import PlacedLayer
 
@@ -16,6 +16,14 @@ def matmul_flops(layer: PlacedLayer, batch: BatchStep) -> float:
 def attention_inputs_flops(layout: Layout, batch: BatchStep) -> float:
     """The part of a decoder layer's matmuls that makes queries, keys and values."""
     return 2.0 * batch.new_tokens * layout.hidden_size * layout.inputs_width
+
+
+class AttentionWork:
+    """Of a step's GPU batches in one layer; every layer has the same. By gpu_batch."""
+
+    def __init__(self, layout: Layout, step: Step) -> None:
+        self.flops = {batch.gpu_batch: attention_flops(layout, batch) for batch in step.batches}
+        self.nbytes = {batch.gpu_batch: attention_nbytes(layout, batch) for batch in step.batches}
 
 
 def attention_flops(layout: Layout, batch: BatchStep) -> float:

@@ -26,7 +26,7 @@ class HiddenPart:
 
     def tokens(self, batch: BatchStep) -> int:
         """New tokens of the part's rows in a step."""
-        if self.first_row <= batch.rows[0].row and batch.rows[-1].row < self.stop_row:
+        if self.first_row <= batch.rows[0].row and batch.rows[-1].row < self.stop_row:  # all, as rows are in order
             return batch.new_tokens
         return sum(row.new_tokens for row in batch.rows if self.first_row <= row.row < self.stop_row)
 

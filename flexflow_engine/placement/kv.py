@@ -2,7 +2,7 @@
 
 A page holds `page_tokens` tokens of one row in one decoder layer, as [num_kv_heads, page_tokens, head_dim]; keys and
 values are separate. A tile (layer, gpu_batch) has rows x pages of them. They are dealt to the tiers row by row, so
-that a whole row mostly lies on one tier, always where there are many rows, and cut into rectangles:
+that a whole row mostly lies on one tier, always in large GPU batches, and cut into rectangles:
 
     row 0   d d d d d        d device: rectangle rows 0-2, all pages
     row 1   d d d d d        h host:   row 2's pages 2-4, rows 3-4 all pages
@@ -26,8 +26,10 @@ from math import ceil
 from flexflow_engine.abc.policy import Placement
 from flexflow_engine.placement.diffusion import Cut, cut_groups
 
-WHOLE_ROWS = 1000
-"""From so many in all tiles on, no row is cut: a share is off by a thousandth at most, and tiles have fewer parts."""
+WHOLE_ROWS = 256
+"""From so many in a GPU batch on, no row is cut: a tile has fewer parts, and of its cache a row more or less than its
+share on a tier, four thousandths at most, which the next tile makes up for.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def place_kv(
     prompt_tokens: the most that a row may have of its prompt in a slot for prompts; 0 where there is none.
     """
     pages, num_tiles = ceil(cached_tokens / page_tokens), num_layers * num_gpu_batches
-    together = pages if num_tiles * gpu_batch_size >= WHOLE_ROWS else 1
+    together = pages if gpu_batch_size >= WHOLE_ROWS else 1
     cuts = cut_groups([[1] * (gpu_batch_size * pages // together)] * num_tiles, placement)
     tiers, prompt_pages = (direct, takes_tokens), ceil(prompt_tokens / page_tokens)
     tiles = [

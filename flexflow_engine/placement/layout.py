@@ -118,11 +118,7 @@ class Layout:
         return rows * self.attention_width * self.item_nbytes
 
     def tier(self, name: str) -> TierDescription:
-        """A tier of the layout; asked for every page that is moved."""
-        for tier in self.tiers:
-            if tier.name == name:
-                return tier
-        raise AssertionError(f"no tier {name}")
+        return next(tier for tier in self.tiers if tier.name == name)
 
     @property
     def staging(self) -> str | None:

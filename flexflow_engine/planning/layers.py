@@ -1,7 +1,8 @@
 """Steps of a deep model, from a few of its decoder layers.
 
-Decoder layers are all of one shape: a step is simulated with the first few of them and again with a few more, and
-every further layer is taken to add what those added. Of one step a third number of layers is simulated:
+Decoder layers are all of one shape, but for what rounding to pages or rows leaves to the next: a step is simulated with
+the first few of them and again with a few more, and every further layer is taken to add what those added. Of one step a
+third number of layers is simulated:
 
     seconds     few  . . more . . check
                  |--------|-----. . |. . . . . . . layers      how far `check` is off the line, the layers beyond are

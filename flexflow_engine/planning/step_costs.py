@@ -133,7 +133,7 @@ class StepCostModel:
         return _LayerKind(layer.kind, sizes, matrices[0].codec if matrices else None)
 
     def _pages(self, name: str) -> Traffic:
-        """A matrix, page by page."""
+        """A matrix, page by page; in host memory adjoining pages are one move, whose latencies are small there."""
         tensor = self._tensors[name]
         return Traffic(tensor.num_pages, tensor.nbytes / tensor.num_pages)
 

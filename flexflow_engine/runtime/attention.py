@@ -135,11 +135,12 @@ def device_kernels(
         from flexflow_engine.runtime import device_kernels as kernels  # noqa: PLC0415  # Triton takes long to import
 
         pages = torch.zeros((1, 1, *page), dtype=dtype, device=device)
-        places = pages.new_zeros(1, dtype=torch.int64)
-        query, scores = pages.new_zeros((1, num_heads, page[2])), pages.new_zeros((1, num_heads, 1)).float()
-        seen = kernels.Seen(places, places, first_end=0, first_row=0, column=0)
-        kernels.score(query, pages, scores, seen, 1.0)
-        kernels.accumulate(scores, pages, query.float(), seen)
+        for rows in (1, -(-kernels.FULL_GPU // num_heads)):  # few and many: two kernels each
+            places = pages.new_zeros(rows, dtype=torch.int64)
+            query, scores = pages.new_zeros((rows, num_heads, page[2])), pages.new_zeros((rows, num_heads, 1)).float()
+            seen = kernels.Seen(places, places, first_end=0, first_row=0, column=0)
+            kernels.score(query, pages, scores, seen, 1.0)
+            kernels.accumulate(scores, pages, query.float(), seen)
         return kernels
 
     return working(device, compiled, without="attention runs slower on the GPU")

@@ -16,7 +16,9 @@ import triton.language as tl
 TOKENS = 16
 """That a program takes at a time."""
 FULL_GPU = 8192
-"""From so many programs on, one warp each keeps a large GPU at work; of fewer ones each has four."""
+"""From so many programs on, one warp each keeps a large GPU at work; of fewer ones each has four. These are two
+kernels to compile.
+"""
 _VARYING = ("first_end", "first_row", "num_rows", "tokens", "columns", "column")
 """Arguments that differ from call to call: no reason to compile anew."""
 
@@ -37,17 +39,37 @@ class Seen(NamedTuple):
 
 def score(query: torch.Tensor, keys: torch.Tensor, scores: torch.Tensor, seen: Seen, scale: float) -> None:
     """query [n, num_heads, head_dim] times a piece's keys, scaled, into scores, float32 [n, num_heads, columns]."""
-    grid = (query.shape[0] * query.shape[1], triton.cdiv(keys.shape[0] * keys.shape[3], TOKENS))
-    _score[grid](query, keys, scores, scale, *_arguments(keys, scores, seen), **_constants(keys, *query.shape))
+    count, num_heads, head_dim = query.shape
+    grid = (count * num_heads, triton.cdiv(keys.shape[0] * keys.shape[3], TOKENS))
+    _score[grid](
+        query,
+        keys,
+        scores,
+        scale,
+        *_arguments(keys, scores, seen),
+        **_constants(keys, num_heads, head_dim),
+        num_warps=_num_warps(count * num_heads),
+    )
 
 
 def accumulate(weights: torch.Tensor, values: torch.Tensor, output: torch.Tensor, seen: Seen) -> None:
     """Add weights, float32 [n, num_heads, columns], times the values of a piece to output, float32 [n, num_heads,
     head_dim].
     """
-    grid = (output.shape[0] * output.shape[1],)
-    constants = _constants(values, *output.shape)
-    _accumulate[grid](weights, values, output, *_arguments(values, weights, seen), **constants)
+    count, num_heads, head_dim = output.shape
+    _accumulate[(count * num_heads,)](
+        weights,
+        values,
+        output,
+        *_arguments(values, weights, seen),
+        **_constants(values, num_heads, head_dim),
+        num_warps=_num_warps(count * num_heads),
+    )
+
+
+def _num_warps(vectors: int) -> int:
+    """vectors: heads of all rows, with a program or more each."""
+    return 1 if vectors >= FULL_GPU else 4
 
 
 def _arguments(piece: torch.Tensor, scores: torch.Tensor, seen: Seen) -> tuple[torch.Tensor | int, ...]:
@@ -57,9 +79,8 @@ def _arguments(piece: torch.Tensor, scores: torch.Tensor, seen: Seen) -> tuple[t
     return seen.rows, seen.ends, seen.first_end, seen.first_row, piece.shape[1], tokens, columns, seen.column
 
 
-def _constants(piece: torch.Tensor, rows: int, num_heads: int, head_dim: int) -> dict[str, int]:
+def _constants(piece: torch.Tensor, num_heads: int, head_dim: int) -> dict[str, int]:
     return {
-        "num_warps": 1 if rows * num_heads >= FULL_GPU else 4,
         "num_heads": num_heads,
         "group": num_heads // piece.shape[2],
         "page_tokens": piece.shape[3],

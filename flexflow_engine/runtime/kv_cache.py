@@ -22,14 +22,8 @@ from flexflow_engine.placement.workspace import pages_encoded_at_once
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.memory import Memory
-from flexflow_engine.runtime.token_places import (
-    FullTails,
-    LatestPlaces,
-    TileCut,
-    TokenPlaces,
-    adjoining,
-    rows_from,
-)
+from flexflow_engine.runtime.row_runs import adjoining, rows_from
+from flexflow_engine.runtime.token_places import FullTails, LatestPlaces, TileCut, TokenPlaces
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ class RowMoves:
         self._needed_rows, self._needed_places = _rows_needed(which), _rows_needed(places)
         self._on_host = device.type == HOST
         self._numbers = np.ascontiguousarray(which, np.int64), np.ascontiguousarray(places, np.int64)
-        self._in_order = np.array_equal(which, np.arange(len(which)))
-        """Whether the first rows are moved, one after the other."""
-        self._indices = () if self._on_host else tuple(indices(numbers, device) for numbers in self._numbers)
+        if not self._on_host:
+            in_order = np.array_equal(which, np.arange(len(which)))
+            self._chosen = slice(0, len(which)) if in_order else indices(self._numbers[0], device)
+            self._into = indices(self._numbers[1], device)
 
     def put(self, rows: torch.Tensor, target: torch.Tensor) -> None:
         """From rows [m, width] to target [N, width], of the same dtype."""
@@ -34,8 +35,7 @@ class RowMoves:
             which, places = self._numbers
             copy_rows(_bytes(rows), which, _bytes(target), places)
         else:
-            chosen, into = self._indices
-            target.index_copy_(0, into, rows[: len(into)] if self._in_order else rows[chosen])
+            target.index_copy_(0, self._into, rows[self._chosen])
 
 
 def _rows_needed(numbers: NDArray[np.int64]) -> int:

@@ -6,10 +6,9 @@ index is a copy, and every comparison a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ import torch
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.runtime.indices import indices
+from flexflow_engine.runtime.row_runs import adjoining, rows_from
 from flexflow_engine.runtime.rows import RowMoves
 
 
@@ -85,7 +85,7 @@ class TokenPlaces:
     """The places of one step's rows, of which each has one new token.
 
     changing state    _hidden    the last one made
-                      _filled    the last run of tails asked for, and how many rows were asked for together
+                      _filled    the full tails asked for last, and how many together at most
     """
 
     def __init__(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> None:
@@ -213,21 +213,3 @@ class LatestPlaces:
         if key not in self._found:
             self._found[key] = TokenPlaces(rows, cut, device)
         return self._found[key]
-
-
-def adjoining(
-    rows: Sequence[RowStep], kind: Callable[[RowStep], Hashable], most: Callable[[RowStep], int]
-) -> list[Sequence[RowStep]]:
-    """Runs of rows that follow each other and are of one kind; of a kind no more together than `most` says."""
-    runs: list[Sequence[RowStep]] = []
-    for _, group in groupby(enumerate(rows), lambda numbered: (numbered[1].row - numbered[0], kind(numbered[1]))):
-        run = [row for _, row in group]
-        step = most(run[0])
-        runs += [run[first : first + step] for first in range(0, len(run), step)]
-    return runs
-
-
-def rows_from(first: int, rows: Sequence[RowStep]) -> slice:
-    """Adjoining rows, counted from row `first`."""
-    start = rows[0].row - first
-    return slice(start, start + len(rows))

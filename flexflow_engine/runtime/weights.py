@@ -104,10 +104,10 @@ class Weights:
     def _layer_weights(self, parts: Mapping[str, list[Rows]], small: Mapping[str, torch.Tensor]) -> LayerWeights:
         """parts: of each matrix."""
         if self._products is None:
-            tensors = {name: [some.part(0, some.out_features, None) for some in rows] for name, rows in parts.items()}
-            return LayerWeights({name: DeviceMatrix(rows) for name, rows in tensors.items()}, small)
+            whole = {name: [part.part(0, part.out_features, None) for part in some] for name, some in parts.items()}
+            return LayerWeights({name: DeviceMatrix(tensors) for name, tensors in whole.items()}, small)
         products = self._products
-        return HostWeights({name: HostMatrix(rows, products) for name, rows in parts.items()}, small, products)
+        return HostWeights({name: HostMatrix(some, products) for name, some in parts.items()}, small, products)
 
     def decode(self, index: int, slot: int | None) -> None:
         """Decode all matrices of a layer."""

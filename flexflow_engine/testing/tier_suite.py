@@ -131,8 +131,9 @@ class TierTests:
 
         def work(thread: int) -> None:
             barrier.wait()
-            for unit in range(thread, region.spec.num_units, NUM_THREADS):
-                _round_trip(tier, region, contexts[thread], unit)
+            with contexts[thread]:  # once for all its work, as a lane's thread does
+                for unit in range(thread, region.spec.num_units, NUM_THREADS):
+                    _round_trip(tier, region, contexts[thread], unit)
 
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             list(pool.map(work, range(NUM_THREADS)))
@@ -240,13 +241,13 @@ class TierTests:
 
 
 def _round_trip(tier: Tier, region: Region, context: LaneContext, unit: int) -> None:
+    """context: entered."""
     data = random_bytes(region.spec.unit_nbytes, seed=unit)
     out = np.empty_like(data)
-    with context:
-        tier.write(region, unit, 1, data)
-        context.record().wait()
-        tier.read(region, unit, 1, out)
-        context.record().wait()
+    tier.write(region, unit, 1, data)
+    context.record().wait()
+    tier.read(region, unit, 1, out)
+    context.record().wait()
     assert np.array_equal(out, data)
 
 

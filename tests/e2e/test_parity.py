@@ -21,6 +21,7 @@ from flexflow_engine.abc.model import LayerWeights
 from flexflow_engine.abc.policy import Policy
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph.task import Compute
+from flexflow_engine.placement import kv
 from flexflow_engine.runtime.trace import Trace
 from flexflow_plugins.models.opt import OPTModel
 from harness import policy, random_prompts, reference_tokens, run_job, save_opt, three_tiers
@@ -174,6 +175,20 @@ def test_any_block_of_gpu_batches(
         activations=SPREAD,
         kv_page_tokens=kv_page_tokens,
     )
+    result = run_job(folder, tiers, chosen, PROMPTS, store=checkpoints.store, max_new_tokens=MAX_NEW_TOKENS)
+    assert result.tokens == expected
+
+
+@pytest.mark.parametrize("classes", [DEVICE_HOST_DISK, ISLAND_HOST_DISK], ids=list)
+def test_a_cache_that_is_cut_between_rows_only(
+    checkpoints: Checkpoints, tmp_path: Path, classes: Mapping[str, type[Tier]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in large GPU batches."""
+    monkeypatch.setattr(kv, "WHOLE_ROWS", 1)
+    folder, expected = checkpoints["pre-norm"]
+    tiers = disk_setups(classes, tmp_path / "disk")
+    shares = dict(zip(classes, (30.0, 30.0, 40.0), strict=True))
+    chosen = policy(tiers, gpu_batch_size=4, num_gpu_batches=3, weights=shares, kv_cache=shares, kv_page_tokens=1)
     result = run_job(folder, tiers, chosen, PROMPTS, store=checkpoints.store, max_new_tokens=MAX_NEW_TOKENS)
     assert result.tokens == expected
 

@@ -17,9 +17,11 @@ SIZES = dict.fromkeys(("first_end", "first_row", "num_rows", "tokens", "columns"
 @pytest.mark.parametrize("architecture", [75, 80, 90])
 @pytest.mark.parametrize("numbers", ["*fp32", "*bf16", "*fp16"])
 @pytest.mark.parametrize("name", ["_score", "_accumulate"])
-@pytest.mark.parametrize(("heads", "kv_heads", "page_tokens", "head_dim"), [(40, 40, 4, 128), (32, 8, 16, 80)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "page_tokens", "head_dim", "warps"), [(40, 40, 4, 128, 1), (32, 8, 16, 80, 4)]
+)
 def test_they_compile(
-    name: str, heads: int, kv_heads: int, page_tokens: int, head_dim: int, numbers: str, architecture: int
+    name: str, heads: int, kv_heads: int, page_tokens: int, head_dim: int, warps: int, numbers: str, architecture: int
 ) -> None:
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
     from triton.compiler import ASTSource  # noqa: PLC0415
@@ -43,7 +45,8 @@ def test_they_compile(
     places = {(function.arg_names.index(key),): value for key, value in constants.items()}
     types = pointers | PIECE | SIZES | dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=function, signature=types, constexprs=places)
-    assert triton.compile(source, target=GPUTarget("cuda", architecture, 32)).asm["cubin"]
+    target, options = GPUTarget("cuda", architecture, 32), {"num_warps": warps}
+    assert triton.compile(source, target=target, options=options).asm["cubin"]
 
 
 INTERPRETED = """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flexflow_engine.abc.tier import HostContext, LaneContext
+from flexflow_engine.abc.tier import Completion, HostContext, LaneContext
 from flexflow_engine.cli.exits import USER_ERROR, with_exit_status
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError, StalledError, StorageError, TaskError
@@ -280,6 +280,47 @@ def test_close_ends_what_is_queued_closes_every_context_and_may_be_repeated(
     opened.close()
     opened.close()
     assert CountedContext.open == 0
+
+
+class EnteredContext(HostContext):
+    """Tells what was called outside of it."""
+
+    def __init__(self, entered: set[int], outside: list[str]) -> None:
+        self._entered, self._outside = entered, outside
+
+    def __enter__(self) -> EnteredContext:
+        self._entered.add(threading.get_ident())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._entered.remove(threading.get_ident())
+
+    def after(self, completion: Completion) -> None:
+        self.look("after")
+
+    def record(self) -> Completion:
+        self.look("record")
+        return super().record()
+
+    def close(self) -> None:
+        assert threading.get_ident() not in self._entered, "closed before it was left"
+
+    def look(self, call: str) -> None:
+        self._outside += [call] * (threading.get_ident() not in self._entered)
+
+
+@pytest.mark.parametrize("executor", [DataflowExecutor, SequentialExecutor])
+def test_all_that_a_lane_does_is_done_inside_its_context(executor: Callable[..., Executor]) -> None:
+    entered, outside, ran = set[int](), list[str](), list[bool]()
+    first, second = task("first", "one"), task("second", "two")
+
+    def run(task: Task) -> None:
+        ran.append(threading.get_ident() in entered)
+
+    lanes = executor(run, WIDTHS, lambda lane: EnteredContext(entered, outside), Trace())
+    with closing(lanes):
+        run_step(lanes, graph([first, second], [(first, second)]))
+    assert (ran, outside, entered) == ([True, True], [], set())
 
 
 @pytest.fixture(scope="module")

@@ -125,19 +125,32 @@ def test_the_next_layers_pages_are_spread_over_all_gpu_batches(classes: Classes,
 
 
 def test_pages_that_follow_each_other_at_both_ends_are_one_move() -> None:
-    """A layer's, all of them in host memory: those of a GPU batch, tensor by tensor."""
+    """A layer's, all of them in host memory: those of a GPU batch, tensor by tensor. A page's bytes go where they did
+    page by page.
+    """
     layout = all_far(ISLAND_HOST)
     order = layout.weights.page_order(layout.weights.layers[3], layout.direct)
-    loads = [
-        task for k in (0, 1) for task in find(steps_of(layout)[1], kind="load", layer=3, gpu_batch=k, name="load m")
-    ]
-    moves = [move for task in loads for move in copied(task).moves]
-    assert len(loads) == 2
-    assert len(moves) < len(order)
-    assert len({run.tensor.name for run, _, _ in order}) <= len(moves)
-    assert sorted(
-        unit for move in moves for unit in range(move.target.first, move.target.first + move.target.count)
-    ) == [byte for _, page, offset in order for byte in range(offset, offset + page.nbytes)]
+    joined = 0
+    for k, share in enumerate((order[: len(order) // 2], order[len(order) // 2 :])):
+        (load,) = find(steps_of(layout)[1], kind="load", layer=3, gpu_batch=k, name="load model")
+        firsts = {run.region: (run, page, offset) for run, page, offset in reversed(share)}
+        moves = {move.source.region: move for move in copied(load).moves}
+        assert moves.keys() == firsts.keys()
+        for region, (run, page, offset) in firsts.items():
+            source, target, pages = moves[region].source, moves[region].target, [p for r, p, _ in share if r is run]
+            assert (source.first, target.first) == (page.first_unit - run.first_unit, offset)
+            assert source.count == sum(one.num_units for one in pages)
+            assert target.count == sum(one.nbytes for one in pages)
+            joined += len(pages) - 1
+    assert joined == 3
+
+
+def test_pages_are_not_joined_where_several_threads_load_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ISLAND_HOST["host"], "read_concurrency", 2)
+    layout = all_far(ISLAND_HOST)
+    order = layout.weights.page_order(layout.weights.layers[3], layout.direct)
+    loads = [t for k in (0, 1) for t in find(steps_of(layout)[1], kind="load", layer=3, gpu_batch=k, name="load model")]
+    assert sum(len(copied(task).moves) for task in loads) == len(order)
 
 
 def copied(task: Task) -> Copy:

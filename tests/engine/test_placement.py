@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.policy import TENSOR_CLASSES, Placement, TensorClass
 from flexflow_engine.abc.tier import Tier
-from flexflow_engine.placement.kv import WHOLE_ROWS, KVTile, place_kv
+from flexflow_engine.placement import kv
+from flexflow_engine.placement.kv import WHOLE_ROWS, KVLayout, KVTile, place_kv
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import allocations, memory_table, placed_bytes
 from flexflow_engine.placement.pages import MAX_PAGE_NBYTES, PAGES_PER_LAYER, paged_tensors
@@ -199,9 +200,13 @@ def test_an_untied_table_takes_its_part_of_the_shares() -> None:
         assert sum(run.nbytes for run in weights.table if run.tier == name) == pytest.approx(300 * 64 * 2, abs=4096)
 
 
-@given(st.data(), st.sampled_from(TIERS))
-def test_rectangles_partition_rows_and_pages_of_every_tile(data: st.DataObject, classes: Classes) -> None:
-    layout = lay_out(opt(), classes, data.draw(policies(classes)))
+@given(st.data(), st.sampled_from(TIERS), st.sampled_from([1, WHOLE_ROWS]))
+def test_rectangles_partition_rows_and_pages_of_every_tile(
+    data: st.DataObject, classes: Classes, whole_rows: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv, "WHOLE_ROWS", whole_rows)
+        layout = lay_out(opt(), classes, data.draw(policies(classes)))
     rows, pages = range(layout.policy.gpu_batch_size), range(-(-CACHED_TOKENS // layout.kv.page_tokens))
     for tile in (tile for layer in layout.kv.tiles for tile in layer):
         for row in rows:
@@ -211,26 +216,33 @@ def test_rectangles_partition_rows_and_pages_of_every_tile(data: st.DataObject, 
         _check_units(tile)
 
 
-@pytest.mark.parametrize("rows", [WHOLE_ROWS, WHOLE_ROWS - 1])
-def test_no_row_is_cut_where_there_are_many(rows: int) -> None:
-    """Of one layer and GPU batch, pages of 4 tokens: 57 % of 1000 rows are 570."""
-    kv = place_kv(
-        num_layers=1,
+def test_no_row_of_a_large_gpu_batch_is_cut() -> None:
+    """57.2 % of 256 rows are 146.4; the next layer makes up for what is rounded away."""
+    cuts = [[(r.tier, r.first_row, r.stop_row) for r in tile.rectangles] for (tile,) in split_cache(WHOLE_ROWS).tiles]
+    assert cuts == [[("device", 0, stop), ("far", stop, 256)] for stop in (146, 147, 146)]
+
+
+def test_a_row_of_a_smaller_one_is_cut_between_two_pages() -> None:
+    """57.2 % of 255 rows of 4 pages are 583.4 pages: of row 145 three."""
+    (tile,) = split_cache(WHOLE_ROWS - 1).tiles[0]
+    cut = [(r.tier, r.first_row, r.stop_row, r.first_page, r.stop_page) for r in tile.rectangles]
+    assert cut[1:3] == [("device", 145, 146, 0, 3), ("far", 145, 146, 3, 4)]
+
+
+def split_cache(rows: int) -> KVLayout:
+    """Three layers' cache of one GPU batch, 4 pages a row, 57.2 % of it on the first tier."""
+    return place_kv(
+        num_layers=3,
         gpu_batch_size=rows,
         num_gpu_batches=1,
         cached_tokens=15,
         page_tokens=4,
         page_nbytes=1,
         tail_page_nbytes=1,
-        placement=Placement((("device", 57.1), ("far", 42.9))),
+        placement=Placement((("device", 57.2), ("far", 42.8))),
         direct=frozenset({"device"}),
         takes_tokens=frozenset({"device"}),
     )
-    cut = [(r.tier, r.first_row, r.stop_row, r.first_page, r.stop_page) for r in kv.tiles[0][0].rectangles]
-    if rows == WHOLE_ROWS:
-        assert cut == [("device", 0, 571, 0, 4), ("far", 571, 1000, 0, 4)]
-    else:
-        assert cut[1:3] == [("device", 570, 571, 0, 2), ("far", 570, 571, 2, 4)]
 
 
 def _check_units(tile: KVTile) -> None:

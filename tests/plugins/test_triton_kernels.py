@@ -10,7 +10,7 @@ import pytest
 triton = pytest.importorskip("triton", reason="Triton comes with torch for GPUs alone")
 
 TURING, AMPERE, HOPPER = 75, 80, 90
-FORMS = [(4, 64, True), (4, 40, True), (4, 64, False), (8, 64, False)]
+FORMS = [(4, 64, True), (4, 100, True), (4, 64, False), (8, 64, False)]
 
 
 def compiled_bytes(name: str, signature: dict[str, str], constants: Mapping[str, object], architecture: int) -> int:
@@ -31,16 +31,12 @@ def compiled_bytes(name: str, signature: dict[str, str], constants: Mapping[str,
 @pytest.mark.parametrize("numbers", ["*fp32", "*bf16", "*fp16"])
 @pytest.mark.parametrize(("bits", "group_size", "words"), FORMS)
 def test_decoding_compiles(bits: int, group_size: int, words: bool, numbers: str, architecture: int) -> None:
+    from flexflow_plugins.codecs import triton_kernels  # noqa: PLC0415
+
     pointers = {"codes": "*u8", "settings": "*i32" if words else "*fp16", "out": numbers}
     strides = {"code_stride": "i64", "setting_stride": "i64", "out_stride": "i64"}
     counts = dict.fromkeys(("code_nbytes", "numbers", "groups", "blocks"), "i32")
-    runs, group_nbytes = 4 if words else 1, group_size * bits // 8
-    sizes = {
-        "group_nbytes": group_nbytes,
-        "run_nbytes": group_nbytes // runs,
-        "width": 1 << (group_nbytes // runs - 1).bit_length(),
-    }
-    constants = sizes | {"bits": bits, "runs": runs, "words": words, "half": numbers == "*fp16", "block": 32}
+    constants = triton_kernels.decoding_constants(group_size, bits, words=words) | {"half": numbers == "*fp16"}
     assert compiled_bytes("_decode", pointers | strides | counts, constants, architecture)
 
 

@@ -33,11 +33,9 @@ def decode(codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, *, gr
     [n, 2 * groups] with the scales and then the lows of version 1.
     """
     numbers, code_nbytes, words = out.shape[1], codes.shape[1], settings.dtype == torch.int32
-    groups, runs = triton.cdiv(numbers, group_size), 4 if words else 1
-    run_nbytes = (part_size(group_size) if words else group_size) * bits // 8
-    width = triton.next_power_of_2(run_nbytes)
-    block = max(1, BYTES // width)
-    blocks = triton.cdiv(groups * runs, block)
+    form = decoding_constants(group_size, bits, words=words)
+    groups = triton.cdiv(numbers, group_size)
+    blocks = triton.cdiv(groups * form["runs"], form["block"])
     _decode[(len(out) * blocks,)](
         codes,
         settings,
@@ -49,15 +47,24 @@ def decode(codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, *, gr
         numbers,
         groups,
         blocks,
-        runs=runs,
-        group_nbytes=group_size * bits // 8,
-        run_nbytes=run_nbytes,
-        width=width,
-        words=words,
-        bits=bits,
+        **form,
         half=out.dtype == torch.float16,
-        block=block,
     )
+
+
+def decoding_constants(group_size: int, bits: int, *, words: bool) -> dict[str, int]:
+    """Of `_decode`: how a group's codes are cut into runs that share a grid, and how many runs a program has."""
+    run_nbytes = (part_size(group_size) if words else group_size) * bits // 8
+    width = triton.next_power_of_2(run_nbytes)
+    return {
+        "runs": 4 if words else 1,
+        "group_nbytes": group_size * bits // 8,
+        "run_nbytes": run_nbytes,
+        "width": width,
+        "words": words,
+        "bits": bits,
+        "block": max(1, BYTES // width),
+    }
 
 
 def fits(values: torch.Tensor, out: torch.Tensor, group_size: int) -> bool:

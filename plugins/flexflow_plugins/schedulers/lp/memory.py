@@ -8,8 +8,8 @@ b = num_gpu_batches,
     weights moved to a tier      plus a constant
     kv_cache, activations        plus r * (b * x + y)       x residents and tails, y slots
 
-A mixed placement differs from the line between corners by rounding to pages; a policy is checked with the formula
-itself before it is handed out.
+A mixed placement differs from the line between corners by rounding to pages, or rows; a policy is checked with the
+formula itself before it is handed out.
 """
 
 from __future__ import annotations
