@@ -85,6 +85,7 @@ def _call_s(bench: Bench, extent: Extent, codec: Codec, tiles: Sequence[Tile]) -
     """What a call takes whatever it reads: where the line through the least and the most that is cached begins."""
     by_nbytes = {_cached_nbytes(bench, extent, codec, tile): tile for tile in tiles}
     few, many = min(by_nbytes), max(by_nbytes)
+    assert few < many, tiles
     few_s, many_s = (_decode_s(bench, extent, codec, by_nbytes[nbytes]) for nbytes in (few, many))
     return max(0.0, few_s - few * (many_s - few_s) / (many - few))
 
