@@ -136,7 +136,9 @@ def _step(index: int) -> Step:
 
 
 def _gather_row_s(bench: Bench, extent: Extent) -> float:
-    """As the runtime puts rows that it has read from a far tier to their places."""
+    """As the runtime puts rows that it has read from a far tier to their places, some at a time; of host memory it puts
+    all at once, which takes no longer a row.
+    """
     rows, target = (torch.zeros((FAR_LOOK_UP_ROWS, extent.features), dtype=bench.torch_dtype) for _ in range(2))
     places = np.arange(FAR_LOOK_UP_ROWS)
 
