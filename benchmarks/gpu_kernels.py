@@ -74,7 +74,7 @@ def _kernels() -> Iterator[Kernel]:
 
 
 def _decode() -> Kernel:
-    """A page of weights has as many numbers as 16 rows of the matrix."""
+    """In units of 16 rows."""
     codec, shape = GroupInt4Codec(), (16, HIDDEN)
     encoded = torch.randint(
         0, 256, (4 * HIDDEN // 16, codec.encoded_nbytes(shape, "bfloat16")), dtype=torch.uint8, device=GPU
@@ -95,10 +95,8 @@ def _attention(rows: int, page_tokens: int) -> Iterator[Kernel]:
     if kernels is None:
         sys.exit("error: Triton is missing or does not work here")
     pages = torch.randn((TOKENS // page_tokens, rows, HEADS, page_tokens, HEAD_DIM), device=GPU).bfloat16()
-    query, output = (
-        torch.randn((rows, HEADS, HEAD_DIM), device=GPU).bfloat16(),
-        torch.zeros((rows, HEADS, HEAD_DIM), device=GPU),
-    )
+    query = torch.randn((rows, HEADS, HEAD_DIM), device=GPU).bfloat16()
+    output = torch.zeros(query.shape, device=GPU)
     scores = torch.zeros((rows, HEADS, TOKENS), device=GPU)
     ends = torch.full((rows,), TOKENS, device=GPU)
     seen = kernels.Seen(torch.arange(rows, device=GPU), ends, first_end=0, first_row=0, column=0)

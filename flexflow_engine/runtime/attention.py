@@ -135,7 +135,7 @@ def device_kernels(
         from flexflow_engine.runtime import device_kernels as kernels  # noqa: PLC0415  # Triton takes long to import
 
         pages = torch.zeros((1, 1, *page), dtype=dtype, device=device)
-        for rows in (1, -(-kernels.FULL_GPU // num_heads)):  # few and many: two kernels each
+        for rows in (1, ceil(kernels.FULL_GPU / num_heads)):  # few and many: two kernels each
             places = pages.new_zeros(rows, dtype=torch.int64)
             query, scores = pages.new_zeros((rows, num_heads, page[2])), pages.new_zeros((rows, num_heads, 1)).float()
             seen = kernels.Seen(places, places, first_end=0, first_row=0, column=0)

@@ -132,14 +132,14 @@ class Weights:
 
     def _rows_at_once(self, run: Run, target: torch.Tensor, count: int) -> int:
         """Of `count` rows, those that are looked up together: all of them where they are copied from where they lie."""
-        if target.device.type == HOST and run.tensor.codec.keeps_bytes and self._is_in_memory(run):
+        if target.device.type == HOST and self._is_copied_from(run):
             return max(1, count)
         return LOOK_UP_ROWS if run.tier in self._layout.direct else FAR_LOOK_UP_ROWS
 
     def _look_up(self, run: Run, ids: NDArray[np.int64], places: NDArray[np.int64], target: torch.Tensor) -> None:
         """Read and decode each unit that is wanted once, and copy its rows to every place that wants them."""
         table, device = run.tensor, target.device
-        if table.codec.keeps_bytes and self._is_in_memory(run):
+        if self._is_copied_from(run):
             rows = self._resident(run).view(self._dtype).view(-1, table.columns)
             RowMoves(ids[places] - run.first_row, places, device).put(rows, target)
             return
@@ -165,6 +165,10 @@ class Weights:
         first = self._layout.unit_span(run, run.first_unit)
         self._memory.gather(first.tier, first.region, units - run.first_unit + first.first, encoded.reshape(-1))
         return torch.from_numpy(encoded)
+
+    def _is_copied_from(self, run: Run) -> bool:
+        """Whether its rows are copied from where they lie, without being read or decoded first."""
+        return run.tensor.codec.keeps_bytes and self._is_in_memory(run)
 
     def _is_in_memory(self, run: Run) -> bool:
         """Of whoever looks its rows up: the compute tier's processor, or the host."""
