@@ -1,4 +1,4 @@
-"""Compiled graphs: their order, and that `check_graph` accepts them and nothing else.
+"""Compiled graphs: their order, and that `check_graph` accepts them; what it rejects is in `test_graph_rules`.
 
 Three decoder layers (j = 1, 2, 3; 0 embeds, 4 ends, then the head), two GPU batches, everything on a far tier:
 
@@ -11,9 +11,8 @@ Assertions are about emission order (every lane's order) and about paths in the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
 import networkx as nx
@@ -21,16 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compiled import MODELS, Classes, all_far, compute_of, draw_job, find, steps_of
 from flexflow_engine.abc.policy import TENSOR_CLASSES, Placement, TensorClass
-from flexflow_engine.abc.tier import Tier
 from flexflow_engine.graph import transfers
-from flexflow_engine.graph.builder import TaskGraph
 from flexflow_engine.graph.check import check_graph
-from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.graph.task import Copy, GatherRows, Task
-from flexflow_engine.placement.layout import KV_SLOTS, Layout
-from flexflow_engine.placement.memory import allocations, memory_table
-from flexflow_engine.placement.span import Span
+from flexflow_engine.placement.layout import KV_SLOTS
+from flexflow_engine.placement.memory import allocations
 from harness import policy
 from layouts import (
     DEVICE_FAR,
@@ -42,53 +38,8 @@ from layouts import (
     compile_steps,
     compose,
     lay_out,
-    opt,
-    policies,
     setups,
 )
-
-Classes = Mapping[str, type[Tier]]
-
-MODELS = {"tied": opt(), "untied": opt(tie_word_embeddings=False, word_embed_proj_dim=32, do_layer_norm_before=False)}
-
-
-def all_far(classes: Classes = DEVICE_FAR, *, num_gpu_batches: int = 2, kv_page_tokens: int = 4) -> Layout:
-    """Two rows a GPU batch, every class on the last tier."""
-    last = {list(classes)[-1]: 100.0}
-    chosen = policy(
-        setups(classes),
-        gpu_batch_size=2,
-        num_gpu_batches=num_gpu_batches,
-        weights=last,
-        kv_cache=last,
-        activations=last,
-        kv_page_tokens=kv_page_tokens,
-    )
-    return lay_out(MODELS["tied"], classes, chosen, prompt_tokens=(9,) * 2 * num_gpu_batches)
-
-
-def steps_of(layout: Layout, count: int = 3) -> list[TaskGraph]:
-    rows = layout.policy.gpu_batch_size * layout.policy.num_gpu_batches
-    return compile_steps(layout, compose(layout, (9,) * rows, 6, limit=count))
-
-
-def check(graphs: Sequence[TaskGraph], layout: Layout) -> None:
-    check_graph(graphs, layout)
-
-
-def find(graph: TaskGraph, *, kind: str, layer: int, gpu_batch: int, name: str = "") -> list[Task]:
-    """The tasks of a tile in emission order; `name` is how their names begin."""
-    return [
-        task
-        for task in graph.tasks
-        if (task.kind, task.tile.layer, task.tile.gpu_batch) == (kind, layer, gpu_batch)
-        and task.key.split("/", 3)[3].startswith(name)
-    ]
-
-
-def compute_of(graph: TaskGraph, layer: int, gpu_batch: int) -> Task:
-    (task,) = find(graph, kind="compute", layer=layer, gpu_batch=gpu_batch)
-    return task
 
 
 def test_a_tiles_loads_end_before_its_computation_and_its_stores_begin_after_it() -> None:
@@ -190,7 +141,7 @@ def test_steps_with_prompts_of_some_and_tokens_of_others_are_legal(classes: Clas
     phases = {tuple(batch.phase for batch in step.batches) for step in steps}
     assert {("prefill", "decode", "decode"), ("decode", "prefill", "decode")} <= phases
     for pair in pairwise(compile_steps(layout, steps)):
-        check(pair, layout)
+        check_graph(pair, layout)
 
 
 def test_what_a_step_stores_the_next_loads_by_a_carried_edge() -> None:
@@ -239,7 +190,7 @@ def test_steps_before_the_last_are_not_carried_however_long_a_page_is_read() -> 
 def test_a_step_is_legal_without_the_steps_before_it() -> None:
     layout = all_far()
     for graph in steps_of(layout):
-        check([graph], layout)
+        check_graph([graph], layout)
 
 
 def test_what_several_threads_can_load_of_a_tiles_cache_is_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +198,7 @@ def test_what_several_threads_can_load_of_a_tiles_cache_is_several_tasks(monkeyp
     whole = steps_of(layout)[2]
     monkeypatch.setattr(transfers, "TASK_NBYTES", 2 * layout.kv.page_nbytes)
     graphs = steps_of(layout)
-    check(graphs, layout)
+    check_graph(graphs, layout)
     (load,) = find(whole, kind="load", layer=2, gpu_batch=1, name="load kv")
     loads = find(graphs[2], kind="load", layer=2, gpu_batch=1, name="load kv")
     assert [task.nbytes for task in loads] == [2 * layout.kv.page_nbytes] * 4
@@ -329,9 +280,9 @@ def test_staging_slots_are_allocated_where_something_passes_through_them() -> No
 @settings(max_examples=40)
 def test_compiled_graphs_are_legal(data: st.DataObject, classes: Classes, model: str) -> None:
     layout, graphs = draw_job(data, classes, model)
-    check(graphs[:1], layout)
+    check_graph(graphs[:1], layout)
     for adjoining in pairwise(graphs):
-        check(adjoining, layout)
+        check_graph(adjoining, layout)
 
 
 @given(st.data(), st.sampled_from(TIERS))
@@ -344,101 +295,6 @@ def test_emission_order_is_topological_and_keys_are_unique(data: st.DataObject, 
         assert all(place[before] < place[after] for before, after in graph.digraph.edges)
 
 
-def draw_job(data: st.DataObject, classes: Classes, model: str) -> tuple[Layout, list[TaskGraph]]:
-    chosen = data.draw(policies(classes))
-    prompts = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=12))
-    max_new_tokens = data.draw(st.integers(1, 5))
-    layout = lay_out(MODELS[model], classes, chosen, prompt_tokens=prompts, max_new_tokens=max_new_tokens)
-    return layout, compile_steps(layout, compose(layout, prompts, max_new_tokens, limit=4))
-
-
-@given(st.data(), st.sampled_from([DEVICE_FAR, DEVICE_FAR_DISK, ISLAND_HOST_DISK]))
-@settings(max_examples=25)
-def test_a_graph_without_one_of_its_edges_is_rejected(data: st.DataObject, classes: Classes) -> None:
-    """Every edge that neither the others nor the lanes imply stands for a hazard, so each must be missed."""
-    layout, graphs = draw_job(data, classes, "tied")
-    graphs = graphs[:2]
-    needed = needed_edges(graphs, layout)
-    before, after = data.draw(st.sampled_from(needed))
-    damaged = [without_edge(graph, before, after) for graph in graphs]
-    with pytest.raises(AssertionError, match=r"rule [34]"):
-        check(damaged, layout)
-
-
-def needed_edges(graphs: Sequence[TaskGraph], layout: Layout) -> list[tuple[str, str]]:
-    """The edges between tasks of these graphs that no other path replaces, lanes of width 1 included."""
-    tasks = {task.key: task for graph in graphs for task in graph.tasks}
-    order = nx.DiGraph([edge for graph in graphs for edge in graph.digraph.edges if edge[0] in tasks])
-    lanes: dict[str, list[str]] = {}
-    for task in tasks.values():
-        lanes.setdefault(task.lane, []).append(task.key)
-    in_lanes = set[tuple[str, str]]()
-    for lane, width in lane_widths(layout).items():
-        keys = lanes.get(lane, [])
-        in_lanes |= set(pairwise(keys)) if width == 1 else set()
-    order.add_edges_from(in_lanes)
-    return [edge for edge in nx.transitive_reduction(order).edges if edge not in in_lanes]
-
-
-def without_edge(graph: TaskGraph, before: str, after: str) -> TaskGraph:
-    digraph = graph.digraph.copy()
-    if digraph.has_edge(before, after):
-        digraph.remove_edge(before, after)
-    return replace(graph, digraph=digraph)
-
-
-def test_a_cache_slot_that_a_prompt_reuses_too_early_is_rejected() -> None:
-    """A prompt's slot is begun and nothing is loaded into it: its computation is the first to touch the version."""
-    layout = all_far()
-    graph = steps_of(layout, count=1)[0]
-    stored, reusing = find(graph, kind="store", layer=1, gpu_batch=0, name="store kv")[0], compute_of(graph, 2, 0)
-    assert graph.digraph.has_edge(stored.key, reusing.key)
-    with pytest.raises(AssertionError, match=r"rule 4: .*kv\.slot\.0"):
-        check([without_edge(graph, stored.key, reusing.key)], layout)
-
-
-@pytest.mark.parametrize("classes", [DEVICE_FAR, DEVICE_FAR_DISK, ISLAND_HOST_DISK])
-def test_a_graph_without_its_loads_is_rejected(classes: Classes) -> None:
-    layout = all_far(classes)
-    for graph in steps_of(layout):
-        with pytest.raises(AssertionError, match=r"rule 3: .* which no task makes"):
-            check([without_tasks(graph, [task for task in graph.tasks if task.kind == "load"])], layout)
-
-
-@given(st.data(), st.sampled_from([DEVICE_FAR, DEVICE_FAR_DISK, ISLAND_HOST_DISK]))
-@settings(max_examples=25)
-def test_a_slot_that_nothing_is_loaded_into_is_rejected(data: st.DataObject, classes: Classes) -> None:
-    """All parts of one version of a slot, and nothing else, are taken away."""
-    layout, graphs = draw_job(data, classes, "tied")
-    graph = data.draw(st.sampled_from(graphs))
-    loads = [task for task in graph.tasks if task.kind == "load"]
-    if loads:
-        ref = data.draw(st.sampled_from(loads)).writes[0]
-        makers = [t for t in loads for made in t.writes if (made.location, made.version) == (ref.location, ref.version)]
-        with pytest.raises(AssertionError, match=r"rule 3: .* which no task makes"):
-            check([without_tasks(graph, makers)], layout)
-
-
-def test_a_slot_that_lacks_a_part_is_rejected() -> None:
-    layout = all_far()
-    graph = steps_of(layout)[0]
-    page = find(graph, kind="load", layer=3, gpu_batch=0, name="load model")[0]
-    with pytest.raises(AssertionError, match=r"rule 3: a part of .* is missing"):
-        check([without_tasks(graph, [page])], layout)
-
-
-def test_a_computation_that_takes_an_unloaded_cache_slot_for_space_is_rejected() -> None:
-    """As the builder would record it if the compiler forgot the load."""
-    layout = all_far()
-    graph = steps_of(layout)[1]
-    tile = compute_of(graph, 2, 0)
-    caches = find(graph, kind="load", layer=2, gpu_batch=0, name="load kv")
-    (slot,) = (ref for ref in tile.reads if ref.location.startswith("kv.slot."))
-    damaged = replaced(without_tasks(graph, caches), replace(tile, fills=(slot,)))
-    with pytest.raises(AssertionError, match=r"rule 3: .* needs something loaded into kv\.slot\."):
-        check([damaged], layout)
-
-
 def test_what_a_computation_fills_is_marked() -> None:
     """A prompt's cache slot, and rows of a table that lies on the compute tier; never weights or hidden states."""
     table_near = lay_out(MODELS["tied"], DEVICE_FAR, policy(setups(DEVICE_FAR), kv_cache={"far": 100}))
@@ -446,88 +302,3 @@ def test_what_a_computation_fills_is_marked() -> None:
         prompts, decode, *_ = steps_of(layout)
         assert {ref.location.split(".")[0] for task in prompts.tasks for ref in task.fills} == kinds
         assert {ref.location.split(".")[0] for task in decode.tasks for ref in task.fills} == kinds - {"kv"}
-
-
-def test_a_page_that_overlaps_another_is_rejected() -> None:
-    layout = all_far()
-    graph = steps_of(layout)[0]
-    first, second = find(graph, kind="load", layer=3, gpu_batch=0, name="load model")[:2]
-    start = target(first).first + target(first).count - 1
-    with pytest.raises(AssertionError, match=r"rule 6: .* both fill a part of .*weights\.slot"):
-        check([replaced(graph, aimed(second, start))], layout)
-
-
-def test_a_page_that_leaves_its_slot_is_rejected() -> None:
-    layout = all_far()
-    graph = steps_of(layout)[0]
-    page = find(graph, kind="load", layer=3, gpu_batch=0, name="load model")[0]
-    with pytest.raises(AssertionError, match=r"rule 6: .* leaves its region: .*weights\.slot"):
-        check([replaced(graph, aimed(page, layout.weights.slot_nbytes(layout.direct)))], layout)
-
-
-def target(task: Task) -> Span:
-    """Where a task's only move goes."""
-    assert isinstance(task.operation, Copy)
-    (move,) = task.operation.moves
-    return move.target
-
-
-def aimed(task: Task, first: int) -> Task:
-    """The same copy, to another place of its region."""
-    assert isinstance(task.operation, Copy)
-    (move,) = task.operation.moves
-    moves = (replace(move, target=replace(move.target, first=first)),)
-    return replace(task, operation=replace(task.operation, moves=moves))
-
-
-def replaced(graph: TaskGraph, task: Task) -> TaskGraph:
-    """With this task instead of the one of the same key."""
-    return replace(graph, tasks=tuple(task if task.key == old.key else old for old in graph.tasks))
-
-
-def without_tasks(graph: TaskGraph, tasks: Sequence[Task]) -> TaskGraph:
-    """Edges through the tasks that are left out are bridged, so that the order of all others stays."""
-    digraph = graph.digraph.copy()
-    for task in tasks:
-        digraph.add_edges_from(product(list(digraph.predecessors(task.key)), list(digraph.successors(task.key))))
-        digraph.remove_node(task.key)
-    left = {task.key for task in tasks}
-    return replace(graph, tasks=tuple(task for task in graph.tasks if task.key not in left), digraph=digraph)
-
-
-def test_a_second_producer_of_a_version_is_rejected() -> None:
-    layout = all_far()
-    graph = steps_of(layout)[0]
-    task = find(graph, kind="store", layer=1, gpu_batch=0)[0]
-    twin = replace(task, key=f"{task.key} again")
-    with pytest.raises(AssertionError, match="rule 2"):
-        check([replace(graph, tasks=(*graph.tasks, twin))], layout)
-
-
-def test_a_lane_whose_order_contradicts_the_edges_is_rejected() -> None:
-    layout = all_far()
-    graph = steps_of(layout)[0]
-    first, second = compute_of(graph, 1, 0), compute_of(graph, 2, 0)
-    swapped = {first.key: second, second.key: first}
-    with pytest.raises(AssertionError, match="rule 1"):
-        check([replace(graph, tasks=tuple(swapped.get(task.key, task) for task in graph.tasks))], layout)
-
-
-def test_loads_in_a_wide_lane_that_change_places_with_their_consumers_loads_are_rejected() -> None:
-    """A page of the next layer moved before the cache load of the tile that must free its slot: two lanes' cycle."""
-    layout = all_far()
-    graph = steps_of(layout)[0]
-    page = find(graph, kind="load", layer=3, gpu_batch=0, name="load model")[0]
-    moved = (page, *(task for task in graph.tasks if task is not page))
-    with pytest.raises(AssertionError, match="rule 1"):
-        check([replace(graph, tasks=moved)], layout)
-
-
-def test_a_budget_that_the_layout_exceeds_is_rejected() -> None:
-    chosen = policy(setups(DEVICE_FAR), weights={"far": 100})
-    layout = lay_out(MODELS["tied"], DEVICE_FAR, chosen)
-    peak = memory_table(layout).peak_bytes("far")
-    check(steps_of(layout), lay_out(MODELS["tied"], DEVICE_FAR, chosen, budget_bytes=10 * peak))
-    tight = lay_out(MODELS["tied"], DEVICE_FAR, chosen, budget_bytes=peak - 1)
-    with pytest.raises(AssertionError, match=r"rule 5: .*far"):
-        check(steps_of(tight), tight)
