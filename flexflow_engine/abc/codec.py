@@ -49,6 +49,34 @@ class KernelDecoder:
     """Whatever keeps the functions in memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class IntegerDecoder:
+    """Decoding to 8-bit integers for kernels of the host's processor, which multiply them by rounded activations.
+
+    A function is called from several threads at once, without Python's lock. Its C type, little-endian throughout:
+
+        void decode(const uint8_t *encoded, const int64_t *settings, int64_t first, int64_t count,
+                    uint8_t *integers, float *scales, float *lows)
+
+    `encoded` is one encoded tensor, at any address. Of its numbers [first, first + count), in C order and whole groups,
+    the integers are written, and each group's scale and low: a number is low + scale * integer. Scale or low are NaN
+    where numbers are.
+    """
+
+    address: int
+    settings: tuple[int, ...]
+    """Handed to each call; what the codec's options and the tensor's shape decide."""
+    group_size: int
+    """Of numbers that have a scale and a low in common; up to 65536."""
+    owner: Any
+    """Whatever keeps the function in memory."""
+
+
+def with_products(key: str, codec: Codec) -> str:
+    """A key of a codec for weights, different as well where the host multiplies integers."""
+    return f"{key}-int8" if codec.multiplies_integers else key
+
+
 class Codec(ABC):
     """Stateless and thread-safe; called from the import, and from lanes and the threads that share their work."""
 
@@ -88,6 +116,14 @@ class Codec(ABC):
         """Name and settings in a word of a-z, 0-9, `-`, `_` and `.`; different where the bytes made may differ."""
         return self.name
 
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether the host may multiply 8-bit integers of an `integer_decoder` by activations that are rounded to as
+        many bits. It does where the processor can, groups are of a multiple of four numbers, and rows of whole groups;
+        elsewhere it multiplies numbers. Only of a codec for weights that decodes in kernels; `for_table` says the same.
+        """
+        return False
+
     def for_cache(self) -> Codec:
         """The codec to use for a KV cache: an equal one that encodes as fast as pages fill."""
         return self
@@ -124,6 +160,13 @@ class Codec(ABC):
         when a layer is first computed; only where `decodes_in_kernels`.
         """
         raise AssertionError(f"{type(self).__name__} does not decode in kernels")
+
+    def integer_decoder(self, shape: tuple[int, ...]) -> IntegerDecoder:
+        """Compiled decoding of tensors of this shape to integers, the numbers of `decode` but for float32's rounding.
+        Called while a run is prepared, when a layer is first computed, and when it is measured; only where
+        `multiplies_integers`.
+        """
+        raise AssertionError(f"{type(self).__name__} does not decode to integers")
 
     def compressor(self, dtype: DType) -> Compressor:
         """What compresses encoded units of weights of this dtype in the store. Called once an import and once a run;

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import Literal, get_args
 
-from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.codec import Codec, with_products
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.errors import HardwareError
@@ -28,7 +28,7 @@ PLAIN = "none"
 
 def measured_key(codec: Codec) -> str:
     """Under which rates of a codec with just these settings stand; encoding is measured as a cache needs it."""
-    return codec.for_cache().key
+    return with_products(codec.for_cache().key, codec)
 
 
 @dataclass(frozen=True, slots=True)

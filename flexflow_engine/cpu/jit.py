@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numba.extending
+from numba.core.registry import cpu_target
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +40,16 @@ def summing_kernel(function: Callable[P, R]) -> Callable[P, R]:
 def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
     """Numba's decorator of functions that tell a kernel's LLVM instructions."""
     return cast("Callable[..., Any]", numba.extending.intrinsic(function))
+
+
+def features() -> list[str]:
+    """Of the processors that kernels are compiled for: LLVM's names behind `+`, or behind `-` for what they lack."""
+    names: str = cpu_target.target_context.codegen().magic_tuple()[2]
+    return names.split(",")
+
+
+def has_feature(name: str) -> bool:
+    return f"+{name}" in features()
 
 
 def c_function(signature: str) -> Callable[[Callable[..., None]], Any]:

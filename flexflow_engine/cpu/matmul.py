@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -21,16 +21,20 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.arena import Arena
+from flexflow_engine.cpu.integers import IntegerMatrix, IntegerProduct
 from flexflow_engine.cpu.settings import torch_team
 from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Cut, cut_rows
 from flexflow_engine.cpu.workers import Workers
+
+if TYPE_CHECKING:
+    from flexflow_engine.cpu.integer_products import IntegerProducts
 
 _INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
 
-_SHARED_FROM = {2: 2**24, 4: 2**22}
+_SHARED_FROM = {1: 2**24, 2: 2**24, 4: 2**22}
 """Multiplications from which on threads share products of numbers of so many bytes: the caller alone needs a tenth of a
 millisecond for fewer, and half of that passes until another thread is awake.
 """
@@ -51,6 +55,10 @@ class Rows(Protocol):
     def dtype(self) -> torch.dtype | None:
         """Of its numbers as they lie there; None where they are encoded."""
 
+    @property
+    def integers(self) -> IntegerMatrix | None:
+        """The same matrix where it is to be multiplied as 8-bit integers."""
+
     def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:
         """Rows [first, stop), made in a room [rows, in_features], in its dtype; without one, where and as they are.
 
@@ -64,6 +72,8 @@ Factor = tuple[Sequence[Rows], torch.Tensor | None]
 
 class PlainRows:
     """A matrix as torch has it."""
+
+    integers = None
 
     def __init__(self, weight: torch.Tensor) -> None:
         self._weight = weight
@@ -93,7 +103,7 @@ class HostProducts:
     """Products by some threads of the engine's, one at a time.
 
     Changing state: `_room`, memory for the parts of all threads, and `_results`, memory for results; both are kept from
-    product to product: fresh memory is slow to touch.
+    product to product: fresh memory is slow to touch. `_integers`, from the first product of integers on.
     """
 
     def __init__(
@@ -113,6 +123,7 @@ class HostProducts:
         self.made_dtype = dtype if float32_from is None else torch.float32
         """In which encoded rows are made."""
         self._room = torch.empty(0, dtype=torch.uint8)
+        self._integers: IntegerProducts | None = None
 
     def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
@@ -125,12 +136,28 @@ class HostProducts:
         outputs = [self._results.empty((len(x), sum(rows.out_features for rows in f[0])), x.dtype) for f in factors]
         products = [p for factor, output in zip(factors, outputs, strict=True) for p in _products(factor, output)]
         alike: dict[tuple[torch.dtype, bool], list[_Product]] = {}
+        of_integers: dict[int, list[IntegerProduct]] = {}
         for product in products:
+            if (integers := product.matrix.integers) is not None:
+                found = IntegerProduct(integers, product.bias, product.output)
+                of_integers.setdefault(integers.decoder.group_size, []).append(found)
+                continue
             dtype = self._dtype_of(x, product.matrix)
             alike.setdefault((dtype, product.matrix.dtype != dtype), []).append(product)
         for (dtype, makes_rows), some in alike.items():
             self._multiply(x, dtype, some, makes_rows=makes_rows)
+        for integer_products in of_integers.values():
+            numbers = x.shape[1] * sum(product.matrix.rows for product in integer_products)
+            threads = self._threads(numbers, len(x), itemsize=1)
+            self._integer_products().multiply(x, integer_products, threads=threads)
         return outputs
+
+    def _integer_products(self) -> IntegerProducts:
+        if self._integers is None:
+            from flexflow_engine.cpu.integer_products import IntegerProducts  # noqa: PLC0415  # it imports Numba
+
+            self._integers = IntegerProducts(self._workers)
+        return self._integers
 
     def forget_results(self) -> None:
         """Give back what is kept for the next ones: other memory is needed now."""
@@ -147,8 +174,8 @@ class HostProducts:
         """In `dtype`, some rows of a matrix at a time. makes_rows: in rooms, of what there is."""
         rows = [product.matrix.out_features for product in products]
         numbers = x.shape[1] * sum(rows)
-        shared = numbers >= _SHARED_NUMBERS or len(x) * numbers >= _SHARED_FROM[dtype.itemsize]
-        cuts = [cut_rows(count, x.shape[1], self._workers.threads if shared else 1) for count in rows]
+        most_threads = self._threads(numbers, len(x), itemsize=dtype.itemsize)
+        cuts = [cut_rows(count, x.shape[1], most_threads) for count in rows]
         most = max(cut.rows for cut in cuts)
         threads = max(cut.threads * cut.rows for cut in cuts) // most  # no more memory than one of them takes
         rooms = self._rooms(Cut(threads, most), x.shape[1], dtype) if makes_rows else None
@@ -162,6 +189,11 @@ class HostProducts:
             self._workers.draw(
                 partial(_multiply_part, parts, x[place].to(dtype), place, rooms), len(parts), threads=threads
             )
+
+    def _threads(self, numbers: int, tokens: int, *, itemsize: int) -> int:
+        """That share products with so many numbers, of so many bytes each."""
+        shared = numbers >= _SHARED_NUMBERS or tokens * numbers >= _SHARED_FROM[itemsize]
+        return self._workers.threads if shared else 1
 
     def _rooms(self, cut: Cut, columns: int, dtype: torch.dtype) -> torch.Tensor:
         numbers = cut.threads * cut.rows * columns

@@ -89,6 +89,11 @@ def narrow(value: Any, array: Any) -> Any:
     raise NotImplementedError
 
 
+def round_to(value: Any, array: Any) -> Any:
+    """The same, infinite where that is beyond float16."""
+    raise NotImplementedError
+
+
 def put_pair(values: Any, index: Any, first: Any, second: Any) -> Any:
     """In a kernel: two float32 as elements 2 index and 2 index + 1 of what a pointer points to, rounded to nearest."""
     raise NotImplementedError
@@ -112,6 +117,13 @@ def _narrow(value: Any, array: Any) -> Callable[[Any, Any], Any]:
         return lambda value, array: _float_to_bfloat(value)
     assert array.dtype == numba.int16, array
     return lambda value, array: np.int16(float_to_half(value))
+
+
+@overload(round_to, strict=False)
+def _round_to(value: Any, array: Any) -> Callable[[Any, Any], Any]:
+    if array.dtype == numba.int16:
+        return lambda value, array: np.int16(_narrow_half(value))
+    return _narrow(value, array)
 
 
 @overload(put_pair, strict=False)

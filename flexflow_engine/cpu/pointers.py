@@ -66,6 +66,46 @@ def store_pair(_: Any, target: Any, index: Any, pair: Any) -> Any:
 
 
 @intrinsic
+def take_next(_: Any, counters: Any, index: Any) -> Any:
+    """In a kernel: what an element of an array of int64 was before this added one; each of several threads gets another
+    number.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.atomic_rmw("add", _element(context, builder, signature, arguments), ir.IntType(64)(1), "seq_cst")
+
+    return types.int64(counters, types.int64), generate
+
+
+@intrinsic
+def set_flag(_: Any, flags: Any, index: Any) -> Any:
+    """In a kernel: set an element of an array of int64 to one, for threads to see with all that was written before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store_atomic(ir.IntType(64)(1), _element(context, builder, signature, arguments), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(flags, types.int64), generate
+
+
+@intrinsic
+def has_flag(_: Any, flags: Any, index: Any) -> Any:
+    """In a kernel: whether it is set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        flag = builder.load_atomic(_element(context, builder, signature, arguments), "acquire", 8)
+        return builder.icmp_unsigned("!=", flag, ir.IntType(64)(0))
+
+    return types.boolean(flags, types.int64), generate
+
+
+def _element(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Pointer to an element of an array."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return builder.gep(array.data, [arguments[1]])
+
+
+@intrinsic
 def call_decoder(_: Any, function: Any, encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Any:
     """In a kernel: call the C function at address `function`, one of a `KernelDecoder`; all arguments are integers."""
 
@@ -78,6 +118,26 @@ def call_decoder(_: Any, function: Any, encoded: Any, settings: Any, first: Any,
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), generate
+
+
+@intrinsic
+def call_integer_decoder(_: Any, function: Any, encoded: Any, settings: Any, span: Any, out: Any) -> Any:
+    """In a kernel: call the C function at address `function`, of an `IntegerDecoder`. span: first and count; out: where
+    integers, scales and lows go; all are integers.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, address = ir.IntType(64), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [address, address, word, word, address, address, address])
+        target, data, numbers, span, places = arguments
+        first, count = (builder.extract_value(span, i) for i in range(2))
+        found = [data, numbers, *(builder.extract_value(places, i) for i in range(3))]
+        source, settings, *outs = [builder.inttoptr(x, address) for x in found]
+        builder.call(builder.inttoptr(target, kind.as_pointer()), [source, settings, first, count, *outs])
+        return context.get_dummy_value()
+
+    two, three = (types.UniTuple(types.int64, n) for n in (2, 3))  # type: ignore[no-untyped-call]  # numba says no types
+    return types.void(*[types.int64] * 3, two, three), generate
 
 
 @intrinsic

@@ -28,7 +28,7 @@ class Cut(NamedTuple):
 
 def cut_rows(rows: int, columns: int, threads: int) -> Cut:
     """Of a matrix [rows, columns] among at most so many threads: as many parts for each of them."""
-    most = _rows_at_once(columns)
+    most = rows_at_once(columns)
     threads = min(threads, most, rows)
     rounds = ceil(rows / (threads * min(_ROWS_A_THREAD, most // threads)))
     part = ceil(rows / (threads * rounds))
@@ -46,11 +46,12 @@ def product_nbytes(tokens: int, matrices: Iterable[tuple[int, int]], *, makes_ro
     widened or decoded, to float32 at the widest; what that takes for a matrix is kept for the next one.
     """
     count = min(tokens, WIDENED_TOKENS)
-    held = [(min(rows + isqrt(rows), _rows_at_once(columns)), columns) for rows, columns in matrices]  # the last is cut
+    held = [(min(rows + isqrt(rows), rows_at_once(columns)), columns) for rows, columns in matrices]  # the last is cut
     made = max(rows * columns for rows, columns in held) if makes_rows else 0
     products = ((count * columns if makes_rows else 0) + (count + 1) * rows for rows, columns in held)  # and a bias
     return _WIDE_NBYTES * (made + max(products))
 
 
-def _rows_at_once(columns: int) -> int:
+def rows_at_once(columns: int) -> int:
+    """Of a matrix, that all threads hold at a time, at most."""
     return max(1, min(_ROWS, _NUMBERS // columns))

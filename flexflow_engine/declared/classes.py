@@ -52,6 +52,8 @@ def _wrong_attributes(kind: Kind, candidate: type[Any]) -> Iterator[str]:
     elif kind == "codec":
         yield from _missing(candidate, codec.Codec, "decodes_in_kernels", "kernel_decoder")
         yield from _missing(candidate, codec.Codec, "compresses", "compressor")
+        if _has_own(candidate, codec.Codec, "multiplies_integers"):
+            yield from _missing(candidate, codec.Codec, "multiplies_integers", "integer_decoder")
     elif kind == "model":
         yield from _wrong_model_types(getattr(candidate, "model_types", None))
 

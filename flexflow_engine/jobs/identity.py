@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.codec import Codec, with_products
 from flexflow_engine.files import reporting
 from flexflow_engine.jobs.prompts import Prompt
 from flexflow_engine.jobs.tokenizer import decoding_files
@@ -59,7 +59,7 @@ class JobIdentity:
 
 def codecs_key(*codecs: Codec) -> str:
     """What is told of codecs in an identity."""
-    return " ".join(dict.fromkeys(PLAIN if codec.keeps_bytes else codec.key for codec in codecs))
+    return " ".join(dict.fromkeys(PLAIN if codec.keeps_bytes else with_products(codec.key, codec) for codec in codecs))
 
 
 def prompts_key(prompts: Sequence[Prompt]) -> str:

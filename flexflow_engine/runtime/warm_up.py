@@ -42,10 +42,12 @@ def load_kernels(
     else:
         page = model.config.num_kv_heads, layout.kv.page_tokens, model.config.head_dim
         device_kernels(torch.device(device), dtype, model.config.num_heads, page)
+    widths = {columns for layer in layout.weights.layers for _, columns in layer.matrices}
     for codec in layout.weights.codecs if layout.multiplies_encoded else ():
-        encoded = torch.zeros((1, codec.encoded_nbytes(_UNIT, model.dtype)), dtype=torch.uint8)
-        matrix = EncodedRows(codec, encoded, _UNIT, rows=_UNIT[0])
-        products.linear(torch.zeros((1, _UNIT[1]), dtype=dtype), matrix)
+        for columns in sorted(widths):
+            unit = 1, columns
+            encoded = torch.zeros((1, codec.encoded_nbytes(unit, model.dtype)), dtype=torch.uint8)
+            products.linear(torch.zeros((1, columns), dtype=dtype), EncodedRows(codec, encoded, unit, rows=1))
 
 
 def _decode_once(codec: Codec, numbers: torch.Tensor, model: Model) -> torch.Tensor:

@@ -36,7 +36,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flexflow_engine.abc.codec import Codec, KernelDecoder
+from flexflow_engine.abc.codec import Codec, IntegerDecoder, KernelDecoder
 from flexflow_engine.abc.compressor import Compressor
 from flexflow_engine.abc.dtypes import DTYPES, DType
 from flexflow_engine.abc.tier import HostBytes
@@ -189,6 +189,27 @@ class CodecTests:
             assert torch.equal(room[1:-1], part)
             assert room[0] == room[-1] == 9
 
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_kernels_decode_any_groups_to_integers(self, dtype: DType, shape: Shape) -> None:
+        codec = self.make_codec()
+        if not codec.multiplies_integers:
+            pytest.skip("this codec does not decode to integers")
+        decoder = codec.integer_decoder(shape)
+        size, groups = decoder.group_size, prod(shape) // decoder.group_size
+        for number in (0.0, 1.5, -3e-7, torch.nan):  # every third group consists of it
+            values = normal(1, shape, dtype)
+            for group in range(0, groups, 3):
+                values.view(-1)[group * size : (group + 1) * size] = number
+            data, expected = encoded(codec, values, dtype), torch.empty((1, *shape), dtype=torch.float32)
+            codec.decode(data, expected)
+            for part in (range(groups), range(groups // 2, groups), range(groups // 3)):
+                integers, scales, lows = _decode_groups(decoder, data, part)
+                found = expected.flatten()[part.start * size : part.stop * size].view(-1, size)
+                wrong = (scales * integers + lows - found).abs() > 2**-22 * (scales * integers).abs()
+                assert not wrong[~found.isnan()].any()
+                assert torch.equal((scales + lows).isnan().expand_as(found), found.isnan())
+
     @settings(
         max_examples=60,
         deadline=None,
@@ -338,6 +359,27 @@ def _decode_part(decoder: KernelDecoder, data: torch.Tensor, part: range, out: t
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
     arguments = data.data_ptr(), ctypes.addressof(settings), part.start, len(part), out.data_ptr()
     kind(decoder.addresses[dtype])(*arguments)
+
+
+def _decode_groups(
+    decoder: IntegerDecoder, data: torch.Tensor, part: range
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Call the C function as a kernel does: integers [groups, group size], scales and lows [groups, 1], as float32.
+
+    What is written beside them is an error.
+    """
+    settings, size = (ctypes.c_int64 * len(decoder.settings))(*decoder.settings), decoder.group_size
+    integers = torch.full((len(part) * size + 2,), 9, dtype=torch.uint8)
+    grids = [torch.full((len(part) + 2,), 9.0) for _ in range(2)]
+    places = [integers.data_ptr() + 1, *(grid.data_ptr() + 4 for grid in grids)]
+    kind = ctypes.CFUNCTYPE(
+        None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3
+    )
+    first, count = part.start * size, len(part) * size
+    kind(decoder.address)(data.data_ptr(), ctypes.addressof(settings), first, count, *places)
+    assert all(room[0] == room[-1] == 9 for room in (integers, *grids))
+    scales, lows = (grid[1:-1, None] for grid in grids)
+    return integers[1:-1].view(-1, size).float(), scales, lows
 
 
 def write_golden(path: Path, codec: Codec, dtype: DType) -> None:

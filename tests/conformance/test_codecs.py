@@ -2,13 +2,14 @@
 
 import ctypes
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from flexflow_engine.abc.codec import Codec, KernelDecoder
+from flexflow_engine.abc.codec import Codec, IntegerDecoder, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.testing.codec_suite import NUM_THREADS, CodecTests
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec, GroupInt8Options
@@ -83,6 +84,26 @@ class TestSmallOddGroups(CodecTests):
 
     def make_others(self) -> list[Codec]:
         return [GroupInt4Codec(), GroupInt8Codec(GroupInt8Options(group_size=6))]
+
+
+class TestIntegersOfInt4(TestGroupInt4):
+    def make_codec(self) -> Codec:
+        return GroupInt4Codec(GroupInt4Options(int8_activations=True))
+
+
+class TestIntegersOfInt4MinMax(TestGroupInt4MinMax):
+    def make_codec(self) -> Codec:
+        return GroupInt4Codec(GroupInt4Options(encoder="minmax", int8_activations=True))
+
+
+class TestIntegersOfSmallOddGroups(TestSmallOddGroups):
+    def make_codec(self) -> Codec:
+        return GroupInt4Codec(GroupInt4Options(group_size=6, int8_activations=True))
+
+
+class TestIntegersOfInt8(TestGroupInt8):
+    def make_codec(self) -> Codec:
+        return GroupInt8Codec(GroupInt8Options(int8_activations=True))
 
 
 class TestZstd(CodecTests):
@@ -183,10 +204,21 @@ class Elsewhere(GroupInt8Codec):
         return KernelDecoder(addresses, decoder.settings, functions)
 
 
+class OtherGroups(GroupInt8Codec):
+    """Kernels get the integers of groups of another size."""
+
+    multiplies_integers = True
+
+    def integer_decoder(self, shape: tuple[int, ...]) -> IntegerDecoder:
+        decoder = super().integer_decoder(shape)
+        return replace(decoder, group_size=decoder.group_size // 2)
+
+
 @pytest.mark.parametrize(
     ("broken", "test"),
     [
         (Elsewhere, "test_kernels_decode_any_part_to_the_same_numbers"),
+        (OtherGroups, "test_kernels_decode_any_groups_to_integers"),
         (TooSure, "test_a_round_trip_stays_within_the_declared_error"),
         (Spilling, "test_every_declared_byte_is_written_and_no_other"),
         (Mixing, "test_many_tensors_at_once_are_each_as_if_alone"),
@@ -207,6 +239,7 @@ def test_a_broken_codec_is_caught(broken: type[GroupInt8Codec], test: str) -> No
 
     arguments = {
         "test_kernels_decode_any_part_to_the_same_numbers": ("float32", (64,)),
+        "test_kernels_decode_any_groups_to_integers": ("float32", (2, 80)),
         "test_every_declared_byte_is_written_and_no_other": ("float32", (7,)),
         "test_many_tensors_at_once_are_each_as_if_alone": ("float32", (64,)),
         "test_bytes_of_earlier_versions_are_still_read": ("float32",),

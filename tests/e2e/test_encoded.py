@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from commands import CommandLine, token_ids, write_recipe
 from flexflow_engine.abc.codec import Codec
+from flexflow_engine.cpu.integers import IntegerProduct, has_integer_instructions
 from flexflow_engine.placement.memory import memory_table
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
@@ -26,6 +29,7 @@ SPREAD: list[Mapping[str, float]] = [{"host": 100}, {"disk": 100}, {"device": 20
         (GroupInt8Codec(), GroupInt8Codec()),
         (GroupInt4Codec(), GroupInt4Codec().for_cache()),
         (GroupInt4Codec(GroupInt4Options(table_bits=4)), NoneCodec()),
+        (GroupInt4Codec(GroupInt4Options(int8_activations=True)), GroupInt4Codec().for_cache()),
     ],
     ids=lambda codec: codec.key,
 )
@@ -42,6 +46,38 @@ def test_placement_changes_no_token_of_an_encoded_job(tmp_path: Path, weight_cod
     resident = tokens({"device": 100})
     for shares in SPREAD:
         assert tokens(shares) == resident, shares
+
+
+@pytest.mark.skipif(
+    not has_integer_instructions(), reason="this processor has no instructions for 8-bit integers (VNNI)"
+)
+def test_a_recipe_has_its_weights_multiplied_as_integers(
+    command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexflow_engine.cpu.integer_products import IntegerProducts  # noqa: PLC0415  # compiled code is of no use elsewhere
+
+    multiplied, multiply = list[int](), IntegerProducts.multiply
+
+    def counted(self: IntegerProducts, x: torch.Tensor, products: Sequence[IntegerProduct], *, threads: int) -> None:
+        multiplied.append(len(products))
+        multiply(self, x, products, threads=threads)
+
+    monkeypatch.setattr(IntegerProducts, "multiply", counted)
+    recipe = write_recipe(tmp_path, save_opt(tmp_path / "checkpoint"), PROMPTS)
+
+    def tokens(weights: str) -> dict[int, tuple[int, ...]]:
+        multiplied.clear()
+        output = tmp_path / "out.jsonl"
+        outcome = command("run", recipe, "--fresh", f"--output={output}", f"--set=codecs.weights={weights}")
+        assert outcome.status == 0, outcome
+        return token_ids(output)
+
+    numbers = tokens("group-int8")
+    assert not multiplied
+    of_integers = tokens("{plugin: group-int8, int8_activations: true}")
+    assert 3 in multiplied, "queries, keys and values as one product"
+    firsts = [of_integers[prompt][0] == found[0] for prompt, found in numbers.items()]
+    assert sum(firsts) >= len(firsts) - 1
 
 
 class TorchOnly(GroupInt8Codec):

@@ -169,6 +169,7 @@ def test_a_class_that_breaks_the_contract_is_listed_and_not_served(
         ("tier", "torch_device = lambda self: 'cpu'", "its `torch_device` is a method and must be a property"),
         ("codec", "key = lambda self: 'odd'", "its `key` is a method and must be a property"),
         ("codec", "decodes_in_kernels = True", "it has `decodes_in_kernels = True` and no `kernel_decoder`"),
+        ("codec", "multiplies_integers = True", "it has `multiplies_integers = True` and no `integer_decoder`"),
         ("codec", "compresses = True", "it has `compresses = True` and no `compressor`"),
         ("model", "pass", "its `model_types` must be a tuple of words, and is None"),
         ("model", "model_types = 'odd'", "its `model_types` must be a tuple of words, and is 'odd'"),

@@ -9,10 +9,12 @@ import threading
 import pytest
 import torch
 
+from flexflow_engine.abc.hardware import measured_key
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.errors import CorruptDataError
+from flexflow_engine.jobs.identity import codecs_key
 from flexflow_engine.testing.codec_suite import encoded, normal, round_trip
-from flexflow_plugins.codecs import on_device
+from flexflow_plugins.codecs import group_quant, on_device
 from flexflow_plugins.codecs.group_quant import (
     GroupInt4Codec,
     GroupInt4Options,
@@ -323,3 +325,32 @@ def test_listing_plugins_imports_no_numba() -> None:
         "assert {'group-int4', 'group-int8', 'none'} <= set(names), names\nassert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+INTEGERS = [
+    GroupInt4Codec(GroupInt4Options(int8_activations=True)),
+    GroupInt8Codec(GroupInt8Options(int8_activations=True)),
+]
+
+
+@pytest.mark.parametrize(("codec", "plain"), list(zip(INTEGERS, [GroupInt4Codec(), GroupInt8Codec()], strict=True)))
+def test_activations_of_8_bits_change_no_bytes_but_what_is_measured_and_completed(
+    codec: GroupQuantCodec, plain: GroupQuantCodec
+) -> None:
+    assert (codec, codec.key) == (plain, plain.key)
+    assert measured_key(codec) == f"{measured_key(plain)}-int8"
+    assert codecs_key(codec) != codecs_key(plain)
+    assert codec.for_table().multiplies_integers
+    assert not plain.for_table().multiplies_integers
+    assert not codec.for_cache().multiplies_integers
+
+
+def test_activations_of_8_bits_that_change_nothing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_device, "notices", lambda memory: ())
+    for works in (True, False):
+        monkeypatch.setattr(group_quant, "has_integer_instructions", lambda works=works: works)
+        assert GroupInt4Codec().notices("cpu") == ()
+        assert bool(INTEGERS[0].notices("cpu")) != works
+        assert "cuda computes" in INTEGERS[0].notices("cuda")[0]
+        odd = GroupInt4Codec(GroupInt4Options(int8_activations=True, group_size=50))
+        assert "groups of 50" in odd.notices("cpu")[0]

@@ -37,8 +37,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.abc.codec import Codec, KernelDecoder
+from flexflow_engine.abc.codec import Codec, IntegerDecoder, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.integers import GROUP_UNIT, has_integer_instructions
 from flexflow_engine.errors import CorruptDataError
 from flexflow_plugins.codecs import on_device, on_device_parts, threads
 from flexflow_plugins.codecs.part_format import MAX_HALF
@@ -60,6 +62,9 @@ class GroupInt4Options:
     group; `auto` searches for weights and fits a cache."""
     table_bits: Literal[4, 8] = 8
     """Of weights: those of the embedding table, which a tied head multiplies by; 8 as `group-int8` has them."""
+    int8_activations: bool = False
+    """Of weights: whether the host rounds what it multiplies by them to 8 bits, with a scale for each `group_size`
+    numbers of a token, where its processor multiplies such numbers faster (AVX-512 VNNI, AVX-VNNI)."""
 
     def __post_init__(self) -> None:
         _check_group_size(self.group_size)
@@ -71,6 +76,9 @@ class GroupInt8Options:
 
     group_size: int = DEFAULT_GROUP_SIZE
     """Numbers that share a scale; even."""
+    int8_activations: bool = False
+    """Of weights: whether the host rounds what it multiplies by them to 8 bits, with a scale for each `group_size`
+    numbers of a token, where its processor multiplies such numbers faster (AVX-512 VNNI, AVX-VNNI)."""
 
     def __post_init__(self) -> None:
         _check_group_size(self.group_size)
@@ -97,6 +105,10 @@ class GroupQuantCodec(Codec):
     def key(self) -> str:
         """Codecs of one version read each other's bytes, and still don't write the same ones."""
         return f"{self.name}-g{self.group_size}" + ("" if self.version == 1 else f"-v{self.version}-{self.encoder}")
+
+    @property
+    def multiplies_integers(self) -> bool:
+        return bool(self.options.int8_activations)
 
     @property
     def version(self) -> int:
@@ -133,10 +145,15 @@ class GroupQuantCodec(Codec):
         backend.decode(self, encoded, out)
 
     def notices(self, memory: str) -> tuple[str, ...]:
-        return on_device.notices(memory)
+        hindrance = self._integer_hindrance(memory) if self.multiplies_integers else None
+        idle = () if hindrance is None else (f"`int8_activations` changes nothing: {hindrance}",)
+        return (*on_device.notices(memory), *idle)
 
     def kernel_decoder(self, shape: tuple[int, ...]) -> KernelDecoder:
         return threads.decoder(self, prod(shape))
+
+    def integer_decoder(self, shape: tuple[int, ...]) -> IntegerDecoder:
+        return threads.integer_decoder(self, prod(shape))
 
     def error_bound(self, values: torch.Tensor) -> torch.Tensor:
         """Half a step of the covering grid (a whole one in version 2), and the dtype's own rounding.
@@ -147,6 +164,16 @@ class GroupQuantCodec(Codec):
         bound = self._grid_bound(numbers) + torch.finfo(values.dtype).eps * numbers.abs()
         bound = torch.where(numbers.isfinite().all(2, keepdim=True), bound, torch.inf)
         return bound.flatten(1)[:, : values[0].numel()].reshape(values.shape)
+
+    def _integer_hindrance(self, memory: str) -> str | None:
+        """Why products with weights in this memory are not of integers."""
+        if memory != HOST:
+            return f"the host multiplies integers, and {memory} computes"
+        if self.group_size % GROUP_UNIT:
+            return f"groups of {self.group_size} numbers are not of a multiple of {GROUP_UNIT}"
+        if not has_integer_instructions():
+            return "this processor has neither AVX-512 VNNI nor AVX-VNNI"
+        return None
 
     def _grid_bound(self, numbers: torch.Tensor) -> torch.Tensor:
         """Of decoding to float32, and, in part, of rounding that; numbers [n, groups, group_size]."""
@@ -198,10 +225,12 @@ class GroupInt4Codec(GroupQuantCodec):
     def for_table(self) -> GroupQuantCodec:
         if self.options.table_bits == 4:
             return self
-        return GroupInt8Codec(GroupInt8Options(group_size=self.group_size))
+        int8_activations = self.options.int8_activations
+        return GroupInt8Codec(GroupInt8Options(group_size=self.group_size, int8_activations=int8_activations))
 
     def for_cache(self) -> GroupInt4Codec:
-        return GroupInt4Codec(replace(self.options, encoder="fit")) if self.options.encoder == "auto" else self
+        encoder = "fit" if self.options.encoder == "auto" else self.options.encoder
+        return GroupInt4Codec(replace(self.options, encoder=encoder, int8_activations=False))
 
     def _grid_bound(self, numbers: torch.Tensor) -> torch.Tensor:
         if self.version == 1:
@@ -216,6 +245,9 @@ class GroupInt8Codec(GroupQuantCodec):
     Options = GroupInt8Options
     bits = 8
     versions: ClassVar[Mapping[int, Mapping[str, Any]]] = {1: {}}
+
+    def for_cache(self) -> GroupInt8Codec:
+        return GroupInt8Codec(replace(self.options, int8_activations=False))
 
 
 def _check_group_size(group_size: int) -> None:

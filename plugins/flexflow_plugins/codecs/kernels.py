@@ -13,6 +13,7 @@ float32, uint16 or int16 (see flexflow_engine.cpu.numbers). `shape` is (numbers 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from flexflow_engine.cpu.numbers import NAN_HALF, half_to_float, narrow, put_pai
 from flexflow_engine.cpu.pointers import offset
 from flexflow_plugins.codecs.fitting import cover, quantise
 
-_NIBBLE, _HALF_BYTE = np.uint8(15), np.uint8(4)
+NIBBLE, HALF_BYTE = np.uint8(15), np.uint8(4)
 
 
 def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
@@ -47,12 +48,35 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
         start = end
 
 
+def decode_integers(  # a C function's
+    encoded: Any, settings: Any, first: Any, count: Any, integers: Any, scales: Any, lows: Any
+) -> None:
+    """The same as codes. See `IntegerDecoder`."""
+    size, group_size, bits = settings[0], settings[1], settings[2]
+    scale_places = (size * bits + 7) // 8
+    low_places, begin = scale_places + 2 * ((size + group_size - 1) // group_size), first // group_size
+    for group in range(begin, (first + count) // group_size):
+        numbers = offset(integers, (group - begin) * group_size)
+        scale = half_to_float(_half_bits(encoded, scale_places + 2 * group))
+        low = half_to_float(_half_bits(encoded, low_places + 2 * group))
+        codes = offset(encoded, group * group_size * bits // 8)
+        if bits == 4:
+            for i in range(group_size // 2):
+                numbers[2 * i] = codes[i] & NIBBLE
+                numbers[2 * i + 1] = codes[i] >> HALF_BYTE
+        else:
+            for i in range(group_size):
+                numbers[i] = codes[i]
+        scales[group - begin] = scale
+        lows[group - begin] = low
+
+
 @kernel
 def decode_nibbles(encoded: Any, start: Any, end: Any, scale: Any, low: Any, numbers: Any) -> None:
     """Codes [start, end) of one group."""
     odd = start % 2
     if odd:
-        numbers[0] = narrow(np.float32(np.int32(encoded[start // 2] >> _HALF_BYTE)) * scale + low, numbers)
+        numbers[0] = narrow(np.float32(np.int32(encoded[start // 2] >> HALF_BYTE)) * scale + low, numbers)
     pairs, rest = offset(encoded, (start + odd) // 2), offset(numbers, odd)
     count = (end - start - odd) // 2
     for i in range(count):
@@ -60,7 +84,7 @@ def decode_nibbles(encoded: Any, start: Any, end: Any, scale: Any, low: Any, num
         first = np.float32(np.int32(pair & np.uint32(15))) * scale + low
         put_pair(rest, i, first, np.float32(np.int32(pair >> np.uint32(4))) * scale + low)
     if (end - start - odd) % 2:
-        rest[2 * count] = narrow(np.float32(np.int32(pairs[count] & _NIBBLE)) * scale + low, rest)
+        rest[2 * count] = narrow(np.float32(np.int32(pairs[count] & NIBBLE)) * scale + low, rest)
 
 
 @kernel
@@ -132,3 +156,15 @@ DECODERS: Mapping[DType, Any] = {  # last: compiled as soon as it is read
     "bfloat16": _decoder("uint16"),
     "float16": _decoder("int16"),
 }
+
+
+INTEGER_DECODER = (
+    "void(CPointer(uint8), CPointer(int64), int64, int64, CPointer(uint8), CPointer(float32), CPointer(float32))"
+)
+"""Type of a decoder to integers, as a C function."""
+
+
+@cache
+def integer_decoder() -> Any:
+    """`decode_integers` as a C function; few runs need it."""
+    return c_function(INTEGER_DECODER)(decode_integers)

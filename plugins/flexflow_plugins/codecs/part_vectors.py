@@ -1,4 +1,4 @@
-"""A group of 64 numbers in four parts, decoded by vector instructions. See flexflow_plugins.codecs.parts.
+"""A group of 64 numbers in four parts, decoded to numbers or integers by vector instructions; see `parts`.
 
 All numbers of a group are small whole multiples of an eighth of its step, since scale = step (c + 1) / 8 and
 low = -step * 10 l / 8:
@@ -18,15 +18,18 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
 from flexflow_engine.cpu.jit import intrinsic
-from flexflow_plugins.codecs.part_format import LOW_UNIT, MAX_HALF, NUM_PARTS
+from flexflow_plugins.codecs.part_format import DEEPEST, LOW_UNIT, MAX_HALF, NUM_PARTS
 
 GROUP_SIZE = 64
 _PART = GROUP_SIZE // NUM_PARTS
 _BYTES, _SPREAD = ir.VectorType(ir.IntType(8), GROUP_SIZE // 2), ir.VectorType(ir.IntType(32), GROUP_SIZE // 2)
+_INTEGERS = ir.VectorType(ir.IntType(8), GROUP_SIZE)
 _SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.IntType(32), NUM_PARTS)
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
 _HALVES, _BOTH_HALVES = ir.VectorType(ir.HalfType(), GROUP_SIZE), ir.VectorType(ir.IntType(16), 2 * GROUP_SIZE)
-_LOW_EIGHTHS = int(8 * LOW_UNIT)
+LOW_EIGHTHS = int(8 * LOW_UNIT)
+LEAST = -DEEPEST * LOW_EIGHTHS
+"""Of the multiples; the largest is less than 256 above it."""
 
 
 @intrinsic
@@ -39,9 +42,7 @@ def decode_group(_: Any, pairs: Any, eighth: Any, grids: Any, numbers: Any) -> A
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, eighth, grids, target = arguments
-        codes = _codes(builder, builder.load(builder.bitcast(source, _BYTES.as_pointer()), align=1))
-        scales, lows = _grids(builder, grids)
-        multiples = builder.sub(builder.mul(codes, scales), lows)
+        multiples = _multiples(builder, source, grids)
         floats = builder.fmul(
             builder.sitofp(builder.sext(multiples, _WORDS), _FLOATS), _everywhere(builder, _FLOATS, eighth)
         )
@@ -50,6 +51,28 @@ def decode_group(_: Any, pairs: Any, eighth: Any, grids: Any, numbers: Any) -> A
         return context.get_dummy_value()
 
     return types.void(pairs, types.float32, types.uint32, numbers), generate
+
+
+@intrinsic
+def decode_group_integers(_: Any, pairs: Any, grids: Any, integers: Any) -> Any:
+    """In a kernel: the multiples of an eighth of the group's step whose codes are in the 32 bytes at `pairs`, less
+    LEAST, to `integers`. Pointers and grids as `decode_group` has them.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, grids, target = arguments
+        result = builder.trunc(builder.sub(_multiples(builder, source, grids), _all(_SHORTS, LEAST)), _INTEGERS)
+        builder.store(result, builder.bitcast(target, _INTEGERS.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(pairs, types.uint32, integers), generate
+
+
+def _multiples(builder: Any, source: Any, grids: Any) -> Any:
+    """code (c + 1) - 10 l, 16 bits each."""
+    codes = _codes(builder, builder.load(builder.bitcast(source, _BYTES.as_pointer()), align=1))
+    scales, lows = _grids(builder, grids)
+    return builder.sub(builder.mul(codes, scales), lows)
 
 
 def _codes(builder: Any, packed: Any) -> Any:
@@ -66,7 +89,7 @@ def _grids(builder: Any, grids: Any) -> tuple[Any, Any]:
     )
     scales = builder.add(builder.and_(words, _all(_GRIDS, 7)), _all(_GRIDS, 1))
     places = builder.and_(builder.lshr(words, _all(_GRIDS, 3)), _all(_GRIDS, 7))
-    return _of_parts(builder, scales), _of_parts(builder, builder.mul(places, _all(_GRIDS, _LOW_EIGHTHS)))
+    return _of_parts(builder, scales), _of_parts(builder, builder.mul(places, _all(_GRIDS, LOW_EIGHTHS)))
 
 
 def _of_parts(builder: Any, values: Any) -> Any:

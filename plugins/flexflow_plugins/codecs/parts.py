@@ -19,6 +19,7 @@ flexflow_plugins.codecs.kernels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,11 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
 from flexflow_engine.cpu.numbers import narrow
 from flexflow_engine.cpu.pointers import offset
-from flexflow_plugins.codecs.kernels import decode_nibbles, load
+from flexflow_plugins.codecs.kernels import HALF_BYTE, INTEGER_DECODER, NIBBLE, decode_nibbles, load
 from flexflow_plugins.codecs.part_format import NUM_PARTS
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, constant_of, grid_of, part_size, step_of
 from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, find_grids, make_room, quantise
-from flexflow_plugins.codecs.part_vectors import GROUP_SIZE, decode_group
+from flexflow_plugins.codecs.part_vectors import GROUP_SIZE, LEAST, LOW_EIGHTHS, decode_group, decode_group_integers
 
 
 def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
@@ -75,6 +76,42 @@ def _decode_parts(encoded: Any, grids: Any, span: Any, group_size: Any, numbers:
             decode_nibbles(encoded, at, until, scale, low, offset(numbers, at - first))
         bits = np.uint32(bits >> np.uint32(6))
         begin += part
+
+
+def decode_integers(  # noqa: PLR0917  # a C function's
+    encoded: Any, settings: Any, first: Any, count: Any, integers: Any, scales: Any, lows: Any
+) -> None:
+    """The same as multiples of an eighth of a group's step, less LEAST; constant groups as ones. `IntegerDecoder`'s."""
+    size, group_size = settings[0], settings[1]
+    words, begin = (size + 1) // 2, first // group_size
+    for group in range(begin, (first + count) // group_size):
+        word, numbers = _word(encoded, words + 4 * group), offset(integers, (group - begin) * group_size)
+        step, grids = step_of(word), np.uint32(word >> np.uint32(8))
+        scale = constant_of(word) if step == 0 else step * np.float32(0.125)
+        scales[group - begin] = scale
+        lows[group - begin] = np.float32(0) if step == 0 else scale * np.float32(LEAST)
+        if step == 0:
+            for i in range(group_size):
+                numbers[i] = np.uint8(1)
+        elif group_size == GROUP_SIZE:
+            decode_group_integers(offset(encoded, group * GROUP_SIZE // 2), grids, numbers)
+        else:
+            _decode_multiples(offset(encoded, group * group_size // 2), grids, group_size, numbers)
+
+
+@kernel
+def _decode_multiples(pairs: Any, bits: Any, group_size: Any, numbers: Any) -> None:
+    """Of a whole group, whose codes are at `pairs`."""
+    part = part_size(group_size)
+    for q in range(NUM_PARTS):
+        scale = np.uint8((bits & np.uint32(7)) + np.uint32(1))
+        low = np.uint8(-LEAST - LOW_EIGHTHS * np.int32((bits >> np.uint32(3)) & np.uint32(7)))
+        codes, out = offset(pairs, q * part // 2), offset(numbers, q * part)
+        for i in range(min(part, group_size - q * part) // 2):
+            pair = codes[i]
+            out[2 * i] = np.uint8((pair & NIBBLE) * scale + low)
+            out[2 * i + 1] = np.uint8((pair >> HALF_BYTE) * scale + low)
+        bits = np.uint32(bits >> np.uint32(6))
 
 
 @kernel
@@ -165,3 +202,9 @@ DECODERS: Mapping[DType, Any] = {  # last: compiled as soon as it is read
     "bfloat16": _decoder("uint16"),
     "float16": _decoder("int16"),
 }
+
+
+@cache
+def integer_decoder() -> Any:
+    """`decode_integers` as a C function; few runs need it."""
+    return c_function(INTEGER_DECODER)(decode_integers)

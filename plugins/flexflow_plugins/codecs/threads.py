@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexflow_engine.abc.codec import KernelDecoder
+from flexflow_engine.abc.codec import IntegerDecoder, KernelDecoder
 from flexflow_engine.cpu.arrays import ARRAY_TYPES
 from flexflow_engine.cpu.workers import Workers
 
@@ -47,6 +47,14 @@ def decoder(form: Format, size: int) -> KernelDecoder:
     functions = kernels.DECODERS if form.encoder == "minmax" else parts.DECODERS
     addresses = {dtype: function.address for dtype, function in functions.items()}
     return KernelDecoder(addresses, (size, form.group_size, form.bits), functions)
+
+
+def integer_decoder(form: Format, size: int) -> IntegerDecoder:
+    """Of tensors of `size` numbers."""
+    from flexflow_plugins.codecs import kernels, parts  # noqa: PLC0415  # Numba takes half a second to import
+
+    function = kernels.integer_decoder() if form.encoder == "minmax" else parts.integer_decoder()
+    return IntegerDecoder(function.address, (size, form.group_size, form.bits), form.group_size, function)
 
 
 def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
