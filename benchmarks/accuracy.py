@@ -40,17 +40,20 @@ ONE_TIER = (
     "kv_cache: {device: 100}, activations: {device: 100}}",
 )
 INT4, MINMAX = "group-int4", "{plugin: group-int4, encoder: minmax}"
+INT8_ACTIVATIONS = "{plugin: group-int4, int8_activations: true}"
 FOUR_BIT_TABLE = "{plugin: group-int4, table_bits: 4}"
 ROWS = (
     ("none", "none", "none"),
     ("int8 both", "group-int8", "group-int8"),
     ("int4 weights", INT4, "none"),
     ("int4 weights, min/max", MINMAX, "none"),
+    ("int4 weights, int8 activations", INT8_ACTIVATIONS, "none"),
     ("int4 weights, 4-bit table", FOUR_BIT_TABLE, "none"),
     ("int4 KV cache", "none", INT4),
     ("int4 KV cache, min/max", "none", MINMAX),
     ("int4 both", INT4, INT4),
     ("int4 both, min/max", MINMAX, MINMAX),
+    ("int4 both, int8 activations", INT8_ACTIVATIONS, INT4),
 )
 """What a row is called, and the codecs of weights and KV cache; min/max comes after what it is compared with."""
 

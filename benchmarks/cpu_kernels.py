@@ -72,6 +72,7 @@ OPT_LAYER: dict[str, Any] = {
     "num_attention_heads": 32,
 }
 INT4, INT8 = GroupInt4Codec(GroupInt4Options(encoder="fit")), GroupInt8Codec()
+INTEGERS = GroupInt4Codec(GroupInt4Options(encoder="fit", int8_activations=True))
 Found = dict[str, dict[str, float]]
 
 
@@ -194,9 +195,15 @@ def _decode() -> dict[str, float]:
 
 
 def _layer(workers: Workers) -> dict[str, float]:
-    """The layer in bfloat16, with 4-bit weights, and with a 4-bit cache too."""
+    """The layer in bfloat16, with 4-bit weights, as numbers and as integers, and with a 4-bit cache too."""
     none, found = NoneCodec(), dict[str, float]()
-    cases = {"bfloat16": (none, none), "int4 weights": (INT4, none), "int4 weights and cache": (INT4, INT4)}
+    cases = {
+        "bfloat16": (none, none),
+        "int4 weights": (INT4, none),
+        "int4 weights and cache": (INT4, INT4),
+        "int4 weights, int8 activations": (INTEGERS, none),
+        "the same and int4 cache": (INTEGERS, INT4),
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         config = OPTConfig(**OPT_LAYER, num_hidden_layers=1, vocab_size=512, max_position_embeddings=256)

@@ -30,6 +30,7 @@ from throughput.results import BaselineTry, EngineRun, Result, read_results, roo
 from throughput.table import HEADER, markdown, plot, throughput_rows
 
 INT4 = {"weights": "group-int4", "kv_cache": "group-int4"}
+INTEGERS = {**INT4, "weights": {"plugin": "group-int4", "int8_activations": True}}
 OPT_1_3B = Configuration(
     name="opt-1.3b-1.5GiB",
     model="opt-1.3b",
@@ -55,11 +56,13 @@ OPT_13B_GPU = replace(
     OPT_1_3B, name="opt-13b-16GB-gpu", model="opt-13b", cap_nbytes=16 * 10**9, new_tokens=32, sequences=512,
     gpu_batch_size=128, num_gpu_batches=4, kv_page_tokens=4, weights_percent=46, gpu=True,
 )  # fmt: skip
+OPT_1_3B_INT4 = replace(
+    OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, gpu_batch_size=256, num_gpu_batches=1, weights_percent=31
+)
 CONFIGURATIONS = (
     OPT_1_3B,
-    replace(
-        OPT_1_3B, name="opt-1.3b-1.5GiB-int4", codecs=INT4, gpu_batch_size=256, num_gpu_batches=1, weights_percent=31
-    ),
+    OPT_1_3B_INT4,
+    replace(OPT_1_3B_INT4, name="opt-1.3b-1.5GiB-int4-int8", codecs=INTEGERS),
     OPT_6_7B,
     replace(
         OPT_6_7B,

@@ -42,7 +42,7 @@ class Configuration:
     """On the compute tier; the rest is on the far tier. The same of the next two."""
     kv_cache_percent: float
     activations_percent: float
-    codecs: Mapping[str, str] = field(default_factory=dict)
+    codecs: Mapping[str, Any] = field(default_factory=dict)
     gpu: bool = False
     """Whether a GPU computes and the host's memory is far; else the host computes and a disk is."""
 
@@ -58,6 +58,12 @@ class Configuration:
     @property
     def encoded(self) -> bool:
         return bool(self.codecs)
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether the host does."""
+        weights = self.codecs.get("weights")
+        return not self.gpu and isinstance(weights, Mapping) and weights.get("int8_activations", False)
 
     def recipe(self, work: Path) -> dict[str, Any]:
         """The engine's recipe; the disk tier and the checkpoint lie in the folder `work`."""

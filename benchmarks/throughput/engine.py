@@ -46,7 +46,8 @@ def measure_rates(configuration: Configuration, work: Path) -> Rates:
     folder = checkpoint_folder(work, configuration.model)
     rows = str(configuration.gpu_batch_size)
     where = ["-m", "throughput.gpu_rates"] if configuration.gpu else ["-m", "throughput.rates", str(folder)]
-    answer = run_free([*where, configuration.model, rows])
+    further = ["int8"] if configuration.multiplies_integers else []
+    answer = run_free([*where, configuration.model, rows, *further])
     return Rates(**answer)
 
 

@@ -1,8 +1,9 @@
 """The rates of this machine's resources, measured for a few seconds each.
 
-    python -m throughput.rates FOLDER MODEL GPU_BATCH_SIZE
+    python -m throughput.rates FOLDER MODEL GPU_BATCH_SIZE [int8]
 
-FOLDER has the files that are read, and takes a file that is written and removed. Prints JSON.
+FOLDER has the files that are read, and takes a file that is written and removed. int8: products of integers count too.
+Prints JSON.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ MATMUL_SECONDS = 1.0
 MEMORY_NBYTES = 2**29
 
 
-def measure(shape: Shape, gpu_batch_size: int, folder: Path) -> Rates:
-    """Everything, one after another."""
+def measure(shape: Shape, gpu_batch_size: int, folder: Path, *, int8: bool) -> Rates:
+    """Everything, one after another. int8: whether the run may multiply integers."""
     files = sorted(folder.glob("*.safetensors"))
     written = folder / "rates.tmp"
     return Rates(
         far_read=_median(lambda: _read_rate(files)),
         far_write=_median(lambda: _write_rate(written)),
-        prefill_matmul=_matmul_rate(shape.hidden, PREFILL_ROWS),
-        decode_matmul=_matmul_rate(shape.hidden, gpu_batch_size),
+        prefill_matmul=_matmul_rate(shape.hidden, PREFILL_ROWS, int8=int8),
+        decode_matmul=_matmul_rate(shape.hidden, gpu_batch_size, int8=int8),
         memory_read=_memory_rate(),
     )
 
@@ -96,11 +97,14 @@ def _write_rate(path: Path) -> float:
         path.unlink()
 
 
-def _matmul_rate(hidden: int, rows: int) -> float:
+def _matmul_rate(hidden: int, rows: int, *, int8: bool) -> float:
     """The best that the processor does with `rows` tokens: bfloat16 as torch multiplies it and as the engine does, and
-    float32, which is the faster format where a processor has no instructions for bfloat16.
+    float32, which is the faster format where a processor has no instructions for bfloat16. int8: and 8-bit integers
+    without scales, as torch multiplies them.
     """
     torchs = max(_feed_forward_rate(hidden, rows, dtype, F.linear) for dtype in (torch.bfloat16, torch.float32))
+    if int8:
+        torchs = max(torchs, _integer_rate(hidden, rows))
     with closing(Workers()) as workers, one_torch_thread():
         ours = multiplication(
             HOST,
@@ -110,16 +114,29 @@ def _matmul_rate(hidden: int, rows: int) -> float:
 
 
 def _feed_forward_rate(hidden: int, rows: int, dtype: torch.dtype, multiply: Multiply) -> float:
-    """Of the two feed-forward products of `rows` tokens: two thirds of a decoder layer's work. Its weights alternate
-    with others, as a layer's do.
-    """
+    """Of the two feed-forward products of `rows` tokens: two thirds of a decoder layer's work."""
     x = torch.randn(rows, hidden, dtype=dtype)
-    layers = [(torch.randn(4 * hidden, hidden, dtype=dtype) * 0.02) for _ in range(4)]
 
-    def feed_forward(up: torch.Tensor) -> torch.Tensor:
-        """x [rows, hidden] -> [rows, hidden]"""
-        return multiply(multiply(x, up, None), up.view(up.shape[1], up.shape[0]), None)
+    def feed_forward(up: torch.Tensor) -> None:
+        multiply(multiply(x, up, None), up.view(up.shape[1], up.shape[0]), None)
 
+    return _layers_rate(hidden, rows, dtype, feed_forward)
+
+
+def _integer_rate(hidden: int, rows: int) -> float:
+    """The same of integers; what leaves a product isn't rounded to enter the next one."""
+    x, wide = (torch.randint(-127, 128, (rows, width), dtype=torch.int8) for width in (hidden, 4 * hidden))
+
+    def feed_forward(up: torch.Tensor) -> None:
+        torch._int_mm(x, up.T)  # torch has no other name for it
+        torch._int_mm(wide, up.view(up.shape[1], up.shape[0]).T)  # as above
+
+    return _layers_rate(hidden, rows, torch.int8, feed_forward)
+
+
+def _layers_rate(hidden: int, rows: int, dtype: torch.dtype, feed_forward: Callable[[torch.Tensor], None]) -> float:
+    """Flop a second, with weights [4 * hidden, hidden] that alternate with others, as a layer's do."""
+    layers = [torch.randint(-9, 10, (4 * hidden, hidden)).to(dtype) for _ in range(4)]
     feed_forward(layers[0])
     seconds, runs = 0.0, 0
     while seconds < MATMUL_SECONDS:
@@ -141,6 +158,8 @@ def _memory_rate() -> float:
 
 
 if __name__ == "__main__":
-    folder, model, rows = sys.argv[1:]
+    folder, model, rows, *further = sys.argv[1:]
+    assert further in ([], ["int8"]), further
     with torch.inference_mode():
-        print(json.dumps(asdict(measure(published_shape(model), int(rows), Path(folder)))))
+        rates = measure(published_shape(model), int(rows), Path(folder), int8=bool(further))
+    print(json.dumps(asdict(rates)))
