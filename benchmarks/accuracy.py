@@ -45,6 +45,7 @@ FOUR_BIT_TABLE = "{plugin: group-int4, table_bits: 4}"
 ROWS = (
     ("none", "none", "none"),
     ("int8 both", "group-int8", "group-int8"),
+    ("int8 both, int8 activations", "{plugin: group-int8, int8_activations: true}", "group-int8"),
     ("int4 weights", INT4, "none"),
     ("int4 weights, min/max", MINMAX, "none"),
     ("int4 weights, int8 activations", INT8_ACTIVATIONS, "none"),
