@@ -6,7 +6,7 @@ there, and multiplies them while they are in the processor's cache. torch emulat
 has no instructions for: with AVX2 alone those of bfloat16 run at a fifth of the float32 rate for 256 tokens, and those
 of float16 at a quarter even with AVX-512. So 16-bit numbers are widened to float32, and encoded ones decoded to it;
 sums are float32, and the result is rounded once. From how many tokens on that is faster, a hardware profile has
-measured.
+measured. Where a codec says so, encoded rows are multiplied as 8-bit integers (`cpu.integer_products`).
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class HostProducts:
     """Products by some threads of the engine's, one at a time.
 
     Changing state: `_room`, memory for the parts of all threads, and `_results`, memory for results; both are kept from
-    product to product: fresh memory is slow to touch. `_integers`, from the first product of integers on.
+    product to product: fresh memory is slow to touch. `_integers`, while the last products were of integers; it has
+    memory of its own, and then `_room` has none.
     """
 
     def __init__(
@@ -136,28 +137,19 @@ class HostProducts:
         outputs = [self._results.empty((len(x), sum(rows.out_features for rows in f[0])), x.dtype) for f in factors]
         products = [p for factor, output in zip(factors, outputs, strict=True) for p in _products(factor, output)]
         alike: dict[tuple[torch.dtype, bool], list[_Product]] = {}
-        of_integers: dict[int, list[IntegerProduct]] = {}
+        integers: dict[int, list[IntegerProduct]] = {}
         for product in products:
-            if (integers := product.matrix.integers) is not None:
-                found = IntegerProduct(integers, product.bias, product.output)
-                of_integers.setdefault(integers.decoder.group_size, []).append(found)
-                continue
-            dtype = self._dtype_of(x, product.matrix)
-            alike.setdefault((dtype, product.matrix.dtype != dtype), []).append(product)
-        for (dtype, makes_rows), some in alike.items():
-            self._multiply(x, dtype, some, makes_rows=makes_rows)
-        for integer_products in of_integers.values():
-            numbers = x.shape[1] * sum(product.matrix.rows for product in integer_products)
-            threads = self._threads(numbers, len(x), itemsize=1)
-            self._integer_products().multiply(x, integer_products, threads=threads)
+            if matrix := product.matrix.integers:
+                found = IntegerProduct(matrix, product.bias, product.output)
+                integers.setdefault(matrix.decoder.group_size, []).append(found)
+            else:
+                dtype = self._dtype_of(x, product.matrix)
+                alike.setdefault((dtype, product.matrix.dtype != dtype), []).append(product)
+        for (dtype, makes_rows), numbers in alike.items():
+            self._multiply(x, dtype, numbers, makes_rows=makes_rows)
+        for some in integers.values():
+            self._multiply_integers(x, some)
         return outputs
-
-    def _integer_products(self) -> IntegerProducts:
-        if self._integers is None:
-            from flexflow_engine.cpu.integer_products import IntegerProducts  # noqa: PLC0415  # it imports Numba
-
-            self._integers = IntegerProducts(self._workers)
-        return self._integers
 
     def forget_results(self) -> None:
         """Give back what is kept for the next ones: other memory is needed now."""
@@ -195,8 +187,19 @@ class HostProducts:
         shared = numbers >= _SHARED_NUMBERS or tokens * numbers >= _SHARED_FROM[itemsize]
         return self._workers.threads if shared else 1
 
+    def _multiply_integers(self, x: torch.Tensor, products: Sequence[IntegerProduct]) -> None:
+        """With matrices of one group size."""
+        if self._integers is None:
+            from flexflow_engine.cpu.integer_products import IntegerProducts  # noqa: PLC0415  # it imports Numba
+
+            self._room = torch.empty(0, dtype=torch.uint8)  # memory is counted for one of them
+            self._integers = IntegerProducts(self._workers)
+        numbers = x.shape[1] * sum(product.matrix.rows for product in products)
+        self._integers.multiply(x, products, threads=self._threads(numbers, len(x), itemsize=1))
+
     def _rooms(self, cut: Cut, columns: int, dtype: torch.dtype) -> torch.Tensor:
         numbers = cut.threads * cut.rows * columns
+        self._integers = None  # as above
         if len(self._room) < numbers * dtype.itemsize:
             self._room = torch.empty(0, dtype=torch.uint8)  # the old one ends before the larger one begins
             self._room = torch.empty(numbers * dtype.itemsize, dtype=torch.uint8)

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.cpu import integers, matmul
 from flexflow_engine.cpu.matmul import HostProducts
-from flexflow_engine.cpu.widening import WIDENED_TOKENS
+from flexflow_engine.cpu.widening import WIDENED_TOKENS, product_nbytes
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
@@ -146,6 +146,17 @@ def test_the_bound_holds_for_any_number_of_threads(
     assert cut.rows * max(cut.threads, 1) >= min(rows, cut.rows)
     room = kernels._Room(cut, tokens=min(tokens, WIDENED_TOKENS), columns=columns, group_size=group_size)
     assert room.nbytes <= integers.integer_nbytes(tokens, [(rows, columns)])
+
+
+def test_a_matrix_of_numbers_and_one_of_integers_take_the_memory_of_one(workers: Workers) -> None:
+    (numbers, _), (of_integers, _) = matrix_of(GroupInt4Codec()), matrix_of(CODECS[0])
+    x, products = random((40, COLUMNS), torch.bfloat16), HostProducts(workers, torch.bfloat16, None, kept_nbytes=0)
+    shapes = [(ROWS, COLUMNS)]
+    with PeakAllocations() as peak:
+        for matrix in (numbers, of_integers, numbers, of_integers):
+            nbytes = products.linear(x, matrix).nbytes
+    bound = max(product_nbytes(len(x), shapes, makes_rows=True), integers.integer_nbytes(len(x), shapes))
+    assert peak.peak_bytes <= nbytes + bound
 
 
 def test_numbers_beyond_float16_are_infinite(workers: Workers) -> None:
