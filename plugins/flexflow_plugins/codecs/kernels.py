@@ -30,14 +30,11 @@ NIBBLE, HALF_BYTE = np.uint8(15), np.uint8(4)
 def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
     """Numbers [first, first + count) of one tensor, by pointers; settings: shape. See `KernelDecoder`."""
     size, group_size, bits = settings[0], settings[1], settings[2]
-    scales = (size * bits + 7) // 8
-    lows = scales + 2 * ((size + group_size - 1) // group_size)
     start, stop = first, first + count
     while start < stop:
         group = start // group_size
         end = min(stop, (group + 1) * group_size)
-        scale = half_to_float(_half_bits(encoded, scales + 2 * group))
-        low = half_to_float(_half_bits(encoded, lows + 2 * group))
+        scale, low = _grid_of(encoded, (size, group_size, bits), group)
         numbers = offset(out, start - first)
         if bits == 4:
             decode_nibbles(encoded, start, end, scale, low, numbers)
@@ -48,17 +45,12 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
         start = end
 
 
-def decode_integers(  # a C function's
-    encoded: Any, settings: Any, first: Any, count: Any, integers: Any, scales: Any, lows: Any
-) -> None:
+def decode_integers(encoded: Any, settings: Any, first: Any, count: Any, integers: Any, scales: Any, lows: Any) -> None:
     """The same as codes. See `IntegerDecoder`."""
     size, group_size, bits = settings[0], settings[1], settings[2]
-    scale_places = (size * bits + 7) // 8
-    low_places, begin = scale_places + 2 * ((size + group_size - 1) // group_size), first // group_size
+    begin = first // group_size
     for group in range(begin, (first + count) // group_size):
         numbers = offset(integers, (group - begin) * group_size)
-        scale = half_to_float(_half_bits(encoded, scale_places + 2 * group))
-        low = half_to_float(_half_bits(encoded, low_places + 2 * group))
         codes = offset(encoded, group * group_size * bits // 8)
         if bits == 4:
             for i in range(group_size // 2):
@@ -67,8 +59,16 @@ def decode_integers(  # a C function's
         else:
             for i in range(group_size):
                 numbers[i] = codes[i]
-        scales[group - begin] = scale
-        lows[group - begin] = low
+        scales[group - begin], lows[group - begin] = _grid_of(encoded, (size, group_size, bits), group)
+
+
+@kernel
+def _grid_of(encoded: Any, shape: Any, group: Any) -> Any:
+    """Scale and low of a group, float32."""
+    size, group_size, bits = shape
+    scales = (size * bits + 7) // 8
+    lows = scales + 2 * ((size + group_size - 1) // group_size)
+    return half_to_float(_half_bits(encoded, scales + 2 * group)), half_to_float(_half_bits(encoded, lows + 2 * group))
 
 
 @kernel
