@@ -7,7 +7,7 @@ Needs an NVIDIA GPU and Triton. Shapes are those of OPT-13B. Medians, by the GPU
 copy        1 GiB from memory to memory; read and written bytes count
 decode      a feed-forward matrix of 4 bits to bfloat16; bytes of either count
 encode      keys of 512 rows' pages of 4 tokens to 4 bits, as a cache is
-attention   one new token a row, 48 cached ones, 40 heads of 128: scores read the keys, sums the values
+attention   one new token a row, 48 cached ones, 40 heads of 128, plain or of 4 bits; cached bytes count
 product     of 512 rows, or of 128, with two matrices of a layer
 """
 
@@ -20,8 +20,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.runtime.attention import device_kernels
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.abc.step import RowStep
+from flexflow_engine.placement.kv import Rectangle
+from flexflow_engine.runtime.device_attention import DevicePages, DeviceTile, device_kernels
+from flexflow_engine.runtime.token_places import TileCut, TokenPlaces
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options
+from flexflow_plugins.codecs.none import NoneCodec
 from throughput.table import markdown
 
 HIDDEN, HEADS, HEAD_DIM, TOKENS = 5120, 40, 128, 48
@@ -31,6 +36,7 @@ PRODUCTS = ((512, HIDDEN), (512, 4 * HIDDEN), (128, HIDDEN), (128, 4 * HIDDEN))
 """Rows, and columns of the result."""
 COPY_NBYTES = 2**30
 GPU = torch.device("cuda")
+FITTED = GroupInt4Codec(GroupInt4Options(encoder="fit"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +73,9 @@ def _kernels() -> Iterator[Kernel]:
     yield Kernel("copy", lambda: target.copy_(source), nbytes=2 * COPY_NBYTES)
     yield _decode()
     yield _encode()
-    for rows, page_tokens in ATTENTION:
-        yield from _attention(rows, page_tokens)
+    for codec in NoneCodec(), FITTED:
+        for rows, page_tokens in ATTENTION:
+            yield from _attention(rows, page_tokens, codec)
     for rows, columns in PRODUCTS:
         yield _product(rows, columns)
 
@@ -84,27 +91,30 @@ def _decode() -> Kernel:
 
 
 def _encode() -> Kernel:
-    codec, shape = GroupInt4Codec(GroupInt4Options(encoder="fit")), (HEADS, 4, HEAD_DIM)
+    codec, shape = FITTED, (HEADS, 4, HEAD_DIM)
     numbers = torch.randn((512, *shape), device=GPU).bfloat16()
     encoded = torch.empty((512, codec.encoded_nbytes(shape, "bfloat16")), dtype=torch.uint8, device=GPU)
     return Kernel("encode", lambda: codec.encode(numbers, encoded), nbytes=encoded.nbytes + numbers.nbytes)
 
 
-def _attention(rows: int, page_tokens: int) -> Iterator[Kernel]:
-    kernels = device_kernels(GPU, torch.bfloat16, HEADS, (HEADS, page_tokens, HEAD_DIM))
+def _attention(rows: int, page_tokens: int, codec: Codec) -> Iterator[Kernel]:
+    page, tokens = (HEADS, page_tokens, HEAD_DIM), TOKENS - TOKENS % page_tokens
+    kernels = device_kernels(GPU, torch.bfloat16, HEADS, page, codec)
     if kernels is None:
         sys.exit("error: Triton is missing or does not work here")
-    pages = torch.randn((TOKENS // page_tokens, rows, HEADS, page_tokens, HEAD_DIM), device=GPU).bfloat16()
-    query = torch.randn((rows, HEADS, HEAD_DIM), device=GPU).bfloat16()
-    output = torch.zeros(query.shape, device=GPU)
-    scores = torch.zeros((rows, HEADS, TOKENS), device=GPU)
-    ends = torch.full((rows,), TOKENS, device=GPU)
-    seen = kernels.Seen(torch.arange(rows, device=GPU), ends, first_end=0, first_row=0, column=0)
-    of = f"{rows} rows, pages of {page_tokens}"
-    yield Kernel(
-        f"scores, {of}", lambda: kernels.score(query, pages, scores, seen, HEAD_DIM**-0.5), nbytes=pages.nbytes
+    pages = torch.randn((tokens // page_tokens * rows, *page), device=GPU).bfloat16()
+    stored = torch.empty((len(pages), codec.encoded_nbytes(page, "bfloat16")), dtype=torch.uint8, device=GPU)
+    codec.encode(pages, stored)
+    stored = stored.view(tokens // page_tokens, rows, -1)
+    parts = [DevicePages(Rectangle("", "", 0, rows, 0, tokens // page_tokens), stored, stored.clone(), True)]
+    tile = DeviceTile(kernels, parts, tail_rows=range(0), tails=None, num_heads=HEADS, page=page, codec=codec)
+    steps = [RowStep(row=row, sequence=row, new_tokens=1, context=tokens - 1) for row in range(rows)]
+    cut = TileCut.of(
+        num_kv_heads=HEADS, page_tokens=page_tokens, parts=[(parts[0].rectangle, True)], tail_rows=range(0)
     )
-    yield Kernel(f"sums, {of}", lambda: kernels.accumulate(scores, pages, output, seen), nbytes=pages.nbytes)
+    places, query = TokenPlaces(steps, cut, GPU), torch.randn((rows, HEADS, HEAD_DIM), device=GPU).bfloat16()
+    name = f"attention, {codec.name}, {rows} rows, pages of {page_tokens}"
+    yield Kernel(name, lambda: tile.attend(places, query, HEAD_DIM**-0.5), nbytes=2 * stored.nbytes)
 
 
 def _product(rows: int, columns: int) -> Kernel:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,6 +70,26 @@ class IntegerDecoder:
     """Of numbers that have a scale and a low in common; up to 65536."""
     owner: Any
     """Whatever keeps the function in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDecoder:
+    """Decoding for kernels of a GPU, which Triton compiles: they decode a few numbers at a time into registers.
+
+    The function is one of `triton.jit`, called within a kernel:
+
+        function(encoded, first, mask, settings)  ->  float32 [tokens, runs, 8]
+
+    It gives eight numbers each from number `first` on, in C order, of encoded tensors: `encoded` [tokens, 1] points to
+    their first bytes, uint8; addresses are multiples of 16, or of what 16 and a tensor's encoded size have in common.
+    `first` and `mask` [tokens, runs] are integers, multiples of what 8 and the last dimension of the tensors' shape
+    have in common, and whether there are such numbers. Where there are none, and behind a tensor's last number, any
+    finite number will do.
+    """
+
+    function: Any
+    settings: tuple[int, ...]
+    """`tl.constexpr` in the function; what the codec's options and the tensor's shape decide."""
 
 
 def with_products(key: str, codec: Codec) -> str:
@@ -151,6 +171,17 @@ class Codec(ABC):
     def decode(self, encoded: torch.Tensor, out: torch.Tensor) -> None:
         """Decode uint8 [n, encoded_nbytes] into `out` [n, *shape], the caller's buffer, in its dtype."""
 
+    def decoding(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
+        """What decodes each `encoded` into its `out`, as `decode` does, as often as it is called. Made once for tensors
+        that stay where they are: on a GPU one kernel may do for all, and starting a kernel takes longer than many run.
+        """
+
+        def decode_all() -> None:
+            for encoded, out in pairs:
+                self.decode(encoded, out)
+
+        return decode_all
+
     @abstractmethod
     def error_bound(self, values: torch.Tensor) -> torch.Tensor:
         """Largest absolute difference that a round trip of `values` [n, *shape] may show at each place, float32."""
@@ -167,6 +198,12 @@ class Codec(ABC):
         `multiplies_integers`.
         """
         raise AssertionError(f"{type(self).__name__} does not decode to integers")
+
+    def device_decoder(self, shape: tuple[int, ...]) -> DeviceDecoder | None:
+        """Decoding of tensors of this shape within kernels for a GPU, the numbers of `decode` before they are rounded.
+        Called where Triton is; None where there is none: pages of a cache are decoded before they are attended to then.
+        """
+        return None
 
     def compressor(self, dtype: DType) -> Compressor:
         """What compresses encoded units of weights of this dtype in the store. Called once an import and once a run;

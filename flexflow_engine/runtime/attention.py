@@ -8,19 +8,16 @@ num_kv_heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache as kept
 from functools import partial
 from itertools import accumulate, groupby
 from math import ceil
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.cpu.workers import Workers
-from flexflow_engine.gpu.trying import working
 from flexflow_engine.runtime.kv_cache import TileCache
 from flexflow_engine.runtime.token_places import TokenPlaces
 
@@ -100,50 +97,9 @@ def attend_tokens(
     """
     if cache.host is not None:
         return cache.host.attend(rows, q, scale)
-    page = cache.num_kv_heads, cache.page_tokens, q.shape[2]
-    if kernels := device_kernels(q.device, q.dtype, q.shape[1], page):
-        return attend_tokens_by_kernels(kernels, rows, q, cache, scale)
+    if cache.device is not None:
+        return cache.device.attend(cache.places(rows, q.device), q, scale)
     return attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, scale)
-
-
-def attend_tokens_by_kernels(
-    kernels: ModuleType, rows: Sequence[RowStep], q: torch.Tensor, cache: TileCache, scale: float
-) -> torch.Tensor:
-    """The same by kernels for a GPU, `runtime.device_kernels`, piece by piece as below."""
-    places, query = cache.places(rows, q.device), q.contiguous()
-    pieces = list(_pieces(places, cache))
-    columns = max(piece.columns.stop for piece in pieces)
-    scores = q.new_full((*q.shape[:2], columns), float("-inf"), dtype=torch.float32)
-    for piece in pieces:
-        kernels.score(query, piece.keys(), scores, piece.seen(kernels, places), scale)
-    weights = scores.softmax(dim=-1)
-    output = q.new_zeros(q.shape, dtype=torch.float32)
-    for piece in pieces:
-        kernels.accumulate(weights, piece.values(), output, piece.seen(kernels, places))
-    return output.to(q.dtype).flatten(1)
-
-
-@kept
-def device_kernels(
-    device: torch.device, dtype: torch.dtype, num_heads: int, page: tuple[int, int, int]
-) -> ModuleType | None:
-    """`runtime.device_kernels`, compiled for such pages [num_kv_heads, page_tokens, head_dim]; None where Triton does
-    not work. Asked once: compiling takes seconds.
-    """
-
-    def compiled() -> ModuleType:
-        from flexflow_engine.runtime import device_kernels as kernels  # noqa: PLC0415  # Triton takes long to import
-
-        pages = torch.zeros((1, 1, *page), dtype=dtype, device=device)
-        for rows in (1, ceil(kernels.FULL_GPU / num_heads)):  # few and many: two kernels each
-            places = pages.new_zeros(rows, dtype=torch.int64)
-            query, scores = pages.new_zeros((rows, num_heads, page[2])), pages.new_zeros((rows, num_heads, 1)).float()
-            seen = kernels.Seen(places, places, first_end=0, first_row=0, column=0)
-            kernels.score(query, pages, scores, seen, 1.0)
-            kernels.accumulate(scores, pages, query.float(), seen)
-        return kernels
-
-    return working(device, compiled, without="attention runs slower on the GPU")
 
 
 def attend_tokens_by_pieces(
@@ -181,19 +137,11 @@ class _Piece:
         values: Callable[[], torch.Tensor],
         rows: range,
         columns: range,
-        *,
-        tails: bool,
     ) -> None:
         """keys, values: give [pages, rows, num_kv_heads, page_tokens, head_dim]."""
         self.keys, self.values = keys, values
         self._rows = slice(rows.start, rows.stop)
         self.columns = slice(columns.start, columns.stop)
-        self._tails = tails
-
-    def seen(self, kernels: ModuleType, places: TokenPlaces) -> Any:
-        """What the step's rows see of it, as the kernels' `Seen`."""
-        ends, first_end = (places.tail_counts, 0) if self._tails else (places.paged_counts, self.columns.start)
-        return kernels.Seen(places.rows, ends, first_end, self._rows.start, self.columns.start)
 
     def score(self, query: torch.Tensor, scores: torch.Tensor) -> None:
         """query [rows, kv_heads, g, d] times the keys into scores [rows, kv_heads, g, columns]."""
@@ -221,9 +169,9 @@ def _pieces(places: TokenPlaces, cache: TileCache) -> Iterator[_Piece]:
             r = part.rectangle
             columns = range(r.first_page * tokens, (r.first_page + count) * tokens)
             keys, values = partial(part.keys.read, count), partial(part.values.read, count)
-            yield _Piece(keys, values, range(r.first_row, r.stop_row), columns, tails=False)
+            yield _Piece(keys, values, range(r.first_row, r.stop_row), columns)
     if cache.tail_keys is not None and cache.tail_values is not None:
         tail_keys, tail_values = cache.tail_keys[None], cache.tail_values[None]
         start = places.tail_start
         columns = range(start, start + tokens)
-        yield _Piece(lambda: tail_keys, lambda: tail_values, cache.tail_rows, columns, tails=True)
+        yield _Piece(lambda: tail_keys, lambda: tail_values, cache.tail_rows, columns)

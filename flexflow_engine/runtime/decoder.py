@@ -42,10 +42,13 @@ class Decoder:
         hidden = self._hidden.gather(batch, compute.hidden_slot)
         q, k, v = self._inputs(weights, hidden)
         if batch.phase == "prefill":
+            _make_finite(k, v)
             self._prompts_cache(compute).write_prompts(batch.rows, k, v)
             attended = attend_prompts(batch.rows, q, k, v, scale, workers=self._workers)
         else:
             cache = self._cache.tile(compute.layer, batch.gpu_batch, compute.kv_slot)
+            if cache.device is None:
+                _make_finite(k, v)
             cache.append(batch.rows, k, v)
             attended = attend_tokens(batch.rows, q, cache, self._layout.policy.gpu_batch_size, scale)
         del q, k, v
@@ -54,8 +57,9 @@ class Decoder:
 
     def attention_inputs(self, task: AttentionInputs, weights: LayerWeights) -> None:
         """Queries, keys and values into the attention slot."""
-        inputs = self._inputs(weights, self._hidden.gather(task.batch, task.hidden_slot))
-        for place, new in zip(self._near_slot(task), inputs, strict=True):
+        q, k, v = self._inputs(weights, self._hidden.gather(task.batch, task.hidden_slot))
+        _make_finite(k, v)
+        for place, new in zip(self._near_slot(task), (q, k, v), strict=True):
             place.copy_(new)
 
     def attend(self, task: Attend) -> None:
@@ -83,8 +87,6 @@ class Decoder:
         inputs = self._model.attention_inputs(weights, hidden)
         of = f"attention_inputs of {self._model.name}"
         q, k, v = check_results(inputs, (heads, kv_heads, kv_heads), self._dtype, of=of)
-        for new in (k, v):  # what is masked still meets a weight of 0, and 0 x inf would reach the row's next sequence
-            new.nan_to_num_()
         return q, k, v
 
     def _prompts_cache(self, compute: Compute) -> TileCache:
@@ -103,3 +105,9 @@ class Decoder:
         heads = numbers.view(-1, config.head_dim)
         q, k, v = heads.split([rows * config.num_heads, rows * config.num_kv_heads, rows * config.num_kv_heads])
         return q.view(rows, -1, config.head_dim), k.view(rows, -1, config.head_dim), v.view(rows, -1, config.head_dim)
+
+
+def _make_finite(*cached: torch.Tensor) -> None:
+    """What is masked still meets a weight of 0, and 0 x inf would reach the row's next sequence."""
+    for new in cached:
+        new.nan_to_num_()

@@ -12,10 +12,14 @@ from flexflow_engine.runtime.memory import Memory
 
 
 class HiddenStates:
-    """Those of every GPU batch. `slot` is the hidden slot that a tile's far parts are in; None where it has none."""
+    """Those of every GPU batch. `slot` is the hidden slot that a tile's far parts are in; None where it has none.
+
+    changing state    _latest    of each GPU batch and slot, the parts of its latest step; used from one thread
+    """
 
     def __init__(self, layout: Layout, memory: Memory, dtype: torch.dtype) -> None:
         self._layout, self._memory, self._dtype = layout, memory, dtype
+        self._latest: dict[tuple[int, int | None], tuple[BatchStep, list[torch.Tensor]]] = {}
 
     def gather(self, batch: BatchStep, slot: int | None) -> torch.Tensor:
         """Of all the batch's tokens, [tokens, hidden_size], in order of rows: a view where they are in one part."""
@@ -34,7 +38,14 @@ class HiddenStates:
             part.copy_(rows)
 
     def _parts(self, batch: BatchStep, slot: int | None) -> list[torch.Tensor]:
-        """[tokens of the part, hidden_size] each, in order of rows."""
+        """[tokens of the part, hidden_size] each, in order of rows; the same in every layer of a step."""
+        key = batch.gpu_batch, slot
+        known = self._latest.get(key)
+        if known is None or known[0] is not batch:
+            known = self._latest[key] = batch, self._make_parts(batch, slot)
+        return known[1]
+
+    def _make_parts(self, batch: BatchStep, slot: int | None) -> list[torch.Tensor]:
         parts = []
         for part in self._layout.activations.parts[batch.gpu_batch]:
             if tokens := part.tokens(batch):

@@ -19,6 +19,7 @@ from flexflow_engine.placement.kv import KVTile, Rectangle
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.workspace import pages_encoded_at_once
+from flexflow_engine.runtime.device_attention import DevicePages, DeviceTile, device_kernels
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.memory import Memory
@@ -49,13 +50,15 @@ class TileCache:
     """[tail rows, num_kv_heads, page_tokens, head_dim]"""
     tail_values: torch.Tensor | None
     host: HostTile | None
-    """The same for the host's kernel; None where torch attends: on other devices, and where pages are decoded first."""
+    """The same for the host's kernel; None on other devices, and where pages are decoded first."""
     workers: Workers | None = None
     """Threads that write rows, each its own, in host memory."""
     pages_at_once: int | None = None
     """That all threads encode at a time; None where nothing is encoded."""
     latest: LatestPlaces = field(default_factory=LatestPlaces)
     """Shared by the tiles of a GPU batch."""
+    device: DeviceTile | None = None
+    """Like `host`, for a GPU's kernels; where there is neither, torch attends."""
     cut: TileCut = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +66,7 @@ class TileCache:
         cut = TileCut.of(
             num_kv_heads=self.num_kv_heads, page_tokens=self.page_tokens, parts=parts, tail_rows=self.tail_rows
         )
-        object.__setattr__(self, "cut", cut)
+        object.__setattr__(self, "cut", self.latest.shared(cut))
 
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
@@ -79,6 +82,14 @@ class TileCache:
     def append(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store one new token of each row: keys and values [rows, num_kv_heads, head_dim]."""
         places = self.places(rows, keys.device)
+        if self.device is not None:
+            self.device.append(places, keys, values)
+        else:
+            self._scatter(places, keys, values)
+        self._flush_tails(places)
+
+    def _scatter(self, places: TokenPlaces, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """To the pages of parts that take tokens, and to tail pages."""
         for part, place in zip(self.parts, places.in_parts, strict=True):
             if place is not None:
                 assert part.keys.plain is not None
@@ -90,7 +101,6 @@ class TileCache:
             assert self.tail_values is not None
             places.in_tails.write(self.tail_keys, keys)
             places.in_tails.write(self.tail_values, values)
-        self._flush_tails(places)
 
     def places(self, rows: Sequence[RowStep], device: torch.device) -> TokenPlaces:
         """Of one new token of each row."""
@@ -119,8 +129,8 @@ class TileCache:
         assert self.tail_keys is not None
         assert self.tail_values is not None
         part = self.parts[full.part]
-        part.keys.write(full.rows, full.page, self.tail_keys[full.tails, None])
-        part.values.write(full.rows, full.page, self.tail_values[full.tails, None])
+        part.keys.write_page(full.rows, full.page, self.tail_keys[full.tails])
+        part.values.write_page(full.rows, full.page, self.tail_values[full.tails])
 
     @property
     def _pages_a_thread(self) -> int:
@@ -190,6 +200,7 @@ class KVCache:
     ) -> None:
         self._layout, self._memory, self._codec, self._dtype, self._workers = layout, memory, codec, dtype, workers
         self._page = (config.num_kv_heads, layout.kv.page_tokens, config.head_dim)
+        self._num_heads = config.num_heads
         self._near = layout.attention.tier
         self._scratch = memory.region_tensor(self._near, "kv.decoded") if layout.decodes_kv else None
         self._latest = [LatestPlaces() for _ in range(layout.policy.num_gpu_batches)]
@@ -222,9 +233,9 @@ class KVCache:
         ]
         region = f"kv.{self._layout.decoder(layer)}.{gpu_batch}.tail"
         cache = self._tile_cache(gpu_batch, tile, parts, Span(self._near, region, 0, 2 * len(tile.tail_rows)))
-        if not self._layout.attends_in_kernel:
-            return cache
-        return attending_in_kernel(cache, self._codec, page=self._page, dtype=self._dtype, workers=self._workers)
+        if self._layout.attends_in_kernel:
+            return attending_in_kernel(cache, self._codec, page=self._page, dtype=self._dtype, workers=self._workers)
+        return attending_on_device(cache, self._codec, num_heads=self._num_heads, page=self._page, dtype=self._dtype)
 
     def _resident(self, r: Rectangle) -> KVPart:
         return self._part(r, *(self._memory.region_tensor(r.tier, f"{r.name}.{part}") for part in "kv"))
@@ -275,3 +286,23 @@ def attending_in_kernel(
         workers=workers,
     )
     return replace(cache, host=host)
+
+
+def attending_on_device(
+    cache: TileCache, codec: Codec, *, num_heads: int, page: tuple[int, int, int], dtype: torch.dtype
+) -> TileCache:
+    """The same tile, to be attended to by a GPU's kernels if there are some for it."""
+    kernels = device_kernels(cache.parts[0].keys.stored.device, dtype, num_heads, page, codec)
+    if kernels is None:
+        return cache
+    keys, values = cache.tail_keys, cache.tail_values
+    device = DeviceTile(
+        kernels,
+        [DevicePages(p.rectangle, p.keys.stored, p.values.stored, p.takes_tokens) for p in cache.parts],
+        tail_rows=cache.tail_rows,
+        tails=None if keys is None or values is None else (keys, values),
+        num_heads=num_heads,
+        page=page,
+        codec=codec,
+    )
+    return replace(cache, device=device)

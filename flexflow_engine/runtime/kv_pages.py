@@ -55,3 +55,10 @@ class Pages:
         encoded = torch.empty((len(pages) * count, self.stored.shape[2]), dtype=torch.uint8, device=pages.device)
         self._codec.encode(pages.flatten(0, 1), encoded)
         self.stored[first : first + count, rows].copy_(encoded.view(len(pages), count, -1).transpose(0, 1))
+
+    def write_page(self, rows: slice, page: int, numbers: torch.Tensor) -> None:
+        """The same for one page of each row, in one step: numbers [rows, num_kv_heads, page_tokens, head_dim]."""
+        if self.plain is not None:
+            self.plain[page, rows].copy_(numbers)
+        else:
+            self._codec.encode(numbers, self.stored[page, rows])

@@ -113,8 +113,7 @@ class TileRunner:
         ids = self._token_ids(compute.batch)
         rows = self._rows(f"embed.slot.{compute.embed_slot}", len(ids), self._layout.embed_row_nbytes)
         self._weights.look_up(ids, rows, self._layout.direct)
-        positions = np.concatenate([np.arange(r.context, r.context + r.new_tokens) for r in compute.batch.rows])
-        hidden = self._model.embed(weights, rows, indices(positions, self._device))
+        hidden = self._model.embed(weights, rows, indices(_positions(compute.batch), self._device))
         check_result(hidden, (len(ids), self._layout.hidden_size), self._dtype, of=f"embed of {self._model.name}")
         self._hidden.write(compute.batch, compute.hidden_slot, hidden)
 
@@ -172,3 +171,11 @@ class TileRunner:
     def _rows(self, region: str, count: int, nbytes: int) -> torch.Tensor:
         tensor = self._memory.tensor(Span(self._layout.device.name, region, 0, count))
         return tensor.view(self._dtype).view(count, nbytes // self._dtype.itemsize)
+
+
+def _positions(batch: BatchStep) -> NDArray[np.int64]:
+    """Of the new tokens of all rows, one row after another."""
+    tokens, contexts = np.array([(row.new_tokens, row.context) for row in batch.rows]).T
+    before = np.cumsum(tokens) - tokens
+    positions: NDArray[np.int64] = np.arange(batch.new_tokens) + np.repeat(contexts - before, tokens)
+    return positions

@@ -12,12 +12,14 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.runtime.indices import indices
-from flexflow_engine.runtime.row_runs import adjoining, rows_from
 from flexflow_engine.runtime.rows import RowMoves
+
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,14 @@ class TileCut:
         """The number of the part that holds a row's page."""
         return next(number for number, part in enumerate(self.parts) if part.holds(row, page))
 
-    def tail_tokens(self, row: int, cached: int) -> int:
-        """How many of a row's `cached` tokens, the last one among them, are in its tail page; 0 when it is written
-        in place.
-        """
-        page, offset = divmod(cached - 1, self.page_tokens)
-        if row not in self.tail_rows or self.takes_tokens[self.part_of(row, page)]:
-            return 0
-        return offset + 1
+    def parts_of(self, rows: Integers, pages: Integers) -> Integers:
+        """The numbers of the parts that hold pages, each a row's."""
+        found = np.full_like(rows, -1)
+        for number, part in enumerate(self.parts):
+            held = (rows >= part.first_row) & (rows < part.stop_row)
+            found[held & (pages >= part.first_page) & (pages < part.stop_page)] = number
+        assert not np.any(found < 0), (rows, pages, self.parts)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +91,27 @@ class TokenPlaces:
     """
 
     def __init__(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> None:
-        self._steps, self._cut, self._device = rows, cut, device
-        self._tails = [cut.tail_tokens(row.row, row.context + 1) for row in rows]
+        self._cut, self._device = cut, device
+        self._rows = np.array([row.row for row in rows])
+        self._contexts = np.array([row.context for row in rows])
+        self._pages, self._offsets = np.divmod(self._contexts, cut.page_tokens)
+        """Where the new token goes, among a row's pages and within its page."""
+        self._parts = cut.parts_of(self._rows, self._pages)
+        in_place = np.array(cut.takes_tokens)[self._parts]
+        tailed = (self._rows >= cut.tail_rows.start) & (self._rows < cut.tail_rows.stop) & ~in_place
+        self._tails = np.where(tailed, self._offsets + 1, 0)
         self._hidden: torch.Tensor | None = None
         self._filled: tuple[int, list[FullTails]] | None = None
 
     @cached_property
     def rows(self) -> torch.Tensor:
         """Their places in the GPU batch, int64 [rows]."""
-        return indices([row.row for row in self._steps], self._device)
+        return indices(self._rows, self._device)
 
     @cached_property
     def paged_counts(self) -> torch.Tensor:
         """Tokens that each row sees in pages, int64 [rows]."""
-        counts = [row.context + 1 - tail for row, tail in zip(self._steps, self._tails, strict=True)]
-        return indices(counts, self._device)
+        return indices(self._contexts + 1 - self._tails, self._device)
 
     @cached_property
     def tail_counts(self) -> torch.Tensor:
@@ -111,26 +119,30 @@ class TokenPlaces:
         return indices(self._tails, self._device)
 
     @cached_property
+    def counts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """For a GPU's kernels: the rows' places, and the tokens that each sees in pages and in its tail page."""
+        return self.rows, self.paged_counts, self.tail_counts
+
+    @cached_property
     def in_parts(self) -> tuple[Scatter | None, ...]:
         """What is written to the pages of each part; None where nothing is."""
-        tokens, found = self._cut.page_tokens, list[Scatter | None]()
-        for part, takes_tokens in zip(self._cut.parts, self._cut.takes_tokens, strict=True):
-            chosen = [n for n, row in enumerate(self._steps) if part.holds(row.row, row.context // tokens)]
-            pages = [part.unit(self._steps[n].row, self._steps[n].context // tokens) for n in chosen]
-            found.append(self._scatter(chosen, pages) if takes_tokens and chosen else None)
+        found = list[Scatter | None]()
+        for number, (part, takes_tokens) in enumerate(zip(self._cut.parts, self._cut.takes_tokens, strict=True)):
+            chosen = np.flatnonzero(self._parts == number)
+            pages = (self._pages - part.first_page) * part.rows + self._rows - part.first_row
+            found.append(self._scatter(chosen, pages[chosen]) if takes_tokens and len(chosen) else None)
         return tuple(found)
 
     @cached_property
     def in_tails(self) -> Scatter | None:
         """What is written to tail pages."""
-        chosen = [n for n, tail in enumerate(self._tails) if tail]
-        pages = [self._steps[n].row - self._cut.tail_rows.start for n in chosen]
-        return self._scatter(chosen, pages) if chosen else None
+        chosen = np.flatnonzero(self._tails)
+        return self._scatter(chosen, self._rows[chosen] - self._cut.tail_rows.start) if len(chosen) else None
 
     @cached_property
     def num_full_tails(self) -> int:
         """Rows whose tail page the new token fills."""
-        return self._tails.count(self._cut.page_tokens)
+        return int(np.count_nonzero(self._tails == self._cut.page_tokens))
 
     def full_tails(self, most: int) -> list[FullTails]:
         """Those rows, at most so many together."""
@@ -143,8 +155,8 @@ class TokenPlaces:
         """How many first pages of each part any row sees."""
         tokens, found = self._cut.page_tokens, list[int]()
         for part, takes_tokens in zip(self._cut.parts, self._cut.takes_tokens, strict=True):
-            contexts = (row.context for row in self._steps if part.first_row <= row.row < part.stop_row)
-            longest = max(contexts, default=-1)
+            contexts = self._contexts[(self._rows >= part.first_row) & (self._rows < part.stop_row)]
+            longest = int(contexts.max(initial=-1))
             pages = longest // tokens + 1 if takes_tokens else max(longest, 0) // tokens
             found.append(max(0, min(part.stop_page, pages) - part.first_page))
         return tuple(found)
@@ -152,7 +164,7 @@ class TokenPlaces:
     @cached_property
     def tail_start(self) -> int:
         """The column of scores where those of tail pages begin, after all pages'."""
-        return (max(row.context for row in self._steps) // self._cut.page_tokens + 1) * self._cut.page_tokens
+        return int(self._pages.max() + 1) * self._cut.page_tokens
 
     def hidden(self, gpu_batch_size: int, columns: int) -> torch.Tensor:
         """Which columns each row of the GPU batch does not attend to: bool [gpu_batch_size, 1, 1, columns].
@@ -164,37 +176,30 @@ class TokenPlaces:
         return self._hidden
 
     def _make_hidden(self, gpu_batch_size: int, columns: int) -> torch.Tensor:
-        paged, tails = [1] * gpu_batch_size, [0] * gpu_batch_size
-        for row, tail in zip(self._steps, self._tails, strict=True):
-            paged[row.row], tails[row.row] = row.context + 1 - tail, tail
+        paged, tails = np.ones(gpu_batch_size, np.int64), np.zeros(gpu_batch_size, np.int64)
+        paged[self._rows], tails[self._rows] = self._contexts + 1 - self._tails, self._tails
         column = torch.arange(columns, device=self._device)
-        paged_end, tail_end = (indices(x, self._device)[:, None] for x in (paged, [self.tail_start + x for x in tails]))
+        paged_end, tail_end = (indices(x, self._device)[:, None] for x in (paged, self.tail_start + tails))
         hidden = (column >= paged_end) & ((column < self.tail_start) | (column >= tail_end))
         return hidden[:, None, None, :]
 
     def _find_full_tails(self, most: int) -> list[FullTails]:
-        tokens, cut = self._cut.page_tokens, self._cut
-        full = [row for row, tail in zip(self._steps, self._tails, strict=True) if tail == tokens]
-
-        def page(row: RowStep) -> tuple[int, int]:
-            """Its number, and that of its part."""
-            number = row.context // tokens
-            return number, cut.part_of(row.row, number)
-
-        found = []
-        for run in adjoining(full, page, lambda _: most):
-            number, part = page(run[0])
-            r = cut.parts[part]
-            place, tails = (rows_from(start, run) for start in (r.first_row, cut.tail_rows.start))
-            found.append(FullTails(part, number - r.first_page, place, tails))
+        full, found = np.flatnonzero(self._tails == self._cut.page_tokens), list[FullTails]()
+        rows, pages, parts = self._rows[full], self._pages[full], self._parts[full]
+        ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(pages) != 0) | (np.diff(parts) != 0)) + 1
+        for run in np.split(np.arange(len(full)), ends) if len(full) else ():
+            part = self._cut.parts[parts[run[0]]]
+            for first in range(int(rows[run[0]]), int(rows[run[-1]]) + 1, most):
+                stop = min(first + most, int(rows[run[-1]]) + 1)
+                place, tails = (slice(first - r, stop - r) for r in (part.first_row, self._cut.tail_rows.start))
+                found.append(FullTails(int(parts[run[0]]), int(pages[run[0]]) - part.first_page, place, tails))
         return found
 
-    def _scatter(self, chosen: list[int], pages: list[int]) -> Scatter:
+    def _scatter(self, chosen: Integers, pages: Integers) -> Scatter:
         """The tokens of the chosen rows, each into one page of a part, or of the tails."""
         heads, tokens = np.arange(self._cut.num_kv_heads), self._cut.page_tokens
-        offsets = np.array([self._steps[n].context % tokens for n in chosen])
-        which = np.array(chosen)[:, None] * len(heads) + heads
-        places = (np.array(pages)[:, None] * len(heads) + heads) * tokens + offsets[:, None]
+        which = chosen[:, None] * len(heads) + heads
+        places = (pages[:, None] * len(heads) + heads) * tokens + self._offsets[chosen][:, None]
         return Scatter(RowMoves(which.reshape(-1), places.reshape(-1), self._device))
 
 
@@ -203,13 +208,18 @@ class LatestPlaces:
 
     def __init__(self) -> None:
         self._rows: Sequence[RowStep] = ()
-        self._found: dict[tuple[TileCut, torch.device], TokenPlaces] = {}
+        self._cuts: dict[TileCut, TileCut] = {}
+        self._found: dict[tuple[int, torch.device], TokenPlaces] = {}
+
+    def shared(self, cut: TileCut) -> TileCut:
+        """The same for equal cuts, which take long to compare."""
+        return self._cuts.setdefault(cut, cut)
 
     def of(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> TokenPlaces:
-        """rows: a step's own, never changed; another object is another step."""
+        """rows: a step's own, never changed; another object is another step. cut: as `shared` gave it."""
         if rows is not self._rows:
             self._rows, self._found = rows, {}
-        key = cut, device
+        key = id(cut), device
         if key not in self._found:
             self._found[key] = TokenPlaces(rows, cut, device)
         return self._found[key]

@@ -14,7 +14,7 @@ from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.layout import Layout
-from flexflow_engine.runtime.attention import device_kernels
+from flexflow_engine.runtime.device_attention import device_kernels
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.rows import RowMoves
@@ -41,7 +41,7 @@ def load_kernels(
         _attend_once(model, kv_codec, dtype, workers)
     else:
         page = model.config.num_kv_heads, layout.kv.page_tokens, model.config.head_dim
-        device_kernels(torch.device(device), dtype, model.config.num_heads, page)
+        device_kernels(torch.device(device), dtype, model.config.num_heads, page, kv_codec)
     widths = {columns for layer in layout.weights.layers for _, columns in layer.matrices}
     for codec in layout.weights.codecs if layout.multiplies_encoded else ():
         for columns in sorted(widths):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +88,7 @@ class Weights:
         self._layout, self._memory, self._dtype = layout, memory, dtype
         self._products = products if layout.device.memory == HOST else None
         self._views: dict[tuple[int, int | None], LayerWeights] = {}
-        self._decodes: dict[tuple[int, int | None], list[tuple[Codec, torch.Tensor, torch.Tensor]]] = {}
+        self._decodes: dict[tuple[int, int | None], list[Callable[[], None]]] = {}
 
     def layer(self, index: int, slot: int | None) -> LayerWeights:
         """The weights of a layer whose loaded pages, if any, are in weight slot `slot`, and decoded if they need be."""
@@ -100,6 +100,14 @@ class Weights:
             parts = {short: matrices[name] for short, name in layer.spec.matrices.items()}
             self._views[key] = self._layer_weights(parts, small)
         return self._views[key]
+
+    def _decoding(self, layer: PlacedLayer, slot: int | None) -> list[Callable[[], None]]:
+        """What decodes all matrices: a call for each codec."""
+        pairs: dict[Codec, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for blocks in self._blocks(layer, slot).values():
+            for block in blocks:
+                pairs.setdefault(block.tensor.codec, []).append((block.encoded, self._target(layer, block)))
+        return [codec.decoding(some) for codec, some in pairs.items()]
 
     def _layer_weights(self, parts: Mapping[str, list[Rows]], small: Mapping[str, torch.Tensor]) -> LayerWeights:
         """parts: of each matrix."""
@@ -113,11 +121,9 @@ class Weights:
         """Decode all matrices of a layer."""
         key = index, slot
         if key not in self._decodes:
-            layer = self._layout.weights.layers[index]
-            blocks = [block for blocks in self._blocks(layer, slot).values() for block in blocks]
-            self._decodes[key] = [(b.tensor.codec, b.encoded, self._target(layer, b)) for b in blocks]
-        for codec, encoded, out in self._decodes[key]:
-            codec.decode(encoded, out)
+            self._decodes[key] = self._decoding(self._layout.weights.layers[index], slot)
+        for decode in self._decodes[key]:
+            decode()
 
     def look_up(self, ids: NDArray[np.int64], target: torch.Tensor, tiers: Collection[str]) -> None:
         """Copy the embedding rows of those token ids that lie on `tiers` to their places in `target` [len(ids), table

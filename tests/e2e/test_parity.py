@@ -272,17 +272,15 @@ class RecordingOPT(OPTModel):
         return part
 
 
-TOLERANCE: Mapping[DType, float] = {"float16": 0.03, "bfloat16": 0.25}
-"""Largest difference between a logit and transformers', in standard deviations of all logits.
-
-Eight times more for three bits less. The random networks here amplify a rounding some twenty times; transformers' own
-error, against float32, was 0.027 and 0.24.
+LARGEST_ERROR_RATIO = 2.0
+"""The engine's largest error in multiples of transformers', which rounds as often, in another order: on processors that
+multiply in different ways the largest differs by half, and one logit that is wrong is some ten times further off.
 """
 ERROR_RATIO = 1.25
 """The engine's root-mean-square error in multiples of transformers'. Both round every operation, in another order."""
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["pre-norm", "post-norm, projected, as 350m"])
 def test_16_bit_logits_are_as_good_as_those_of_transformers(
     checkpoints: Checkpoints, tmp_path: Path, name: str, dtype: DType
@@ -312,8 +310,7 @@ def test_16_bit_logits_are_as_good_as_those_of_transformers(
     ours = torch.stack([torch.cat(parts, dim=-1) for parts in RecordingOPT.steps], dim=1)  # [prompts, steps, vocab]
     sequences = [(*prompt, *result.tokens[index]) for index, prompt in enumerate(prompts)]
     theirs, exact = (_reference_logits(folder, dtype, sequences, computed_in) for computed_in in (dtype, "float32"))
-    deviation = exact.std()
-    assert (ours - theirs).abs().max() <= TOLERANCE[dtype] * deviation
+    assert (ours - exact).abs().max() <= LARGEST_ERROR_RATIO * (theirs - exact).abs().max()
     assert 0 < (ours - exact).square().mean().sqrt() <= ERROR_RATIO * (theirs - exact).square().mean().sqrt()
 
 

@@ -33,17 +33,16 @@ def compiled_bytes(name: str, signature: dict[str, str], constants: Mapping[str,
 def test_decoding_compiles(bits: int, group_size: int, words: bool, numbers: str, architecture: int) -> None:
     from flexflow_plugins.codecs import triton_kernels  # noqa: PLC0415
 
-    pointers = {"codes": "*u8", "settings": "*i32" if words else "*fp16", "out": numbers}
-    strides = {"code_stride": "i64", "setting_stride": "i64", "out_stride": "i64"}
-    counts = dict.fromkeys(("code_nbytes", "numbers", "groups", "blocks"), "i32")
-    constants = triton_kernels.decoding_constants(group_size, bits, words=words) | {"half": numbers == "*fp16"}
-    assert compiled_bytes("_decode", pointers | strides | counts, constants, architecture)
+    pointers = {"encoded": "*u8", "out": numbers}
+    counts = dict.fromkeys(("start", "stride", "numbers", "groups", "blocks"), "i32")
+    constants = triton_kernels.decoding_constants(group_size, bits, words=words, half=numbers == "*fp16")
+    assert compiled_bytes("_decode", pointers | counts, constants._asdict(), architecture)
 
 
 @pytest.mark.parametrize("architecture", [TURING, AMPERE, HOPPER])
 @pytest.mark.parametrize("numbers", ["*fp32", "*bf16", "*fp16"])
 def test_fitting_compiles(numbers: str, architecture: int) -> None:
-    pointers = {"values": numbers, "out": "*u8", "out_words": "*i32"}
+    pointers = {"values": numbers, "out": "*u8"}
     counts = dict.fromkeys(("count", "row_groups", "row_nbytes"), "i32")
     assert compiled_bytes("_fit", pointers | counts, {"num_groups": 16}, architecture)
 

@@ -16,7 +16,7 @@ from flexflow_engine.placement.layout import attended_in_kernel
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.runtime.attention import attend_prompts, attend_tokens
-from flexflow_engine.runtime.kv_cache import KVPart, TileCache, attending_in_kernel
+from flexflow_engine.runtime.kv_cache import KVPart, TileCache, attending_in_kernel, attending_on_device
 from flexflow_engine.runtime.kv_pages import Pages
 from flexflow_engine.runtime.token_places import LatestPlaces
 
@@ -141,7 +141,7 @@ def _cache(bench: Bench, extent: Extent, codec: Codec, tile: Tile, latest: Lates
         extent.page_tokens, extent.heads, (part,), tail_rows, tail_keys, tail_values, host=None, latest=latest
     )
     if not attended_in_kernel(bench.memory, codec):
-        return cache
+        return attending_on_device(cache, codec, num_heads=extent.heads, page=page, dtype=bench.torch_dtype)
     return attending_in_kernel(cache, codec, page=page, dtype=bench.torch_dtype, workers=bench.workers)
 
 

@@ -29,15 +29,15 @@ What is not on the grid of everyday numbers (version 2 in brackets, where it dif
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import prod
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.abc.codec import Codec, IntegerDecoder, KernelDecoder
+from flexflow_engine.abc.codec import Codec, DeviceDecoder, IntegerDecoder, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.integers import GROUP_UNIT, has_integer_instructions
@@ -144,6 +144,11 @@ class GroupQuantCodec(Codec):
         backend = threads if out.device.type == "cpu" else on_device
         backend.decode(self, encoded, out)
 
+    def decoding(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None]:
+        for encoded, out in pairs:
+            self._check(out, encoded)
+        return on_device.decoding(self, pairs) or super().decoding(pairs)
+
     def notices(self, memory: str) -> tuple[str, ...]:
         hindrance = self._integer_hindrance(memory) if self.multiplies_integers else None
         idle = () if hindrance is None else (f"`int8_activations` changes nothing: {hindrance}",)
@@ -154,6 +159,9 @@ class GroupQuantCodec(Codec):
 
     def integer_decoder(self, shape: tuple[int, ...]) -> IntegerDecoder:
         return threads.integer_decoder(self, prod(shape))
+
+    def device_decoder(self, shape: tuple[int, ...]) -> DeviceDecoder | None:
+        return on_device.decoder(self, shape)
 
     def error_bound(self, values: torch.Tensor) -> torch.Tensor:
         """Half a step of the covering grid (a whole one in version 2), and the dtype's own rounding.
@@ -193,11 +201,11 @@ class GroupQuantCodec(Codec):
         return F.pad(flat[:, None], (0, padding), mode="replicate").view(len(flat), -1, self.group_size)
 
     def _nbytes(self, size: int) -> int:
-        return ceil(size * self.bits / 8) + 4 * ceil(size / self.group_size)
+        return -(-size * self.bits // 8) + 4 * -(-size // self.group_size)
 
     def _check(self, values: torch.Tensor, encoded: torch.Tensor) -> None:
-        expected = len(values), self._nbytes(prod(values.shape[1:]))
-        if tuple(encoded.shape) != expected or encoded.dtype != torch.uint8:
+        expected = values.shape[0], self._nbytes(prod(values.shape[1:]))
+        if encoded.shape != expected or encoded.dtype != torch.uint8:
             raise CorruptDataError(
                 f"{self.name} stores {list(values.shape)} in {expected[1]} bytes a tensor, "
                 f"and the data are {encoded.dtype} {list(encoded.shape)}",

@@ -6,6 +6,7 @@ one sum is rounded. Searching is done on the host.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
 from types import ModuleType
@@ -13,9 +14,10 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
+from flexflow_engine.abc.codec import DeviceDecoder
 from flexflow_engine.gpu.trying import working
 from flexflow_plugins.codecs import on_device_parts
-from flexflow_plugins.codecs.part_format import MAX_HALF
+from flexflow_plugins.codecs.part_format import MAX_HALF, part_size
 from flexflow_plugins.codecs.threads import Format
 from flexflow_plugins.codecs.threads import encode as encode_on_host
 
@@ -29,21 +31,25 @@ groups up to 13 and 72.
 
 def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     """encoded uint8 [n, nbytes] into out [n, *shape], any float dtype, both on one device."""
-    size = prod(out.shape[1:])
     if out.numel() == 0:
         return
-    start = (size * form.bits + 7) // 8
-    codes, settings = encoded[:, :start], _settings(form, encoded[:, start:])
-    target = out.view(len(out), size) if out.is_contiguous() else out.new_empty(len(out), size)
-    if kernels := _kernels(out.device):
-        kernels.decode(codes, settings, target, group_size=form.group_size, bits=form.bits)
+    if out.is_contiguous():
+        _decode_rows(form, encoded, out.view(out.shape[0], -1))
     else:
-        for first, stop in _spans(form, len(out), size, _DECODED_AT_ONCE):
-            _decode_groups(form, codes[:, first * form.bits // 8 :], settings, target[:, first:stop], first)
-        if out.dtype == torch.float16:
-            target.clamp_(-MAX_HALF, MAX_HALF)
-    if not out.is_contiguous():
-        out.copy_(target.view(out.shape))
+        target = torch.empty_like(out, memory_format=torch.contiguous_format)
+        _decode_rows(form, encoded, target.flatten(1))
+        out.copy_(target)
+
+
+def decoding(form: Format, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Callable[[], None] | None:
+    """One kernel for all of them; None where there is none, or for tensors that it can't take."""
+    kernels = _kernels(pairs[0][1].device)
+    rows = [(encoded, out.view(out.shape[0], -1)) for encoded, out in pairs if out.is_contiguous() and out.numel()]
+    if not kernels or len(rows) < len(pairs):
+        return None
+    words = form.encoder != "minmax"
+    found: Callable[[], None] | None = kernels.decoding(rows, group_size=form.group_size, bits=form.bits, words=words)
+    return found
 
 
 def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
@@ -59,6 +65,20 @@ def encode(form: Format, values: torch.Tensor, out: torch.Tensor) -> None:
         return
     for first, stop in _spans(form, len(values), numbers.shape[1], _ENCODED_AT_ONCE):
         _encode_groups(form, numbers[:, first:stop], out, (first, stop, numbers.shape[1]))
+
+
+def decoder(form: Format, shape: tuple[int, ...]) -> DeviceDecoder | None:
+    """For kernels of a GPU; None where settings are not aligned."""
+    from flexflow_plugins.codecs import triton_kernels  # noqa: PLC0415  # Triton takes long to import
+
+    size, words = prod(shape), form.encoder != "minmax"
+    start, groups = (size * form.bits + 7) // 8, -(-size // form.group_size)
+    if any(nbytes % (4 if words else 2) for nbytes in (start, start + 4 * groups)):
+        return None
+    part = part_size(form.group_size) if words else form.group_size
+    in_eights = all(numbers % 8 == 0 for numbers in (shape[-1], form.group_size, part))
+    function = triton_kernels.eight_numbers if in_eights else triton_kernels.any_eight_numbers
+    return DeviceDecoder(function, (form.bits, form.group_size, int(words), size, part))
 
 
 def notices(device_type: str) -> tuple[str, ...]:
@@ -83,10 +103,25 @@ def _kernels(device: torch.device) -> ModuleType | None:
             torch.zeros(1, 36, dtype=torch.uint8, device=device),
         )
         triton_kernels.fit(numbers, encoded)
-        triton_kernels.decode(encoded[:, :32], encoded[:, 32:].view(torch.int32), numbers, group_size=64, bits=4)
+        triton_kernels.decode(encoded, numbers, start=32, group_size=64, bits=4, words=True)
         return triton_kernels
 
     return working(device, compiled, without="codecs run slower on the GPU")
+
+
+def _decode_rows(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
+    """Into out [n, numbers], contiguous."""
+    size, words = out.shape[1], form.encoder != "minmax"
+    start = (size * form.bits + 7) // 8
+    kernels = _kernels(out.device)
+    if kernels and kernels.decodes(encoded, start, words=words):
+        kernels.decode(encoded, out, start=start, group_size=form.group_size, bits=form.bits, words=words)
+        return
+    codes, settings = encoded[:, :start], _settings(form, encoded[:, start:])
+    for first, stop in _spans(form, len(out), size, _DECODED_AT_ONCE):
+        _decode_groups(form, codes[:, first * form.bits // 8 :], settings, out[:, first:stop], first)
+    if out.dtype == torch.float16:
+        out.clamp_(-MAX_HALF, MAX_HALF)
 
 
 def _decode_groups(form: Format, codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, first: int) -> None:

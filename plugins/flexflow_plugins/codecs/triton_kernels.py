@@ -6,10 +6,15 @@ other one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
+from flexflow_engine.gpu.launching import Launcher
 from flexflow_plugins.codecs import part_format
 from flexflow_plugins.codecs.part_format import part_size
 
@@ -18,6 +23,8 @@ BYTES = 1024
 GROUP_SIZE, GROUPS = 64, 16
 """Numbers of a group, and groups that one program encodes."""
 
+ALIGNMENT = tl.constexpr(16)
+"""Bytes of addresses, and of sizes that these are made of, for wide accesses."""
 MAX_HALF = tl.constexpr(part_format.MAX_HALF)
 FIRST_EXPONENT, LAST_EXPONENT = tl.constexpr(part_format.FIRST_EXPONENT), tl.constexpr(part_format.MAX_EXPONENT)
 NO_NUMBER = tl.constexpr(part_format.NO_NUMBER)
@@ -26,45 +33,82 @@ DEEPEST = tl.constexpr(float(part_format.DEEPEST))
 INSIDE, HUGE = tl.constexpr(part_format.INSIDE), tl.constexpr(part_format.HUGE)
 
 
-def decode(codes: torch.Tensor, settings: torch.Tensor, out: torch.Tensor, *, group_size: int, bits: int) -> None:
-    """codes uint8 [n, bytes] into out [n, numbers]; the bytes, settings and numbers of a tensor adjoin.
+def decodes(encoded: torch.Tensor, start: int, *, words: bool) -> bool:
+    """Whether `decode` takes encoded tensors whose settings begin at byte `start`: they must be aligned."""
+    return (encoded.data_ptr() + start | encoded.stride(0)) % (4 if words else 2) == 0
 
-    settings: of groups of group_size numbers each, int32 [n, groups] with a word of version 2, or float16
-    [n, 2 * groups] with the scales and then the lows of version 1.
+
+def decode(encoded: torch.Tensor, out: torch.Tensor, *, start: int, group_size: int, bits: int, words: bool) -> None:
+    """encoded uint8 [n, bytes] into out [n, numbers], contiguous.
+
+    words: whether settings, from byte `start` of a tensor on, are an int32 for each group of group_size numbers
+    (version 2), or float16, first all scales and then all lows (version 1).
     """
-    numbers, code_nbytes, words = out.shape[1], codes.shape[1], settings.dtype == torch.int32
-    form = decoding_constants(group_size, bits, words=words)
-    groups = triton.cdiv(numbers, group_size)
-    blocks = triton.cdiv(groups * form["runs"], form["block"])
-    _decode[(len(out) * blocks,)](
-        codes,
-        settings,
-        out,
-        codes.stride(0),
-        settings.stride(0),
-        out.stride(0),
-        code_nbytes,
-        numbers,
-        groups,
-        blocks,
-        **form,
-        half=out.dtype == torch.float16,
-    )
+    count, numbers = out.shape
+    form = decoding_constants(group_size, bits, words=words, half=out.dtype == torch.float16)
+    groups = -(-numbers // group_size)
+    blocks = -(-groups * form.runs // form.block)
+    _DECODE((count * blocks, 1, 1), (encoded, out), (start, encoded.stride(0), numbers, groups, blocks), form)
 
 
-def decoding_constants(group_size: int, bits: int, *, words: bool) -> dict[str, int]:
-    """Of `_decode`: how a group's codes are cut into runs that share a grid, and how many runs a program has."""
+def decoding(
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], *, group_size: int, bits: int, words: bool
+) -> Callable[[], None] | None:
+    """What decodes all pairs of encoded and out, as `decode` takes them, with one kernel; None where one of them is not
+    aligned, or of another dtype.
+    """
+    target = pairs[0][1]
+    form = decoding_constants(group_size, bits, words=words, half=target.dtype == torch.float16)
+    lines, first = list[tuple[int, ...]](), 0
+    for encoded, out in pairs:
+        count, numbers = out.shape
+        start, groups = -(-numbers * bits // 8), -(-numbers // group_size)
+        blocks = -(-groups * form.runs // form.block)
+        line = encoded.data_ptr(), out.data_ptr(), start, encoded.stride(0), numbers
+        if out.dtype != target.dtype or any(x % ALIGNMENT.value for x in line):
+            return None
+        lines.append((*line, groups, blocks, first))
+        first += count * blocks
+    table = torch.tensor(lines)
+    if target.is_cuda:  # from plain memory the caller would wait for all kernels before the copy
+        table = table.pin_memory().to(target.device, non_blocking=True)
+
+    def decode_all() -> None:
+        _DECODE_ALL((first, 1, 1), (table, target), (), (len(lines), *form))
+
+    return decode_all
+
+
+class DecodingConstants(NamedTuple):
+    """Of `_decode`, in its order: how a group's codes are cut into runs that share a grid, and how many runs a program
+    has.
+    """
+
+    runs: int
+    group_nbytes: int
+    run_nbytes: int
+    width: int
+    words: bool
+    bits: int
+    block: int
+    half: bool
+
+
+@cache
+def decoding_constants(group_size: int, bits: int, *, words: bool, half: bool) -> DecodingConstants:
+    """half: whether numbers are decoded to float16."""
     run_nbytes = (part_size(group_size) if words else group_size) * bits // 8
     width = triton.next_power_of_2(run_nbytes)
-    return {
-        "runs": 4 if words else 1,
-        "group_nbytes": group_size * bits // 8,
-        "run_nbytes": run_nbytes,
-        "width": width,
-        "words": words,
-        "bits": bits,
-        "block": max(1, BYTES // width),
-    }
+    return DecodingConstants(
+        runs=4 if words else 1,
+        group_nbytes=group_size * bits // 8,
+        run_nbytes=run_nbytes,
+        width=width,
+        words=words,
+        bits=bits,
+        block=max(1, BYTES // width),
+        half=half,
+    )
 
 
 def fits(values: torch.Tensor, out: torch.Tensor, group_size: int) -> bool:
@@ -77,20 +121,16 @@ def fits(values: torch.Tensor, out: torch.Tensor, group_size: int) -> bool:
 def fit(values: torch.Tensor, out: torch.Tensor) -> None:
     """values [n, numbers] into out uint8 [n, nbytes], as group-int4 of version 2."""
     count = values.numel() // GROUP_SIZE
-    _fit[(triton.cdiv(count, GROUPS),)](
-        values, out, out.view(torch.int32), count, values.shape[1] // GROUP_SIZE, out.shape[1], num_groups=GROUPS
-    )
+    numbers = count, values.shape[1] // GROUP_SIZE, out.shape[1]
+    _FIT((-(-count // GROUPS), 1, 1), (values, out), numbers, (GROUPS,))
 
 
 @triton.jit
 def _decode(
-    codes,
-    settings,
+    encoded,
     out,
-    code_stride,
-    setting_stride,
-    out_stride,
-    code_nbytes,
+    start,
+    stride,
     numbers,
     groups,
     blocks,
@@ -100,25 +140,69 @@ def _decode(
     width: tl.constexpr,
     words: tl.constexpr,
     bits: tl.constexpr,
-    half: tl.constexpr,
     block: tl.constexpr,
+    half: tl.constexpr,
 ):
+    sizes = start, stride, numbers, groups, blocks
+    form: tl.constexpr = (runs, group_nbytes, run_nbytes, width, words, bits, block, half)
+    _decode_block(tl.program_id(0), encoded, out, sizes, form)
+
+
+@triton.jit
+def _decode_all(
+    table,
+    like,
+    pairs: tl.constexpr,
+    runs: tl.constexpr,
+    group_nbytes: tl.constexpr,
+    run_nbytes: tl.constexpr,
+    width: tl.constexpr,
+    words: tl.constexpr,
+    bits: tl.constexpr,
+    block: tl.constexpr,
+    half: tl.constexpr,
+):
+    """table: int64 [pairs, 8]: addresses of encoded and out, start, stride, numbers, groups, blocks, first program."""
+    line, program = table, tl.program_id(0)
+    for pair in tl.static_range(1, pairs):
+        line = tl.where(program >= tl.load(table + 8 * pair + 7), table + 8 * pair, line)
+    encoded = tl.multiple_of(tl.load(line).to(tl.pointer_type(tl.uint8)), ALIGNMENT)
+    out = tl.multiple_of(tl.load(line + 1).to(tl.pointer_type(like.dtype.element_ty)), ALIGNMENT)
+    start, stride = tl.multiple_of(tl.load(line + 2), ALIGNMENT), tl.multiple_of(tl.load(line + 3), ALIGNMENT)
+    numbers, groups = tl.multiple_of(tl.load(line + 4), ALIGNMENT).to(tl.int32), tl.load(line + 5).to(tl.int32)
+    sizes = start.to(tl.int32), stride, numbers, groups, tl.load(line + 6).to(tl.int32)
+    form: tl.constexpr = (runs, group_nbytes, run_nbytes, width, words, bits, block, half)
+    _decode_block(program - tl.load(line + 7).to(tl.int32), encoded, out, sizes, form)
+
+
+@triton.jit
+def _decode_block(program, encoded, out, sizes, form: tl.constexpr):
     """A program has some runs of codes that share a grid: groups, or the parts of groups; the last may be shorter."""
-    row, run = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * block + tl.arange(0, block)
+    start, stride, numbers, groups, blocks = sizes
+    runs: tl.constexpr = form[0]
+    group_nbytes: tl.constexpr = form[1]
+    run_nbytes: tl.constexpr = form[2]
+    width: tl.constexpr = form[3]
+    words: tl.constexpr = form[4]
+    bits: tl.constexpr = form[5]
+    block: tl.constexpr = form[6]
+    half: tl.constexpr = form[7]
+    row, run = (program // blocks).to(tl.int64), program % blocks * block + tl.arange(0, block)
     group, part = run // runs, run % runs
-    scale, low = _grid(settings + row * setting_stride, group, part, groups, words)
-    start, column = group * group_nbytes + part * run_nbytes, tl.arange(0, width)
-    at = start[:, None] + column[None, :]
-    inside = at < code_nbytes
+    tensor = encoded + row * stride
+    scale, low = _grid(_settings(tensor + start, words), group, part, group < groups, groups, words)
+    begin, column = group * group_nbytes + part * run_nbytes, tl.arange(0, width)
+    at = begin[:, None] + column[None, :]
+    inside = at < start
     end = tl.minimum(group_nbytes - part * run_nbytes, run_nbytes)
     if width * runs != group_nbytes:
         inside = inside & (column[None, :] < end[:, None])
-    code = tl.load(codes + row * code_stride + at, mask=inside, other=0)
+    code = tl.load(tensor + at, mask=inside, other=0)
     if bits == 4:
         even = low[:, None] + (code & 15).to(tl.float32) * scale[:, None]
         odd = low[:, None] + (code >> 4).to(tl.float32) * scale[:, None]
         number, column = tl.interleave(even, odd), tl.arange(0, 2 * width)
-        at = 2 * start[:, None] + column[None, :]
+        at = 2 * begin[:, None] + column[None, :]
         inside = at < numbers
         if width * runs != group_nbytes:
             inside = inside & (column[None, :] < 2 * end[:, None])
@@ -126,13 +210,70 @@ def _decode(
         number = low[:, None] + code.to(tl.float32) * scale[:, None]
     if half:
         number = tl.where(number > MAX_HALF, MAX_HALF, tl.where(number < -MAX_HALF, -MAX_HALF, number))
-    tl.store(out + row * out_stride + at, number.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * numbers + at, number.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _grid(settings, group, part, groups, words: tl.constexpr):
-    """Scale and low, float32, of parts of groups; NaN where a group is damaged."""
-    real = group < groups
+def eight_numbers(encoded, first, mask, settings: tl.constexpr):
+    """What a `DeviceDecoder` calls, where each eight numbers share a grid and their codes are aligned."""
+    bits: tl.constexpr = settings[0]
+    group_size: tl.constexpr = settings[1]
+    words: tl.constexpr = settings[2]
+    numbers: tl.constexpr = settings[3]
+    part_size: tl.constexpr = settings[4]
+    within = tl.arange(0, 8)[None, None, :]
+    if bits == 4:
+        word = tl.load((encoded + first // 2).to(tl.pointer_type(tl.int32)), mask=mask, other=0)
+        code = (word[:, :, None] >> (4 * within)) & 15
+    else:
+        code = tl.load((encoded + first)[:, :, None] + within, mask=mask[:, :, None], other=0)
+    group, part = first // group_size, first % group_size // part_size
+    scale, low = _grid_of(encoded, group, part, mask, bits, group_size, words, numbers)
+    return low[:, :, None] + code.to(tl.float32) * scale[:, :, None]
+
+
+@triton.jit
+def any_eight_numbers(encoded, first, mask, settings: tl.constexpr):
+    """The same wherever the numbers and their codes lie."""
+    bits: tl.constexpr = settings[0]
+    group_size: tl.constexpr = settings[1]
+    words: tl.constexpr = settings[2]
+    numbers: tl.constexpr = settings[3]
+    part_size: tl.constexpr = settings[4]
+    number = first[:, :, None] + tl.arange(0, 8)[None, None, :]
+    real = mask[:, :, None] & (number < numbers)
+    code = tl.load(encoded[:, :, None] + number * bits // 8, mask=real, other=0).to(tl.int32)
+    if bits == 4:
+        code = (code >> (number % 2 * 4).to(tl.int32)) & 15
+    group, part = number // group_size, number % group_size // part_size
+    scale, low = _grid_of(encoded[:, :, None], group, part, real, bits, group_size, words, numbers)
+    return low + code.to(tl.float32) * scale
+
+
+@triton.jit
+def _grid_of(
+    encoded,
+    group,
+    part,
+    mask,
+    bits: tl.constexpr,
+    group_size: tl.constexpr,
+    words: tl.constexpr,
+    numbers: tl.constexpr,
+):
+    """Scale and low of parts of groups of encoded tensors."""
+    settings = _settings(encoded + (numbers * bits + 7) // 8, words)
+    return _grid(settings, group, part, mask, (numbers + group_size - 1) // group_size, words)
+
+
+@triton.jit
+def _settings(address, words: tl.constexpr):
+    return address.to(tl.pointer_type(tl.int32 if words else tl.float16))
+
+
+@triton.jit
+def _grid(settings, group, part, real, groups, words: tl.constexpr):
+    """Scale and low, float32, of parts of groups; NaN where a group is damaged, 0 where it is not real."""
     if words:
         word = tl.load(settings + group, mask=real, other=0)
         exponent = word & 0xFF
@@ -149,7 +290,7 @@ def _grid(settings, group, part, groups, words: tl.constexpr):
 
 
 @triton.jit
-def _fit(values, out, out_words, count, row_groups, row_nbytes, num_groups: tl.constexpr):
+def _fit(values, out, count, row_groups, row_nbytes, num_groups: tl.constexpr):
     group = tl.program_id(0).to(tl.int64) * num_groups + tl.arange(0, num_groups)
     real = group < count
     numbers = tl.load(values + group[:, None] * 64 + tl.arange(0, 64)[None, :], mask=real[:, None], other=0).to(
@@ -194,7 +335,8 @@ def _fit(values, out, out_words, count, row_groups, row_nbytes, num_groups: tl.c
     first = tl.sum(tl.where(tl.arange(0, 64)[None, :] == 0, numbers, 0.0), 1)
     word = tl.where(exponent == 0, first.to(tl.int32, bitcast=True) & ~0xFF, word)
     word = tl.where(damaged, NO_NUMBER, word)
-    tl.store(out_words + (row * row_nbytes + row_groups * 32) // 4 + at, word, mask=real)
+    words = out.to(tl.pointer_type(tl.int32))
+    tl.store(words + (row * row_nbytes + row_groups * 32) // 4 + at, word, mask=real)
 
 
 @triton.jit
@@ -238,3 +380,6 @@ def _for_parts(values, num_groups: tl.constexpr):
 @triton.jit
 def _within(numbers, least, most):
     return tl.minimum(tl.maximum(numbers, least), most)
+
+
+_DECODE, _DECODE_ALL, _FIT = Launcher(_decode), Launcher(_decode_all), Launcher(_fit)

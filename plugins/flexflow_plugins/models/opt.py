@@ -139,8 +139,8 @@ class OPTModel(Model):
         hidden += weights.matrices["out"].linear(attended, weights.small.get("out_bias"))
         if not self._pre_norm:
             hidden.copy_(self._norm(weights, "attention_norm", hidden))
-        for part in torch.split(hidden, MLP_TOKENS):
-            self._feed_forward(weights, part)
+        for first in range(0, hidden.shape[0], MLP_TOKENS):
+            self._feed_forward(weights, hidden[first : first + MLP_TOKENS])
 
     def final(self, weights: LayerWeights, hidden: torch.Tensor) -> torch.Tensor:
         if self.config.details["final_norm"]:
