@@ -11,6 +11,7 @@ A program has one head of one row. What lies in pages behind a row's last token 
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -22,14 +23,13 @@ from flexflow_engine.gpu.launching import Launcher
 
 LINE = 7
 """Numbers of the table for each part."""
-TOKENS = 16
-"""That a program takes at a time."""
 FULL_GPU = 8192
 """From so many programs on, one warp each keeps a large GPU at work; of fewer ones each has four. These are two
 kernels to compile.
 """
 _EIGHT = tl.constexpr(8)
 """Adjoining numbers that are read at once."""
+_LOG2_E = tl.constexpr(1.4426950408889634)
 _LEAST = tl.constexpr(-1e30)
 """Below any score, and still a number: two of them can be subtracted."""
 _LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float16, torch.bfloat16)}
@@ -49,12 +49,16 @@ class AttendingShape(NamedTuple):
     runs: int
     """Of eight numbers that a head has, rounded up to a power of two."""
     page_nbytes: int
+    alignment: int
+    """Bytes that addresses of pages are multiples of."""
+    tail_alignment: int
     decode: Any
     """A `DeviceDecoder`'s; None where pages are plain."""
     settings: tuple[int, ...]
     tailed: bool
     """Whether there are tail pages."""
-    block: int
+    lanes: int
+    """Tokens that a program takes side by side."""
 
 
 class AppendingShape(NamedTuple):
@@ -90,17 +94,24 @@ class TileKernels:
         decode, settings = (None, ()) if decoder is None else (decoder.function, decoder.settings)
         self._table, self._tails = table, tails
         self._numbers = table.shape[0], first_tail_row
-        self._attending = AttendingShape(
-            num_heads=num_heads,
-            group=num_heads // num_kv_heads,
-            page_tokens=page_tokens,
-            head_dim=head_dim,
-            runs=triton.next_power_of_2(-(-head_dim // 8)),
-            page_nbytes=page_nbytes,
-            decode=decode,
-            settings=settings,
-            tailed=tails is not None,
-            block=TOKENS,
+        runs = triton.next_power_of_2(-(-head_dim // 8))
+        tail_nbytes = num_kv_heads * page_tokens * head_dim * (2 if tails is None else tails[0].itemsize)
+        self._many, self._few = (
+            AttendingShape(
+                num_heads=num_heads,
+                group=num_heads // num_kv_heads,
+                page_tokens=page_tokens,
+                head_dim=head_dim,
+                runs=runs,
+                page_nbytes=page_nbytes,
+                alignment=gcd(16, page_nbytes),
+                tail_alignment=gcd(16, tail_nbytes),
+                decode=decode,
+                settings=settings,
+                tailed=tails is not None,
+                lanes=max(1, 32 * num_warps // runs),
+            )
+            for num_warps in (1, 4)
         )
         self._appending = num_kv_heads, page_tokens, head_dim, triton.next_power_of_2(head_dim), page_nbytes
 
@@ -111,7 +122,7 @@ class TileKernels:
             (vectors, 1, 1),
             (query, output, *tails, self._table, *places),
             (*self._numbers, scale),
-            self._attending,
+            self._many if vectors >= FULL_GPU else self._few,
             num_warps=1 if vectors >= FULL_GPU else 4,
         )
 
@@ -143,81 +154,128 @@ def _attend(
     head_dim: tl.constexpr,
     runs: tl.constexpr,
     page_nbytes: tl.constexpr,
+    alignment: tl.constexpr,
+    tail_alignment: tl.constexpr,
     decode: tl.constexpr,
     settings: tl.constexpr,
     tailed: tl.constexpr,
-    block: tl.constexpr,
+    lanes: tl.constexpr,
 ):
-    """softmax(scale * q k^T) v, in one pass: each of `block` places keeps the sums of the tokens that it took, and its
-    largest score, as long as there are more (Milakov, Gimelshein 2018, arXiv 1805.02867); at the end they are joined.
+    """softmax(scale * q k^T) v, in one pass over keys and values: each of `lanes` places takes every lanes-th token and
+    keeps its largest score, and sums relative to it (Milakov, Gimelshein 2018, arXiv 1805.02867); at the end they are
+    joined. Scores are of base 2.
     """
     vector = tl.program_id(0).to(tl.int64)
-    n, head = vector // num_heads, (vector % num_heads) // group
-    run, within = tl.arange(0, runs) * _EIGHT, tl.arange(0, _EIGHT)
-    number = run[:, None] + within[None, :]
+    n, head = vector // num_heads, ((vector % num_heads) // group).to(tl.int32)
+    run, lane = tl.arange(0, runs) * _EIGHT, tl.arange(0, lanes)
+    number = run[:, None] + tl.arange(0, _EIGHT)[None, :]
     inside = number < head_dim
-    q = tl.load(query + vector * head_dim + number, mask=inside, other=0).to(tl.float32) * scale
-    row, seen = tl.load(rows + n), tl.load(paged + n)
-    largest = tl.full((block,), _LEAST, tl.float32)
-    total = tl.zeros((block,), tl.float32)
-    sums = tl.zeros((block, runs, _EIGHT), tl.float32)
+    q = tl.load(query + vector * head_dim + number, mask=inside, other=0).to(tl.float32) * (scale * _LOG2_E)
+    row, seen = tl.load(rows + n).to(tl.int32), tl.load(paged + n).to(tl.int32)
+    dtype: tl.constexpr = query.dtype.element_ty
+    largest = tl.full((lanes,), _LEAST, tl.float32)
+    total = tl.zeros((lanes,), tl.float32)
+    sums = tl.zeros((lanes, runs, _EIGHT), tl.float32)
     for part in range(num_parts):
         keys, values, first_row, stop_row, first_token, stop_token, _ = _line(table, part)
-        visible = tl.where((row >= first_row) & (row < stop_row), tl.minimum(seen, stop_token) - first_token, 0)
-        for start in range(0, visible, block):
-            token = start + tl.arange(0, block)
-            real = token < visible
-            page = ((token // page_tokens) * (stop_row - first_row) + row - first_row) * page_nbytes
-            first = ((head * page_tokens + token % page_tokens) * head_dim)[:, None] + run[None, :]
-            mask = real[:, None] & (run < head_dim)[None, :]
-            key = _numbers(keys, page, first, mask, inside, query.dtype.element_ty, decode, settings)
-            value = _numbers(values, page, first, mask, inside, query.dtype.element_ty, decode, settings)
-            largest, total, sums = _take(largest, total, sums, q, key, value, real)
+        here = (row >= first_row) & (row < stop_row)
+        visible = tl.where(here, tl.minimum(seen, stop_token) - first_token, 0)
+        shape: tl.constexpr = (page_tokens, head_dim, page_nbytes, dtype, decode, settings, alignment)
+        for start in range(0, visible, 4 * lanes):
+            place = head, start + lane, visible, row - first_row, stop_row - first_row
+            largest, total, sums = _take_four(largest, total, sums, q, keys, values, place, run, shape)
     if tailed:
-        visible = tl.load(tails + n)
-        base = ((row - first_tail_row) * (num_heads // group) + head) * page_tokens * head_dim
-        for start in range(0, visible, block):
-            token = start + tl.arange(0, block)
-            real = token < visible
-            place = base + (token * head_dim)[:, None, None] + number[None, :, :]
-            mask = real[:, None, None] & inside[None, :, :]
-            key = tl.load(tail_keys + place, mask=mask, other=0).to(tl.float32)
-            value = tl.load(tail_values + place, mask=mask, other=0).to(tl.float32)
-            largest, total, sums = _take(largest, total, sums, q, key, value, real)
-    weight = tl.exp(largest - tl.max(largest, 0))
+        visible = tl.load(tails + n).to(tl.int32)
+        tail_nbytes: tl.constexpr = num_heads // group * page_tokens * head_dim * (dtype.primitive_bitwidth // 8)
+        tail_shape: tl.constexpr = (page_tokens, head_dim, tail_nbytes, dtype, None, (), tail_alignment)
+        keys, values = tail_keys.to(tl.int64), tail_values.to(tl.int64)
+        for start in range(0, visible, 4 * lanes):
+            place = head, start + lane, visible, row - first_tail_row, 0
+            largest, total, sums = _take_four(largest, total, sums, q, keys, values, place, run, tail_shape)
+    weight = tl.exp2(largest - tl.max(largest, 0))
     attended = tl.sum(sums * weight[:, None, None], 0) / tl.sum(total * weight, 0)
-    tl.store(output + vector * head_dim + number, attended.to(output.dtype.element_ty), mask=inside)
+    tl.store(output + vector * head_dim + number, attended.to(dtype), mask=inside)
 
 
 @triton.jit
 def _line(table, part):
+    """Both addresses, int64, and the rest, int32."""
     line = table + part * 7
     keys, values = tl.load(line), tl.load(line + 1)
-    first_row, stop_row = tl.load(line + 2), tl.load(line + 3)
-    return keys, values, first_row, stop_row, tl.load(line + 4), tl.load(line + 5), tl.load(line + 6)
+    first_row, stop_row = tl.load(line + 2).to(tl.int32), tl.load(line + 3).to(tl.int32)
+    first_token, stop_token = tl.load(line + 4).to(tl.int32), tl.load(line + 5).to(tl.int32)
+    return keys, values, first_row, stop_row, first_token, stop_token, tl.load(line + 6)
 
 
 @triton.jit
-def _numbers(address, page, first, mask, inside, dtype: tl.constexpr, decode: tl.constexpr, settings: tl.constexpr):
-    """Eight numbers each from number `first` on of pages that lie `page` bytes behind an address: float32
-    [tokens, runs, 8]. page [tokens]; first, mask [tokens, runs]; inside [runs, 8].
+def _take_four(largest, total, sums, q, keys, values, place, run, shape: tl.constexpr):
+    """Each place takes four more tokens, as far as there are so many: what four loads wait for is waited for once."""
+    head, token, visible, row, page_rows = place
+    lanes: tl.constexpr = token.shape[0]
+    at_0, first_0, mask_0 = _where(head, token, visible, row, page_rows, run, shape)
+    at_1, first_1, mask_1 = _where(head, token + lanes, visible, row, page_rows, run, shape)
+    at_2, first_2, mask_2 = _where(head, token + 2 * lanes, visible, row, page_rows, run, shape)
+    at_3, first_3, mask_3 = _where(head, token + 3 * lanes, visible, row, page_rows, run, shape)
+    score_0 = _score(q, _numbers(keys, at_0, first_0, mask_0, shape), token < visible)
+    score_1 = _score(q, _numbers(keys, at_1, first_1, mask_1, shape), token + lanes < visible)
+    score_2 = _score(q, _numbers(keys, at_2, first_2, mask_2, shape), token + 2 * lanes < visible)
+    score_3 = _score(q, _numbers(keys, at_3, first_3, mask_3, shape), token + 3 * lanes < visible)
+    larger = tl.maximum(tl.maximum(score_0, score_1), tl.maximum(score_2, score_3))
+    larger = tl.maximum(largest, larger)
+    before = tl.exp2(largest - larger)
+    weight_0, weight_1 = tl.exp2(score_0 - larger), tl.exp2(score_1 - larger)
+    weight_2, weight_3 = tl.exp2(score_2 - larger), tl.exp2(score_3 - larger)
+    total = total * before + ((weight_0 + weight_1) + (weight_2 + weight_3))
+    sums = sums * before[:, None, None]
+    sums += _numbers(values, at_0, first_0, mask_0, shape) * weight_0[:, None, None]
+    sums += _numbers(values, at_1, first_1, mask_1, shape) * weight_1[:, None, None]
+    sums += _numbers(values, at_2, first_2, mask_2, shape) * weight_2[:, None, None]
+    sums += _numbers(values, at_3, first_3, mask_3, shape) * weight_3[:, None, None]
+    return larger, total, sums
+
+
+@triton.jit
+def _where(head, token, visible, row, page_rows, run, shape: tl.constexpr):
+    """Of tokens [lanes] of a row of a part: the bytes before their pages, int64 [lanes]; the numbers within a page at
+    which the head's eights begin, int32 [lanes, runs]; and which of these there are.
     """
-    if decode is None:
-        pointer = address.to(tl.pointer_type(dtype)) + (page // (dtype.primitive_bitwidth // 8))[:, None] + first
-        number = pointer[:, :, None] + tl.arange(0, 8)[None, None, :]
-        return tl.load(number, mask=mask[:, :, None] & inside[None, :, :], other=0).to(tl.float32)
-    else:  # noqa: RET505  # Triton compiles no other return behind one
-        pointer = address.to(tl.pointer_type(tl.uint8)) + page[:, None]
-        return decode(pointer, first, mask, settings)
+    page_tokens: tl.constexpr = shape[0]
+    head_dim: tl.constexpr = shape[1]
+    page_nbytes: tl.constexpr = shape[2]
+    page = (token // page_tokens * page_rows + row).to(tl.int64) * page_nbytes
+    first = ((head * page_tokens + token % page_tokens) * head_dim)[:, None] + run[None, :]
+    return page, first, (token < visible)[:, None] & (run < head_dim)[None, :]
 
 
 @triton.jit
-def _take(largest, total, sums, q, key, value, real):
-    """Each place takes one more token, if that is real."""
-    score = tl.where(real, tl.sum(tl.sum(key * q[None, :, :], 2), 1), float("-inf"))
-    larger = tl.maximum(largest, score)
-    before, weight = tl.exp(largest - larger), tl.exp(score - larger)
-    return larger, total * before + weight, sums * before[:, None, None] + value * weight[:, None, None]
+def _numbers(address, page, first, mask, shape: tl.constexpr):
+    """Eight numbers each from number `first` on of pages that lie `page` bytes behind an address: float32
+    [lanes, runs, 8].
+    """
+    head_dim: tl.constexpr = shape[1]
+    dtype: tl.constexpr = shape[3]
+    decode: tl.constexpr = shape[4]
+    settings: tl.constexpr = shape[5]
+    within = tl.arange(0, _EIGHT)[None, None, :]
+    alignment: tl.constexpr = shape[6]
+    if decode is None:
+        pointer = tl.multiple_of((address + page).to(tl.pointer_type(dtype)), alignment)
+        pointer = pointer[:, None, None] + (first[:, :, None] + within)
+        real = mask[:, :, None]
+        if head_dim % 8 != 0:
+            real = real & (first[:, :, None] % head_dim + within < head_dim)
+        number = tl.load(pointer, mask=real, other=0).to(tl.float32)
+    else:
+        pointer = tl.multiple_of((address + page).to(tl.pointer_type(tl.uint8)), alignment)
+        number = decode(pointer[:, None], first, mask, settings)
+        if head_dim % 8 != 0:
+            number = tl.where(first[:, :, None] % head_dim + within < head_dim, number, 0.0)
+    return number
+
+
+@triton.jit
+def _score(q, key, real):
+    return tl.where(real, tl.sum(tl.sum(key * q[None, :, :], 2), 1), float("-inf"))
 
 
 @triton.jit(do_not_specialize=("num_parts", "first_tail_row"))

@@ -174,6 +174,20 @@ class CodecTests:
             assert torch.equal(round_trip(codec, values[i : i + 1], dtype)[0], decoded[i])
 
     @pytest.mark.parametrize("dtype", DTYPES)
+    def test_tensors_decoded_together_are_each_as_if_alone_every_time(self, dtype: DType) -> None:
+        codec = self.make_codec()
+        values = [normal(3, shape, dtype) for shape in SHAPES]
+        pairs = [(encoded(codec, some, dtype), torch.full_like(some, 9.0)) for some in values]
+        decode = codec.decoding(pairs)
+        for seed in range(2):
+            for some, (data, _) in zip(values, pairs, strict=True):
+                some.copy_(normal(3, tuple(some.shape[1:]), dtype, seed))
+                data.copy_(encoded(codec, some, dtype))
+            decode()
+            for some, (_, out) in zip(values, pairs, strict=True):
+                assert torch.equal(out, round_trip(codec, some, dtype))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("shape", SHAPES)
     def test_kernels_decode_any_part_to_the_same_numbers(self, dtype: DType, shape: Shape) -> None:
         codec, size = self.make_codec(), prod(shape)

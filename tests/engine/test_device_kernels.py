@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from interpreted_attention import codec_of
+from attention_on_device import TOLERANCES, check, codec_of
+from flexflow_engine.abc.dtypes import DType
 
 triton = pytest.importorskip("triton", reason="Triton comes with torch for GPUs alone")
 
@@ -28,22 +29,23 @@ CODECS = ["none", "fit", "minmax", "int8"]
 def test_attention_compiles(
     codec: str, heads: int, kv_heads: int, page_tokens: int, head_dim: int, warps: int, numbers: str, architecture: int
 ) -> None:
-    from flexflow_engine.runtime import device_kernels  # noqa: PLC0415
-
     page = kv_heads, page_tokens, head_dim
     chosen = codec_of(codec, 64)
     decoder = None if chosen.keeps_bytes else chosen.device_decoder(page)
+    runs = 16 if head_dim > 20 else 4
     constants = {
         "num_heads": heads,
         "group": heads // kv_heads,
         "page_tokens": page_tokens,
         "head_dim": head_dim,
-        "runs": 16 if head_dim > 20 else 4,
+        "runs": runs,
         "page_nbytes": chosen.encoded_nbytes(page, "float32" if numbers == "fp32" else "bfloat16"),
+        "alignment": 8,
+        "tail_alignment": 16,
         "decode": decoder and decoder.function,
         "settings": decoder and decoder.settings,
         "tailed": True,
-        "block": device_kernels.TOKENS,
+        "lanes": 32 * warps // runs,
     }
     pointers = dict.fromkeys(("query", "output", "tail_keys", "tail_values"), f"*{numbers}") | PLACES
     assert compiled("_attend", pointers | {"scale": "fp32"}, constants, architecture, warps)
@@ -82,6 +84,19 @@ def test_they_cache_and_attend_as_torchs_operators_do_in_tritons_interpreter(
     heads: int, kv_heads: int, page_tokens: int, head_dim: int, group_size: int, codec: str
 ) -> None:
     """Which is chosen when the kernels are imported."""
-    script = Path(__file__).parents[1] / "interpreted_attention.py"
+    script = Path(__file__).parents[1] / "attention_on_device.py"
     sizes = map(str, (heads, kv_heads, page_tokens, head_dim, group_size))
     subprocess.run([sys.executable, script, *sizes, codec], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "page_tokens", "head_dim", "group_size"),
+    [(4, 4, 4, 64, 64), (6, 2, 5, 20, 20), (4, 2, 1, 128, 64), (4, 2, 16, 80, 48), (2, 1, 3, 256, 96)],
+)
+def test_they_cache_and_attend_as_torchs_operators_do_on_a_gpu(
+    heads: int, kv_heads: int, page_tokens: int, head_dim: int, group_size: int, codec: str, dtype: DType
+) -> None:
+    check((kv_heads, page_tokens, head_dim), heads, codec_of(codec, group_size), dtype, "cuda")

@@ -225,6 +225,26 @@ def test_a_gpu_reads_what_the_host_reads_and_writes_as_well(
     assert torch.equal(on_host.isnan(), bound.isinf())
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("codec", [*CODECS, *UNLIKE], ids=lambda codec: codec.key)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shapes", [((16, 64), (4, 320), (1, 1024)), ((16, 64), (7, 80))])
+def test_a_gpu_decodes_matrices_together_as_alone(
+    codec: GroupQuantCodec, dtype: torch.dtype, shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    """By one kernel where all are aligned."""
+    pairs = []
+    for count, shape in enumerate(shapes, start=3):
+        data = torch.empty(count, codec.encoded_nbytes(shape, "float32"), dtype=torch.uint8)
+        codec.encode(normal(count, shape, "float32"), data)
+        pairs.append((data.cuda(), torch.empty(count, *shape, dtype=dtype, device="cuda")))
+    codec.decoding(pairs)()
+    for data, out in pairs:
+        expected = torch.empty_like(out)
+        codec.decode(data, expected)
+        assert torch.equal(out, expected)
+
+
 def test_a_call_is_shared_by_as_many_threads_as_it_asks_for() -> None:
     """Whatever torch computes with: an import keeps it to one thread, and searches with every core."""
     together, shares = threading.Barrier(8), list[tuple[int, int]]()

@@ -224,12 +224,20 @@ def eight_numbers(encoded, first, mask, settings: tl.constexpr):
     within = tl.arange(0, 8)[None, None, :]
     if bits == 4:
         word = tl.load((encoded + first // 2).to(tl.pointer_type(tl.int32)), mask=mask, other=0)
-        code = (word[:, :, None] >> (4 * within)) & 15
+        code = _eight_codes(word)
     else:
         code = tl.load((encoded + first)[:, :, None] + within, mask=mask[:, :, None], other=0)
     group, part = first // group_size, first % group_size // part_size
     scale, low = _grid_of(encoded, group, part, mask, bits, group_size, words, numbers)
     return low[:, :, None] + code.to(tl.float32) * scale[:, :, None]
+
+
+@triton.jit
+def _eight_codes(word):
+    """The codes of 4 bits in words [tokens, runs]: [tokens, runs, 8], joined so that a thread keeps its words' own."""
+    even = tl.join(tl.join(word & 15, (word >> 16) & 15), tl.join((word >> 8) & 15, (word >> 24) & 15))
+    odd = tl.join(tl.join((word >> 4) & 15, (word >> 20) & 15), tl.join((word >> 12) & 15, (word >> 28) & 15))
+    return tl.reshape(tl.join(even, odd), (word.shape[0], word.shape[1], 8))
 
 
 @triton.jit

@@ -1,6 +1,6 @@
-"""Attention's kernels for a GPU in Triton's interpreter against torch's operators; TRITON_INTERPRET=1 must be set.
+"""Attention's kernels for a GPU against torch's operators. As a script in Triton's interpreter, on the processor:
 
-    python interpreted_attention.py HEADS KV_HEADS PAGE_TOKENS HEAD_DIM GROUP_SIZE CODEC
+    TRITON_INTERPRET=1 python attention_on_device.py HEADS KV_HEADS PAGE_TOKENS HEAD_DIM GROUP_SIZE CODEC
 
 Ends with status 0 if they cache and attend alike.
 """
@@ -16,7 +16,7 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.policy import Placement
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.placement.kv import KVTile, Rectangle, place_kv
-from flexflow_engine.runtime import device_attention, device_kernels
+from flexflow_engine.runtime import device_attention
 from flexflow_engine.runtime.attention import attend_tokens, attend_tokens_by_pieces
 from flexflow_engine.runtime.kv_cache import KVPart, TileCache, attending_on_device
 from flexflow_engine.runtime.kv_pages import Pages
@@ -56,15 +56,15 @@ def tile_of(page_tokens: int, codec: Codec) -> KVTile:
     return layout.tiles[0][0]
 
 
-def cache_of(tile: KVTile, page: tuple[int, int, int], codec: Codec, dtype: DType) -> TileCache:
+def cache_of(tile: KVTile, page: tuple[int, int, int], codec: Codec, dtype: DType, device: str) -> TileCache:
     """Random numbers in all pages."""
 
     def numbers(count: int) -> torch.Tensor:
-        return torch.randn(count, *page).to(getattr(torch, dtype))
+        return torch.randn(count, *page, device=device).to(getattr(torch, dtype))
 
     def pages(r: Rectangle) -> Pages:
         plain = numbers(r.num_units)
-        stored = torch.zeros(r.num_units, codec.encoded_nbytes(page, dtype), dtype=torch.uint8)
+        stored = torch.zeros(r.num_units, codec.encoded_nbytes(page, dtype), dtype=torch.uint8, device=device)
         codec.encode(plain, stored)
         return Pages(r, stored, page=page, codec=codec, scratch=plain.view(torch.uint8).flatten(), dtype=plain.dtype)
 
@@ -83,10 +83,10 @@ def memory_of(cache: TileCache) -> list[torch.Tensor]:
     return [*pages, cache.tail_keys.view(torch.uint8), cache.tail_values.view(torch.uint8)]
 
 
-def check(page: tuple[int, int, int], num_heads: int, codec: Codec, dtype: DType) -> None:
+def check(page: tuple[int, int, int], num_heads: int, codec: Codec, dtype: DType, device: str) -> None:
     """Two caches of the same bytes: new tokens put into them, then attended to."""
     (num_kv_heads, page_tokens, head_dim), torch_dtype = page, getattr(torch, dtype)
-    cache = cache_of(tile_of(page_tokens, codec), page, codec, dtype)
+    cache = cache_of(tile_of(page_tokens, codec), page, codec, dtype, device)
     on_device = attending_on_device(cache, codec, num_heads=num_heads, page=page, dtype=torch_dtype)
     assert on_device.device is not None
     for contexts in CONTEXTS:
@@ -94,8 +94,8 @@ def check(page: tuple[int, int, int], num_heads: int, codec: Codec, dtype: DType
             RowStep(row=n, sequence=n, new_tokens=1, context=c) for n, c in zip((0, 1, 2, 4, 5), contexts, strict=True)
         ]
         heads = (num_heads, num_kv_heads, num_kv_heads)
-        q, k, v = (torch.randn(len(rows), count, head_dim).to(torch_dtype) for count in heads)
-        k[1, 0, :3] = torch.tensor([torch.inf, torch.nan, -torch.inf])
+        q, k, v = (torch.randn(len(rows), count, head_dim, device=device).to(torch_dtype) for count in heads)
+        k[1, 0, :3] = torch.tensor([torch.inf, torch.nan, -torch.inf], device=device)
         v[4, 1, 2] = torch.nan
         before = [memory.clone() for memory in memory_of(cache)]
         on_device.append(rows, k, v)
@@ -105,7 +105,7 @@ def check(page: tuple[int, int, int], num_heads: int, codec: Codec, dtype: DType
         cache.append(rows, k.nan_to_num(), v.nan_to_num())
         for ours, theirs in zip(by_kernel, memory_of(cache), strict=True):
             assert torch.equal(ours, theirs)
-        k[1], v[4] = torch.randn(2, num_kv_heads, head_dim).to(torch_dtype)
+        k[1], v[4] = torch.randn(2, num_kv_heads, head_dim, device=device).to(torch_dtype)
         on_device.append(rows, k, v)
         expected = attend_tokens_by_pieces(rows, q, cache, ROWS, SCALE)
         attended = attend_tokens(rows, q.clone(), on_device, ROWS, SCALE)
@@ -114,12 +114,14 @@ def check(page: tuple[int, int, int], num_heads: int, codec: Codec, dtype: DType
 
 
 def main() -> None:
+    from flexflow_engine.runtime import device_kernels  # noqa: PLC0415  # not every machine has Triton
+
     heads, kv_heads, page_tokens, head_dim, group_size = map(int, sys.argv[1:6])
     device_kernels.FULL_GPU = 2 * heads
     setattr(device_attention, "working", lambda device, attempt, without: attempt())  # noqa: B010  # mypy sees no such name
     torch.manual_seed(0)
     for dtype in TOLERANCES:
-        check((kv_heads, page_tokens, head_dim), heads, codec_of(sys.argv[6], group_size), dtype)
+        check((kv_heads, page_tokens, head_dim), heads, codec_of(sys.argv[6], group_size), dtype, "cpu")
 
 
 if __name__ == "__main__":
