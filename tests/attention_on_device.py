@@ -26,7 +26,7 @@ from flexflow_plugins.codecs.none import NoneCodec
 ROWS, CACHED, SCALE = 6, 90, 0.3
 CONTEXTS = ((0, 1, 2, 3, 4), (88, 5, 3, 8, 37), (88, 15, 19, 16, 47))
 """Of rows 0, 1, 2, 4 and 5."""
-TOLERANCES: dict[DType, float] = {"float32": 1e-5, "bfloat16": 3e-2}
+TOLERANCES: dict[DType, float] = {"float32": 1e-5, "bfloat16": 6e-2}
 
 
 def codec_of(name: str, group_size: int) -> Codec:
@@ -96,7 +96,7 @@ def check(page: tuple[int, int, int], num_heads: int, codec: Codec, dtype: DType
         heads = (num_heads, num_kv_heads, num_kv_heads)
         q, k, v = (torch.randn(len(rows), count, head_dim, device=device).to(torch_dtype) for count in heads)
         k[1, 0, :3] = torch.tensor([torch.inf, torch.nan, -torch.inf], device=device)
-        v[4, 1, 2] = torch.nan
+        v[4, -1, 2] = torch.nan
         before = [memory.clone() for memory in memory_of(cache)]
         on_device.append(rows, k, v)
         by_kernel = [memory.clone() for memory in memory_of(cache)]

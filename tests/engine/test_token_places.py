@@ -22,8 +22,10 @@ def rows(context: int) -> tuple[RowStep, ...]:
 
 def test_one_step_has_its_places_once_for_each_cut() -> None:
     latest, step = LatestPlaces(), rows(5)
-    assert latest.of(step, cut(3), CPU) is latest.of(step, cut(3), CPU)
-    assert latest.of(step, cut(3), CPU) is not latest.of(step, cut(2), CPU)
+    three, two = latest.shared(cut(3)), latest.shared(cut(2))
+    assert latest.shared(cut(3)) is three
+    assert latest.of(step, three, CPU) is latest.of(step, three, CPU)
+    assert latest.of(step, three, CPU) is not latest.of(step, two, CPU)
 
 
 def test_the_next_step_has_its_own() -> None:
