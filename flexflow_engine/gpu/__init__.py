@@ -1,1 +1,1 @@
-"""What kernels for a GPU are made of: `trying` finds out whether Triton works."""
+"""For a GPU: `trying` finds out whether Triton works, `launching` starts its kernels, `settings` are torch's."""

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 _ALIGNMENT = 16
-"""Bytes: to addresses that are multiples of it Triton compiles wider accesses."""
+"""Triton compiles wider accesses where addresses and numbers are multiples of it."""
+_TOO_LARGE = 2**31
+"""For an integer of 32 bits."""
 
 
 class Launcher:
     """Starts one kernel, whose parameters are tensors, then numbers, then constants.
 
-    changing state    _forms    what was compiled, by everything but addresses; an entry never changes
+    changing state    _forms    what was compiled, by what it was compiled for; an entry never changes
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -34,10 +36,11 @@ class Launcher:
         constants: tuple[Any, ...],
         num_warps: int = 4,
     ) -> None:
-        """On the current stream of the current device, the tensors'. numbers: few different ones in a run."""
+        """On the current stream of the current device, the tensors'. numbers: integers from 0 on, and floats."""
         addresses = [tensor.data_ptr() for tensor in tensors]
-        dtypes, aligned = [tensor.dtype for tensor in tensors], [address % _ALIGNMENT for address in addresses]
-        key = (tensors[0].device, numbers, constants, num_warps, *dtypes, *aligned)
+        dtypes, aligned = [tensor.dtype for tensor in tensors], [address % _ALIGNMENT == 0 for address in addresses]
+        kinds = [(number == 1, number % _ALIGNMENT == 0, number >= _TOO_LARGE) for number in numbers]
+        key = (tensors[0].device, constants, num_warps, *dtypes, *aligned, *kinds)
         form = self._forms.get(key)
         if form is not None:
             form[grid](*addresses, *numbers, *constants)

@@ -15,15 +15,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.runtime.kv_cache import TileCache
 from flexflow_engine.runtime.token_places import TokenPlaces
-
-_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""All but cuDNN, which torch prefers on some GPUs: it takes 70 ms to plan for each further length of prompts."""
 
 
 def attend_prompts(
@@ -49,9 +45,8 @@ def attend_prompts(
         call.of(attended, num_kv_heads).copy_(output)
 
     if workers is None:
-        with sdpa_kernel(_BACKENDS):
-            for call in _alike(rows, num_kv_heads):
-                attend(call)
+        for call in _alike(rows, num_kv_heads):
+            attend(call)
     else:
         calls = prompts_apart(rows, num_kv_heads, workers.threads)
         workers.draw(lambda _, n: attend(calls[n]), len(calls))

@@ -55,7 +55,8 @@ class DeviceTile:
         """
         lines = np.array([part.line(page[1]) for part in pages], np.int64)
         self._kernels = kernels.TileKernels(
-            indices(lines.reshape(-1), pages[0].keys.device).view(len(pages), kernels.LINE),
+            indices(lines.reshape(-1), pages[0].keys.device).view(len(pages), kernels.LINE.value),
+            [int(address) for address in lines[:, :2].flat],
             num_heads=num_heads,
             page=page,
             page_nbytes=pages[0].keys.shape[2],
@@ -101,13 +102,14 @@ def device_kernels(
 def _call_once(
     kernels: ModuleType, query: torch.Tensor, page: tuple[int, int, int], codec: Codec, *, tailed: bool
 ) -> None:
-    """Cache a token of each row in its first page, or in its tail, and attend to it. query: zeros."""
+    """Cache a token of one row in its first page, or in its tail, as often as there are queries, and attend to it.
+    Twice: the second call of a compiled kernel is another one. query: zeros.
+    """
     count, device = query.shape[0], query.device
     dtype = next(name for name in DTYPES if getattr(torch, name) == query.dtype)
-    nbytes = codec.encoded_nbytes(page, dtype)
-    stored = torch.zeros((1, count, nbytes), dtype=torch.uint8, device=device)
-    part = DevicePages(Rectangle("", "", 0, count, 0, 1), stored, stored, takes_tokens=not tailed)
-    zeros, tail_rows = query.new_zeros((count, *page)), range(count if tailed else 0)
+    stored = torch.zeros((1, 1, codec.encoded_nbytes(page, dtype)), dtype=torch.uint8, device=device)
+    part = DevicePages(Rectangle("", "", 0, 1, 0, 1), stored, stored, takes_tokens=not tailed)
+    zeros, tail_rows = query.new_zeros((1, *page)), range(1 if tailed else 0)
     tails = (zeros, zeros) if tailed else None
     tile = DeviceTile(
         kernels, [part], tail_rows=tail_rows, tails=tails, num_heads=query.shape[1], page=page, codec=codec
@@ -118,7 +120,8 @@ def _call_once(
         parts=[(part.rectangle, part.takes_tokens)],
         tail_rows=tail_rows,
     )
-    rows = [RowStep(row=row, sequence=row, new_tokens=1, context=0) for row in range(count)]
+    rows = [RowStep(row=0, sequence=0, new_tokens=1, context=0)] * count
     places, new = TokenPlaces(rows, cut, device), query.new_zeros((count, page[0], page[2]))
-    tile.append(places, new, new)
-    tile.attend(places, query, 1.0)
+    for _ in range(2):
+        tile.append(places, new, new)
+        tile.attend(places, query, 1.0)

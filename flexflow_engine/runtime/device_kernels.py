@@ -11,6 +11,7 @@ A program has one head of one row. What lies in pages behind a row's last token 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import triton.language as tl
 from flexflow_engine.abc.codec import DeviceDecoder
 from flexflow_engine.gpu.launching import Launcher
 
-LINE = 7
+LINE = tl.constexpr(7)
 """Numbers of the table for each part."""
 FULL_GPU = 8192
 """From so many programs on, one warp each keeps a large GPU at work; of fewer ones each has four. These are two
@@ -30,8 +31,8 @@ kernels to compile.
 _EIGHT = tl.constexpr(8)
 """Adjoining numbers that are read at once."""
 _LOG2_E = tl.constexpr(1.4426950408889634)
-_LEAST = tl.constexpr(-1e30)
-"""Below any score, and still a number: two of them can be subtracted."""
+_LEAST = tl.constexpr(-3.4e38)
+"""Of scores, and still a number: two of them can be subtracted."""
 _LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 
 Places = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -79,6 +80,7 @@ class TileKernels:
     def __init__(
         self,
         table: torch.Tensor,
+        addresses: Sequence[int],
         *,
         num_heads: int,
         page: tuple[int, int, int],
@@ -87,8 +89,8 @@ class TileKernels:
         tails: tuple[torch.Tensor, torch.Tensor] | None,
         first_tail_row: int,
     ) -> None:
-        """table: int64 [parts, LINE], on the GPU. page: num_kv_heads, page_tokens, head_dim. decoder: None where pages
-        are plain. tails: keys and values.
+        """table: int64 [parts, LINE], on the GPU. addresses: those in it. page: num_kv_heads, page_tokens, head_dim.
+        decoder: None where pages are plain. tails: keys and values.
         """
         num_kv_heads, page_tokens, head_dim = page
         decode, settings = (None, ()) if decoder is None else (decoder.function, decoder.settings)
@@ -104,8 +106,8 @@ class TileKernels:
                 head_dim=head_dim,
                 runs=runs,
                 page_nbytes=page_nbytes,
-                alignment=gcd(16, page_nbytes),
-                tail_alignment=gcd(16, tail_nbytes),
+                alignment=gcd(16, page_nbytes, *addresses),
+                tail_alignment=gcd(16, tail_nbytes, *(tensor.data_ptr() for tensor in tails or ())),
                 decode=decode,
                 settings=settings,
                 tailed=tails is not None,
@@ -199,8 +201,8 @@ def _attend(
 
 @triton.jit
 def _line(table, part):
-    """Both addresses, int64, and the rest, int32."""
-    line = table + part * 7
+    """Of a part, in the order of the table: addresses are int64, rows and tokens int32."""
+    line = table + part * LINE
     keys, values = tl.load(line), tl.load(line + 1)
     first_row, stop_row = tl.load(line + 2).to(tl.int32), tl.load(line + 3).to(tl.int32)
     first_token, stop_token = tl.load(line + 4).to(tl.int32), tl.load(line + 5).to(tl.int32)
@@ -275,7 +277,8 @@ def _numbers(address, page, first, mask, shape: tl.constexpr):
 
 @triton.jit
 def _score(q, key, real):
-    return tl.where(real, tl.sum(tl.sum(key * q[None, :, :], 2), 1), float("-inf"))
+    score = tl.sum(tl.sum(key * q[None, :, :], 2), 1)
+    return tl.where(real, tl.where(score < _LEAST, _LEAST, score), float("-inf"))
 
 
 @triton.jit(do_not_specialize=("num_parts", "first_tail_row"))

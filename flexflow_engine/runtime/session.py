@@ -18,6 +18,7 @@ from flexflow_engine.abc.tier import HOST, LaneContext, Tier
 from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.settings import one_torch_thread, quick_switches, standing_heap
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.gpu.settings import without_cudnn_attention
 from flexflow_engine.graph.builder import Frontier, TaskGraph
 from flexflow_engine.graph.check import check_graph
 from flexflow_engine.graph.compile import StepCompiler
@@ -95,6 +96,8 @@ class Session:
             )
             if layout.device.memory == HOST:
                 stack.enter_context(one_torch_thread())  # before threads start, which take over the number
+            else:
+                stack.enter_context(without_cudnn_attention())
             load_kernels(layout, model, kv_codec, workers=workers, products=multiplying, device=device.torch_device)
             stack.enter_context(quick_switches())
             stack.enter_context(standing_heap())

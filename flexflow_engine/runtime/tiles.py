@@ -175,8 +175,8 @@ class TileRunner:
 
 def _positions(batch: BatchStep) -> NDArray[np.int64]:
     """Of the new tokens of all rows, one row after another."""
-    tokens = np.array([row.new_tokens for row in batch.rows])
-    contexts = np.array([row.context for row in batch.rows])
+    tokens = np.array([row.new_tokens for row in batch.rows], np.int64)
+    contexts = np.array([row.context for row in batch.rows], np.int64)
     before = np.cumsum(tokens) - tokens
     positions: NDArray[np.int64] = np.arange(batch.new_tokens) + np.repeat(contexts - before, tokens)
     return positions

@@ -92,8 +92,8 @@ class TokenPlaces:
 
     def __init__(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> None:
         self._cut, self._device = cut, device
-        self._rows = np.array([row.row for row in rows])
-        self._contexts = np.array([row.context for row in rows])
+        self._rows = np.array([row.row for row in rows], np.int64)
+        self._contexts = np.array([row.context for row in rows], np.int64)
         self._pages, self._offsets = np.divmod(self._contexts, cut.page_tokens)
         """Where the new token goes, among a row's pages and within its page."""
         self._parts = cut.parts_of(self._rows, self._pages)
@@ -219,7 +219,7 @@ class LatestPlaces:
         """rows: a step's own, never changed; another object is another step. cut: as `shared` gave it."""
         if rows is not self._rows:
             self._rows, self._found = rows, {}
-        key = id(cut), device
+        key = id(cut), device  # its own as long as there are places, which keep the cut
         if key not in self._found:
             self._found[key] = TokenPlaces(rows, cut, device)
         return self._found[key]

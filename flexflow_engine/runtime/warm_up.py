@@ -55,6 +55,7 @@ def _decode_once(codec: Codec, numbers: torch.Tensor, model: Model) -> torch.Ten
     nbytes = codec.encoded_nbytes(tuple(numbers.shape[1:]), model.dtype)
     encoded = torch.zeros((1, nbytes), dtype=torch.uint8, device=numbers.device)
     codec.decode(encoded, numbers)
+    codec.decoding([(encoded, numbers)])()
     return encoded
 
 

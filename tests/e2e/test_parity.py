@@ -272,7 +272,7 @@ class RecordingOPT(OPTModel):
         return part
 
 
-LARGEST_ERROR_RATIO = 2.0
+LARGEST_ERROR_RATIO = 1.5
 """The engine's largest error in multiples of transformers', which rounds as often, in another order: on processors that
 multiply in different ways the largest differs by half, and one logit that is wrong is some ten times further off.
 """

@@ -75,21 +75,24 @@ def compiled(name: str, types: dict[str, str], constants: Mapping[str, object], 
     return code
 
 
+@pytest.mark.parametrize("full_gpu", [1, 40])
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "page_tokens", "head_dim", "group_size"),
     [(4, 4, 4, 16, 64), (6, 2, 5, 20, 20), (4, 2, 1, 128, 64)],
 )
 def test_they_cache_and_attend_as_torchs_operators_do_in_tritons_interpreter(
-    heads: int, kv_heads: int, page_tokens: int, head_dim: int, group_size: int, codec: str
+    heads: int, kv_heads: int, page_tokens: int, head_dim: int, group_size: int, codec: str, full_gpu: int
 ) -> None:
-    """Which is chosen when the kernels are imported."""
+    """Which is chosen when the kernels are imported. With one warp for each head of a row and with four."""
     script = Path(__file__).parents[1] / "attention_on_device.py"
     sizes = map(str, (heads, kv_heads, page_tokens, head_dim, group_size))
-    subprocess.run([sys.executable, script, *sizes, codec], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    command = [sys.executable, str(script), *sizes, codec, str(full_gpu)]
+    subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("full_gpu", [1, 8192])
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(
@@ -97,6 +100,25 @@ def test_they_cache_and_attend_as_torchs_operators_do_in_tritons_interpreter(
     [(4, 4, 4, 64, 64), (6, 2, 5, 20, 20), (4, 2, 1, 128, 64), (4, 2, 16, 80, 48), (2, 1, 3, 256, 96)],
 )
 def test_they_cache_and_attend_as_torchs_operators_do_on_a_gpu(
-    heads: int, kv_heads: int, page_tokens: int, head_dim: int, group_size: int, codec: str, dtype: DType
+    heads: int,
+    kv_heads: int,
+    page_tokens: int,
+    head_dim: int,
+    group_size: int,
+    codec: str,
+    dtype: DType,
+    full_gpu: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With one warp for each head of a row, as large GPU batches have, and with four."""
+    from flexflow_engine.runtime import device_kernels  # noqa: PLC0415
+
+    monkeypatch.setattr(device_kernels, "FULL_GPU", full_gpu)
     check((kv_heads, page_tokens, head_dim), heads, codec_of(codec, group_size), dtype, "cuda")
+
+
+def test_constants_are_handed_over_in_the_order_of_the_parameters() -> None:
+    from flexflow_engine.runtime import device_kernels as kernels  # noqa: PLC0415
+
+    for kernel, shape in ((kernels._attend, kernels.AttendingShape), (kernels._append, kernels.AppendingShape)):
+        assert kernel.arg_names[-len(shape._fields) :] == list(shape._fields)

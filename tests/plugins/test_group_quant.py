@@ -238,6 +238,9 @@ def test_a_gpu_decodes_matrices_together_as_alone(
         data = torch.empty(count, codec.encoded_nbytes(shape, "float32"), dtype=torch.uint8)
         codec.encode(normal(count, shape, "float32"), data)
         pairs.append((data.cuda(), torch.empty(count, *shape, dtype=dtype, device="cuda")))
+    if on_device._kernels(torch.device("cuda")):
+        aligned = all(data.shape[1] % 16 == 0 for data, _ in pairs)
+        assert (on_device.decoding(codec, pairs) is not None) == aligned
     codec.decoding(pairs)()
     for data, out in pairs:
         expected = torch.empty_like(out)

@@ -37,6 +37,10 @@ def test_decoding_compiles(bits: int, group_size: int, words: bool, numbers: str
     counts = dict.fromkeys(("start", "stride", "numbers", "groups", "blocks"), "i32")
     constants = triton_kernels.decoding_constants(group_size, bits, words=words, half=numbers == "*fp16")
     assert compiled_bytes("_decode", pointers | counts, constants._asdict(), architecture)
+    table = {"table": "*i64", "like": numbers, "pairs": "i32"}
+    assert compiled_bytes("_decode_all", table, constants._asdict(), architecture)
+    for kernel in (triton_kernels._decode, triton_kernels._decode_all):
+        assert kernel.arg_names[-len(constants) :] == list(constants._fields)
 
 
 @pytest.mark.parametrize("architecture", [TURING, AMPERE, HOPPER])
@@ -66,6 +70,16 @@ for codec in fitted, minmax, GroupInt8Codec(GroupInt8Options(group_size=GROUP_SI
         on_device.decode(codec, by_torch, kernels)
         codec.decode(by_torch, host)
         assert torch.equal(host.nan_to_num(7), kernels.nan_to_num(7)), codec.key
+    pairs = []
+    for count, size in ((3, 16 * GROUP_SIZE), (2, 64 * GROUP_SIZE), (4, 32 * GROUP_SIZE)):
+        encoded = torch.zeros(count, codec.encoded_nbytes((size,), "float32"), dtype=torch.uint8)
+        codec.encode(torch.randn(count, size), encoded)
+        pairs.append((encoded, torch.zeros(count, size)))
+    on_device.decoding(codec, pairs)()
+    for encoded, together in pairs:
+        alone = torch.zeros_like(together)
+        codec.decode(encoded, alone)
+        assert torch.equal(together, alone), codec.key
     by_kernels = torch.zeros_like(by_torch)
     on_device.encode(codec, values, by_kernels)
     found = torch.empty_like(values)

@@ -73,8 +73,14 @@ def decoding(
     if target.is_cuda:  # from plain memory the caller would wait for all kernels before the copy
         table = table.pin_memory().to(target.device, non_blocking=True)
 
+    tensors = (
+        table,
+        target,
+        *(tensor for pair in pairs for tensor in pair),
+    )  # those whose addresses are in the table too
+
     def decode_all() -> None:
-        _DECODE_ALL((first, 1, 1), (table, target), (), (len(lines), *form))
+        _DECODE_ALL((first, 1, 1), tensors[:2], (len(lines),), form)
 
     return decode_all
 
@@ -148,11 +154,11 @@ def _decode(
     _decode_block(tl.program_id(0), encoded, out, sizes, form)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pairs",))
 def _decode_all(
     table,
     like,
-    pairs: tl.constexpr,
+    pairs,
     runs: tl.constexpr,
     group_nbytes: tl.constexpr,
     run_nbytes: tl.constexpr,
@@ -164,7 +170,7 @@ def _decode_all(
 ):
     """table: int64 [pairs, 8]: addresses of encoded and out, start, stride, numbers, groups, blocks, first program."""
     line, program = table, tl.program_id(0)
-    for pair in tl.static_range(1, pairs):
+    for pair in range(1, pairs):
         line = tl.where(program >= tl.load(table + 8 * pair + 7), table + 8 * pair, line)
     encoded = tl.multiple_of(tl.load(line).to(tl.pointer_type(tl.uint8)), ALIGNMENT)
     out = tl.multiple_of(tl.load(line + 1).to(tl.pointer_type(like.dtype.element_ty)), ALIGNMENT)
