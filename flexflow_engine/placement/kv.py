@@ -22,9 +22,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import TYPE_CHECKING, TypeVar
 
 from flexflow_engine.abc.policy import Placement
 from flexflow_engine.placement.diffusion import Cut, cut_groups
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Integers = TypeVar("Integers", int, "NDArray[np.int64]")
 
 WHOLE_ROWS = 256
 """From so many in a GPU batch on, no row is cut: a tile has fewer parts, and of its cache a row more or less than its
@@ -55,8 +62,8 @@ class Rectangle:
     def num_units(self) -> int:
         return self.rows * self.pages
 
-    def unit(self, row: int, page: int) -> int:
-        """Index of a page in the rectangle's region."""
+    def unit(self, row: Integers, page: Integers) -> Integers:
+        """Index of a page in the rectangle's region; of several pages, from arrays of rows and pages."""
         return (page - self.first_page) * self.rows + row - self.first_row
 
     def until(self, page: int) -> Rectangle:

@@ -170,8 +170,8 @@ def _pieces(places: TokenPlaces, cache: TileCache) -> Iterator[_Piece]:
             columns = range(r.first_page * tokens, (r.first_page + count) * tokens)
             keys, values = partial(part.keys.read, count), partial(part.values.read, count)
             yield _Piece(keys, values, range(r.first_row, r.stop_row), columns)
-    if cache.tail_keys is not None and cache.tail_values is not None:
-        tail_keys, tail_values = cache.tail_keys[None], cache.tail_values[None]
+    if cache.tails is not None:
+        tail_keys, tail_values = (tails[None] for tails in cache.tails)
         start = places.tail_start
         columns = range(start, start + tokens)
         yield _Piece(lambda: tail_keys, lambda: tail_values, cache.tail_rows, columns)

@@ -68,6 +68,13 @@ class TileCache:
         )
         object.__setattr__(self, "cut", self.latest.shared(cut))
 
+    @property
+    def tails(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys and values of the tail pages; None where no row has one."""
+        if self.tail_keys is None or self.tail_values is None:
+            return None
+        return self.tail_keys, self.tail_values
+
     def write_prompts(self, rows: Sequence[RowStep], keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store the keys and values [N, num_kv_heads, head_dim] of prompts that follow one another."""
         runs = adjoining(rows, lambda row: row.new_tokens, self._prompts_together)
@@ -97,10 +104,9 @@ class TileCache:
                 place.write(part.keys.plain, keys)
                 place.write(part.values.plain, values)
         if places.in_tails is not None:
-            assert self.tail_keys is not None
-            assert self.tail_values is not None
-            places.in_tails.write(self.tail_keys, keys)
-            places.in_tails.write(self.tail_values, values)
+            assert self.tails is not None
+            for target, new in zip(self.tails, (keys, values), strict=True):
+                places.in_tails.write(target, new)
 
     def places(self, rows: Sequence[RowStep], device: torch.device) -> TokenPlaces:
         """Of one new token of each row."""
@@ -126,11 +132,10 @@ class TileCache:
         self._each(lambda n: self._flush(full[n]), len(full))
 
     def _flush(self, full: FullTails) -> None:
-        assert self.tail_keys is not None
-        assert self.tail_values is not None
+        assert self.tails is not None
         part = self.parts[full.part]
-        part.keys.write_page(full.rows, full.page, self.tail_keys[full.tails])
-        part.values.write_page(full.rows, full.page, self.tail_values[full.tails])
+        for target, tails in zip((part.keys, part.values), self.tails, strict=True):
+            target.write_page(full.rows, full.page, tails[full.tails])
 
     @property
     def _pages_a_thread(self) -> int:
@@ -179,10 +184,10 @@ class TileCache:
             assert part.values.plain is not None
             index = page - part.rectangle.first_page, rows_from(part.rectangle.first_row, rows)
             return part.keys.plain[index], part.values.plain[index]
-        assert self.tail_keys is not None
-        assert self.tail_values is not None
-        tails = rows_from(self.tail_rows.start, rows)
-        return self.tail_keys[tails], self.tail_values[tails]
+        assert self.tails is not None
+        keys, values = self.tails
+        place = rows_from(self.tail_rows.start, rows)
+        return keys[place], values[place]
 
 
 class KVCache:
@@ -276,11 +281,10 @@ def attending_in_kernel(
 ) -> TileCache:
     """The same tile, to be attended to by the host's kernel. page: num_kv_heads, page_tokens, head_dim."""
     decoder = None if codec.keeps_bytes else codec.kernel_decoder(page)
-    keys, values = cache.tail_keys, cache.tail_values
     host = HostTile(
         [HostPages(p.rectangle, p.keys.stored, p.values.stored, p.takes_tokens, decoder) for p in cache.parts],
         tail_rows=cache.tail_rows,
-        tails=None if keys is None or values is None else (keys, values),
+        tails=cache.tails,
         page=page,
         dtype=dtype,
         workers=workers,
@@ -295,12 +299,11 @@ def attending_on_device(
     kernels = device_kernels(cache.parts[0].keys.stored.device, dtype, num_heads, page, codec)
     if kernels is None:
         return cache
-    keys, values = cache.tail_keys, cache.tail_values
     device = DeviceTile(
         kernels,
         [DevicePages(p.rectangle, p.keys.stored, p.values.stored, p.takes_tokens) for p in cache.parts],
         tail_rows=cache.tail_rows,
-        tails=None if keys is None or values is None else (keys, values),
+        tails=cache.tails,
         num_heads=num_heads,
         page=page,
         codec=codec,

@@ -109,19 +109,11 @@ class TokenPlaces:
         return indices(self._rows, self._device)
 
     @cached_property
-    def paged_counts(self) -> torch.Tensor:
-        """Tokens that each row sees in pages, int64 [rows]."""
-        return indices(self._contexts + 1 - self._tails, self._device)
-
-    @cached_property
-    def tail_counts(self) -> torch.Tensor:
-        """Tokens that each row sees in its tail page, int64 [rows]."""
-        return indices(self._tails, self._device)
-
-    @cached_property
     def counts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """For a GPU's kernels: the rows' places, and the tokens that each sees in pages and in its tail page."""
-        return self.rows, self.paged_counts, self.tail_counts
+        """For a GPU's kernels, int64 [rows] each: the rows' places, and the tokens that each sees in pages and in its
+        tail page.
+        """
+        return self.rows, indices(self._contexts + 1 - self._tails, self._device), indices(self._tails, self._device)
 
     @cached_property
     def in_parts(self) -> tuple[Scatter | None, ...]:
@@ -129,8 +121,8 @@ class TokenPlaces:
         found = list[Scatter | None]()
         for number, (part, takes_tokens) in enumerate(zip(self._cut.parts, self._cut.takes_tokens, strict=True)):
             chosen = np.flatnonzero(self._parts == number)
-            pages = (self._pages - part.first_page) * part.rows + self._rows - part.first_row
-            found.append(self._scatter(chosen, pages[chosen]) if takes_tokens and len(chosen) else None)
+            pages = part.unit(self._rows[chosen], self._pages[chosen])
+            found.append(self._scatter(chosen, pages) if takes_tokens and len(chosen) else None)
         return tuple(found)
 
     @cached_property
