@@ -50,6 +50,7 @@ from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.next_tokens import Greedy
 from flexflow_engine.runtime.tiles import TileRunner
+from flexflow_engine.runtime.token_places import TileCut, TokenPlaces
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
 from flexflow_plugins.models.opt import OPTModel
@@ -177,7 +178,9 @@ def _kernel_run(
         workers=workers,
     )
     rows = [RowStep(row=row, sequence=row, new_tokens=1, context=PAGES * PAGE_TOKENS - 1) for row in range(ROWS)]
-    return lambda: tile.attend(rows, q, SCALE)
+    cut = TileCut.of(num_kv_heads=PAGE[0], page_tokens=PAGE[1], parts=[(rectangle, True)], tail_rows=range(0))
+    places = TokenPlaces(rows, cut, q.device)
+    return lambda: tile.attend(places, q, SCALE)
 
 
 def _decode() -> dict[str, float]:

@@ -77,17 +77,10 @@ class PlainRows:
 
     def __init__(self, weight: torch.Tensor) -> None:
         self._weight = weight
-
-    @property
-    def out_features(self) -> int:
-        return len(self._weight)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._weight.dtype
+        self.out_features, self.dtype = len(weight), weight.dtype
 
     def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:
-        rows = self._weight[first:stop]
+        rows = self._weight if stop - first == self.out_features else self._weight[first:stop]
         return rows if room is None else room.copy_(rows)
 
 
@@ -134,7 +127,8 @@ class HostProducts:
         """The same with several matrices and their biases: threads that have done one go on with the next, and wait
         for each other once.
         """
-        outputs = [self._results.empty((len(x), sum(rows.out_features for rows in f[0])), x.dtype) for f in factors]
+        tokens = len(x)
+        outputs = [self._results.empty((tokens, sum(rows.out_features for rows in f[0])), x.dtype) for f in factors]
         products = [p for factor, output in zip(factors, outputs, strict=True) for p in _products(factor, output)]
         alike: dict[tuple[torch.dtype, bool], list[_Product]] = {}
         integers: dict[int, list[IntegerProduct]] = {}
@@ -143,7 +137,7 @@ class HostProducts:
                 found = IntegerProduct(matrix, product.bias, product.output)
                 integers.setdefault(matrix.decoder.group_size, []).append(found)
             else:
-                dtype = self._dtype_of(x, product.matrix)
+                dtype = self._dtype_of(x.dtype, tokens, product.matrix)
                 alike.setdefault((dtype, product.matrix.dtype != dtype), []).append(product)
         for (dtype, makes_rows), numbers in alike.items():
             self._multiply(x, dtype, numbers, makes_rows=makes_rows)
@@ -155,28 +149,26 @@ class HostProducts:
         """Give back what is kept for the next ones: other memory is needed now."""
         self._results.clear()
 
-    def _dtype_of(self, x: torch.Tensor, matrix: Rows) -> torch.dtype:
+    def _dtype_of(self, dtype: torch.dtype, tokens: int, matrix: Rows) -> torch.dtype:
         """In which a product is computed; what must be decoded is as soon made in one as in another."""
         if matrix.dtype is None:
             return self.made_dtype
-        many = self._float32_from is not None and len(x) >= self._float32_from
-        return torch.float32 if many else x.dtype
+        return torch.float32 if self._float32_from is not None and tokens >= self._float32_from else dtype
 
     def _multiply(self, x: torch.Tensor, dtype: torch.dtype, products: Sequence[_Product], *, makes_rows: bool) -> None:
         """In `dtype`, some rows of a matrix at a time. makes_rows: in rooms, of what there is."""
-        rows = [product.matrix.out_features for product in products]
-        numbers = x.shape[1] * sum(rows)
-        most_threads = self._threads(numbers, len(x), itemsize=dtype.itemsize)
-        cuts = [cut_rows(count, x.shape[1], most_threads) for count in rows]
+        rows, (tokens, columns) = [product.matrix.out_features for product in products], x.shape
+        most_threads = self._threads(columns * sum(rows), tokens, itemsize=dtype.itemsize)
+        cuts = [cut_rows(count, columns, most_threads) for count in rows]
         most = max(cut.rows for cut in cuts)
         threads = max(cut.threads * cut.rows for cut in cuts) // most  # no more memory than one of them takes
-        rooms = self._rooms(Cut(threads, most), x.shape[1], dtype) if makes_rows else None
+        rooms = self._rooms(Cut(threads, most), columns, dtype) if makes_rows else None
         parts = [
             (product, first, min(first + cut.rows, count))
             for product, cut, count in zip(products, cuts, rows, strict=True)
             for first in range(0, count, cut.rows)
         ]
-        for start in range(0, len(x), WIDENED_TOKENS):
+        for start in range(0, tokens, WIDENED_TOKENS):
             place = slice(start, start + WIDENED_TOKENS)
             self._workers.draw(
                 partial(_multiply_part, parts, x[place].to(dtype), place, rooms), len(parts), threads=threads
@@ -223,6 +215,8 @@ class TeamProducts(HostProducts):
 def _products(factor: Factor, output: torch.Tensor) -> Iterator[_Product]:
     """One for each part of the matrix; output [N, out_features]."""
     parts, bias = factor
+    if len(parts) == 1:
+        return iter((_Product(parts[0], bias, output),))
     sizes = [rows.out_features for rows in parts]
     return map(_Product, parts, biases_of(sizes, bias), torch.split(output, sizes, dim=1))
 

@@ -14,7 +14,8 @@ _NUMBERS = 2**21
 """Of the matrix, that all threads hold at a time: what a processor's cache holds."""
 _ROWS = 1024
 """Of the matrix, that all threads hold at a time, at most."""
-_ROWS_A_THREAD = 256
+_ROWS_A_THREAD = 512
+"""At most. Each part is a call of torch, which packs its rows anew for the processor."""
 _WIDE_NBYTES = 4
 
 

@@ -96,7 +96,7 @@ def attend_tokens(
     [len(rows), num_heads * head_dim]. The memory of q may be that of the result then.
     """
     if cache.host is not None:
-        return cache.host.attend(rows, q, scale)
+        return cache.host.attend(cache.places(rows, q.device), q, scale)
     if cache.device is not None:
         return cache.device.attend(cache.places(rows, q.device), q, scale)
     return attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, scale)

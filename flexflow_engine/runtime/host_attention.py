@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import KernelDecoder
-from flexflow_engine.abc.step import RowStep
 from flexflow_engine.cpu.arrays import ARRAY_TYPES
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.workspace import heads_decoded_at_once, most_threads
+from flexflow_engine.runtime.token_places import TokenPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,40 +63,31 @@ class HostTile:
         self._page, self._dtype, self._workers = page, dtype, workers
         self._numbers: NDArray[np.generic] = np.empty(0, ARRAY_TYPES[dtype])
 
-    def attend(self, rows: Sequence[RowStep], q: torch.Tensor, scale: float) -> torch.Tensor:
-        """q [len(rows), num_heads, head_dim] -> [len(rows), num_heads * head_dim], in the memory of q if it is
-        contiguous: fresh memory is slow to touch.
+    def attend(self, places: TokenPlaces, q: torch.Tensor, scale: float) -> torch.Tensor:
+        """q [rows, num_heads, head_dim], one new token a row -> [rows, num_heads * head_dim], in the memory of q if it
+        is contiguous: fresh memory is slow to touch.
         """
         from flexflow_engine.runtime import host_kernels  # noqa: PLC0415  # Numba takes half a second to import
 
-        query, (num_kv_heads, page_tokens, head_dim) = q.contiguous(), self._page
-        table = np.array([(row.row, row.context) for row in rows], np.int64)
-        cached = table[:, 1] + 1
-        nbytes = 2 * int(cached.sum()) * num_kv_heads * head_dim * q.itemsize
-        parts = min(self._workers.threads, most_threads(nbytes, len(rows), num_kv_heads))
-        bounds = _equal_shares(cached, num_kv_heads, parts)
-        columns = q.shape[1] * (int(cached.max()) + 2 * head_dim)
-        scratch = q.new_empty((min(parts, len(rows)), columns), dtype=torch.float32)
-        own = parts <= len(rows)  # else threads share rows, and each takes its heads' columns
-        chunk_heads = heads_decoded_at_once(self._page)
-        chunks = q.new_empty((parts, chunk_heads * page_tokens * head_dim), dtype=torch.float32)
-        shape = q.shape[1], num_kv_heads, page_tokens, head_dim
+        query, num_heads, (num_kv_heads, page_tokens, head_dim) = q.contiguous(), q.shape[1], self._page
+        rows, seen = len(places.table), places.tokens_seen
+        nbytes = 2 * int(seen.sum()) * num_kv_heads * head_dim * q.itemsize
+        parts = min(self._workers.threads, most_threads(nbytes, rows, num_kv_heads))
+        bounds, own = places.shares(parts), parts <= rows  # else threads share rows, and each takes its heads' columns
+        columns, chunk_heads = num_heads * (int(seen.max()) + 2 * head_dim), heads_decoded_at_once(self._page)
+        chunk, before = chunk_heads * page_tokens * head_dim, min(parts, rows) * columns
+        room = torch.empty(before + parts * chunk, dtype=torch.float32)
+        address, item = room.data_ptr(), room.itemsize
+        shape = num_heads, num_kv_heads, page_tokens, head_dim
 
-        def work(part: int) -> None:
-            room = (scratch[part].data_ptr(), 0) if own else (scratch.data_ptr(), columns)
-            buffers = query.data_ptr(), *room, chunks[part].data_ptr(), chunk_heads
-            span = bounds[part], bounds[part + 1]
-            tile = self._numbers, buffers, self._parts, self._tails
-            host_kernels.attend(*tile, table, shape, self._decoder, np.float32(scale), span)
+        def buffers(part: int) -> tuple[int, ...]:
+            scratch = (address + part * columns * item, 0) if own else (address, columns)
+            return query.data_ptr(), *scratch, address + (before + part * chunk) * item, chunk_heads
 
-        self._workers.share(work, parts)
+        tile = self._parts, self._tails, places.table, shape, self._decoder, np.float32(scale)
+        calls = [
+            partial(host_kernels.attend, self._numbers, buffers(part), *tile, (bounds[part], bounds[part + 1]))
+            for part in range(parts)
+        ]  # whole before a thread wakes: it would wait for Python's lock, and so would this one
+        self._workers.share(lambda part: calls[part](), parts)
         return query.flatten(1)
-
-
-def _equal_shares(cached: NDArray[np.int64], heads: int, parts: int) -> list[int]:
-    """Bounds of `parts` runs of (row, head), row by row, of about equally many cached tokens."""
-    ends = np.cumsum(cached)
-    targets = np.arange(1, parts) * ends[-1] / parts
-    rows = np.searchsorted(ends, targets)
-    within = heads * (targets - (ends[rows] - cached[rows])) / cached[rows]
-    return [0, *(int(x) for x in rows * heads + within), len(cached) * heads]

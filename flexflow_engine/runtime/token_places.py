@@ -1,7 +1,7 @@
 """Where one new token of each row goes in a tile's cache, and which cached tokens each row sees.
 
 That is the same in every layer for the tiles of a GPU batch that are cut alike, and is made once a step: to a GPU every
-index is a copy, and every comparison a kernel.
+index is a copy, and every comparison a kernel. On the host it is Python's time, and numpy's.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class TokenPlaces:
 
     changing state    _hidden    the last one made
                       _filled    the full tails asked for last, and how many together at most
+                      _shared    the shares asked for last, and how many
     """
 
     def __init__(self, rows: Sequence[RowStep], cut: TileCut, device: torch.device) -> None:
@@ -102,6 +103,7 @@ class TokenPlaces:
         self._tails = np.where(tailed, self._offsets + 1, 0)
         self._hidden: torch.Tensor | None = None
         self._filled: tuple[int, list[FullTails]] | None = None
+        self._shared: tuple[int, list[int]] | None = None
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -114,6 +116,22 @@ class TokenPlaces:
         tail page.
         """
         return self.rows, indices(self._contexts + 1 - self._tails, self._device), indices(self._tails, self._device)
+
+    @cached_property
+    def table(self) -> Integers:
+        """For the host's kernel, [rows, 2]: each row's place in the GPU batch, and its tokens before this one."""
+        return np.stack((self._rows, self._contexts), axis=1)
+
+    @cached_property
+    def tokens_seen(self) -> Integers:
+        """By each row, this one included."""
+        return self._contexts + 1
+
+    def shares(self, count: int) -> list[int]:
+        """Bounds of so many runs of (row, key head), row by row, that see about equally many tokens."""
+        if self._shared is None or self._shared[0] != count:
+            self._shared = count, self._find_shares(count)
+        return self._shared[1]
 
     @cached_property
     def in_parts(self) -> tuple[Scatter | None, ...]:
@@ -174,6 +192,14 @@ class TokenPlaces:
         paged_end, tail_end = (indices(x, self._device)[:, None] for x in (paged, self.tail_start + tails))
         hidden = (column >= paged_end) & ((column < self.tail_start) | (column >= tail_end))
         return hidden[:, None, None, :]
+
+    def _find_shares(self, count: int) -> list[int]:
+        seen, heads = self.tokens_seen, self._cut.num_kv_heads
+        ends = np.cumsum(seen)
+        targets = np.arange(1, count) * ends[-1] / count
+        rows = np.searchsorted(ends, targets)
+        within = heads * (targets - (ends[rows] - seen[rows])) / seen[rows]
+        return [0, *(int(x) for x in rows * heads + within), len(seen) * heads]
 
     def _find_full_tails(self, most: int) -> list[FullTails]:
         full, found = np.flatnonzero(self._tails == self._cut.page_tokens), list[FullTails]()

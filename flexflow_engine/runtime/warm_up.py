@@ -18,6 +18,7 @@ from flexflow_engine.runtime.device_attention import device_kernels
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.rows import RowMoves
+from flexflow_engine.runtime.token_places import TileCut, TokenPlaces
 from flexflow_engine.store.units import load_kernels as load_reading
 
 _PAGE_TOKENS, _UNIT = 16, (16, 64)
@@ -64,7 +65,10 @@ def _attend_once(model: Model, codec: Codec, dtype: torch.dtype, workers: Worker
     page = model.config.num_kv_heads, _PAGE_TOKENS, model.config.head_dim
     decoder = None if codec.keeps_bytes else codec.kernel_decoder(page)
     stored = torch.zeros((1, 1, codec.encoded_nbytes(page, model.dtype)), dtype=torch.uint8)
-    pages = HostPages(Rectangle("", "", 0, 1, 0, 1), stored, stored, takes_tokens=True, decoder=decoder)
-    tile = HostTile([pages], tail_rows=range(0), tails=None, page=page, dtype=dtype, workers=workers)
+    rectangle, tail_rows = Rectangle("", "", 0, 1, 0, 1), range(0)
+    pages = HostPages(rectangle, stored, stored, takes_tokens=True, decoder=decoder)
+    tile = HostTile([pages], tail_rows=tail_rows, tails=None, page=page, dtype=dtype, workers=workers)
     query = torch.zeros((1, model.config.num_heads, model.config.head_dim), dtype=dtype)
-    tile.attend([RowStep(row=0, sequence=0, new_tokens=1, context=0)], query, 1.0)
+    cut = TileCut.of(num_kv_heads=page[0], page_tokens=page[1], parts=[(rectangle, True)], tail_rows=tail_rows)
+    rows = [RowStep(row=0, sequence=0, new_tokens=1, context=0)]
+    tile.attend(TokenPlaces(rows, cut, query.device), query, 1.0)
