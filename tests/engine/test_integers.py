@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +25,7 @@ from flexflow_plugins.codecs.group_quant import (
     GroupInt8Options,
     GroupQuantCodec,
 )
+from processors import run_without
 
 CODECS: list[GroupQuantCodec] = [
     GroupInt4Codec(GroupInt4Options(int8_activations=True)),
@@ -232,13 +230,8 @@ def test_processors_with_half_as_long_vectors_make_the_same_numbers(tmp_path: Pa
     """Kernels are compiled anew, for this processor without AVX-512."""
     if not has_short_vectors():
         pytest.skip("this processor has no AVX-VNNI")
-    environment = {**os.environ, "NUMBA_CPU_FEATURES": without_avx512(), "NUMBA_CACHE_DIR": str(tmp_path)}
     test = f"{__file__}::test_products_are_those_of_rounded_tokens"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test, "-k", "33 and not float16"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout
-    assert " passed" in ended.stdout
-    assert " skipped" not in ended.stdout
+    run_without(["avx512", "evex"], test, "-k", "33 and not float16", cache=tmp_path)
 
 
 def matrix_of(codec: GroupQuantCodec, seed: int = 1) -> tuple[EncodedRows, torch.Tensor]:
@@ -265,9 +258,3 @@ def has_short_vectors() -> bool:
     from flexflow_engine.cpu.jit import has_feature  # noqa: PLC0415  # compiled code is of no use elsewhere
 
     return has_feature("avxvnni")
-
-
-def without_avx512() -> str:
-    from flexflow_engine.cpu.jit import features  # noqa: PLC0415  # as above
-
-    return ",".join(f"-{name[1:]}" if "avx512" in name or "evex" in name else name for name in features())

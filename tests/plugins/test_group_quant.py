@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from flexflow_plugins.codecs.group_quant import (
     GroupQuantCodec,
 )
 from flexflow_plugins.codecs.threads import share
+from processors import run_without
 
 MINMAX = GroupInt4Codec(GroupInt4Options(encoder="minmax"))
 FIT = GroupInt4Codec(GroupInt4Options(encoder="fit"))
@@ -193,6 +195,13 @@ def test_any_grids_are_read_alike(group_size: int, dtype: torch.dtype) -> None:
     codec.decode(data, by_kernels)
     on_device.decode(codec, data, by_torch)
     assert torch.equal(by_kernels.nan_to_num(7), by_torch.nan_to_num(7))
+
+
+@pytest.mark.parametrize("lacking", [("avx512", "evex"), ("avx512bf16",)], ids=str)
+def test_any_grids_are_read_alike_by_processors_with_fewer_instructions(
+    lacking: tuple[str, ...], tmp_path: Path
+) -> None:
+    run_without(lacking, f"{__file__}::test_any_grids_are_read_alike", cache=tmp_path)
 
 
 @pytest.mark.cuda

@@ -9,6 +9,9 @@ LOW_UNIT = 1.25
 """Of a step: how far the places lie apart that a low may take."""
 DEEPEST = 7
 """Of those places, counted down from zero."""
+LOW_EIGHTHS = int(8 * LOW_UNIT)
+LEAST = -DEEPEST * LOW_EIGHTHS
+"""Of the multiples of an eighth of a step that numbers are; the largest is less than 256 above it."""
 FIRST_EXPONENT = (127 - 18) * 8
 """What is to be added to a step's eight bits to have the upper bits of its float32."""
 MAX_EXPONENT, NO_NUMBER = 254, 255
@@ -17,6 +20,9 @@ INSIDE = 0.95
 HUGE = 1e18
 """Larger numbers are taken for it, so that squares are finite; only a constant group gets even near."""
 MAX_HALF = 65504.0
+
+GROUP_SIZE = 64
+"""Of groups that a host's processor decodes by vector instructions."""
 
 
 def part_size(group_size: int) -> int:

@@ -5,31 +5,36 @@ low = -step * 10 l / 8:
 
     low + code * scale = step / 8 * (code (c + 1) - 10 l)
 
-So codes become numbers in 16-bit arithmetic, 64 at a time. The compiler vectorises a loop over codes only where it has
-many rounds; sixteen between one grid and the next are too few.
+So codes become numbers in 16-bit arithmetic, 64 at a time, or are looked up (`part_lookups`). The compiler vectorises a
+loop over codes only where it has many rounds; sixteen between one grid and the next are too few.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numba
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
-from flexflow_engine.cpu.jit import intrinsic
-from flexflow_plugins.codecs.part_format import DEEPEST, LOW_UNIT, MAX_HALF, NUM_PARTS
+from flexflow_engine.cpu.jit import has_feature, intrinsic
+from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, MAX_HALF, NUM_PARTS
+from flexflow_plugins.codecs.part_lookups import integers_looked_up, multiples_looked_up
 
-GROUP_SIZE = 64
 _PART = GROUP_SIZE // NUM_PARTS
 _BYTES, _SPREAD = ir.VectorType(ir.IntType(8), GROUP_SIZE // 2), ir.VectorType(ir.IntType(32), GROUP_SIZE // 2)
 _INTEGERS = ir.VectorType(ir.IntType(8), GROUP_SIZE)
 _SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.IntType(32), NUM_PARTS)
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
-_HALVES, _BOTH_HALVES = ir.VectorType(ir.HalfType(), GROUP_SIZE), ir.VectorType(ir.IntType(16), 2 * GROUP_SIZE)
-LOW_EIGHTHS = int(8 * LOW_UNIT)
-LEAST = -DEEPEST * LOW_EIGHTHS
-"""Of the multiples; the largest is less than 256 above it."""
+_WORD, _LONG = ir.IntType(32), ir.IntType(64)
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]  # untyped, as all of llvmlite
+    """LLVM's type of bfloat16, which llvmlite does not have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
 
 
 @intrinsic
@@ -42,12 +47,16 @@ def decode_group(_: Any, pairs: Any, eighth: Any, grids: Any, numbers: Any) -> A
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, eighth, grids, target = arguments
-        multiples = _multiples(builder, source, grids)
-        floats = builder.fmul(
-            builder.sitofp(builder.sext(multiples, _WORDS), _FLOATS), _everywhere(builder, _FLOATS, eighth)
-        )
-        result = _rounded(builder, floats, signature.args[3].dtype)
-        builder.store(result, builder.bitcast(target, result.type.as_pointer()), align=2)
+        several: Iterable[Any]
+        if has_feature("avx512f"):
+            several = multiples_looked_up(builder, source, grids)
+        else:
+            several = [builder.sitofp(builder.sext(_multiples(builder, source, grids), _WORDS), _FLOATS)]
+        for number, multiples in enumerate(several):
+            floats = builder.fmul(multiples, _everywhere(builder, multiples.type, eighth))
+            result = _rounded(builder, floats, signature.args[3].dtype)
+            place = builder.gep(target, [_LONG(number * multiples.type.count)])
+            builder.store(result, builder.bitcast(place, result.type.as_pointer()), align=2)
         return context.get_dummy_value()
 
     return types.void(pairs, types.float32, types.uint32, numbers), generate
@@ -61,7 +70,11 @@ def decode_group_integers(_: Any, pairs: Any, grids: Any, integers: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, grids, target = arguments
-        result = builder.trunc(builder.sub(_multiples(builder, source, grids), _all(_SHORTS, LEAST)), _INTEGERS)
+        if has_feature("avx512bw"):
+            result = integers_looked_up(builder, source, grids)
+        else:
+            above = builder.sub(_multiples(builder, source, grids), _all(_SHORTS, LEAST))
+            result = builder.trunc(above, _INTEGERS)
         builder.store(result, builder.bitcast(target, _INTEGERS.as_pointer()), align=1)
         return context.get_dummy_value()
 
@@ -107,20 +120,26 @@ def _rounded(builder: Any, numbers: Any, number: Any) -> Any:
 
 
 def _bfloat_bits(builder: Any, numbers: Any) -> Any:
-    """Of the bfloat16 next to each number, ties to even."""
-    bits = builder.bitcast(numbers, _WORDS)
-    odd = builder.and_(builder.lshr(bits, _all(_WORDS, 16)), _all(_WORDS, 1))
-    halves = builder.bitcast(builder.add(builder.add(bits, _all(_WORDS, 0x7FFF)), odd), _BOTH_HALVES)
-    upper = ir.Constant(_WORDS, list(range(1, 2 * GROUP_SIZE, 2)))
-    return builder.shuffle_vector(halves, ir.Constant(_BOTH_HALVES, ir.Undefined), upper)
+    """Of the bfloat16 next to each number, ties to even. None is so small that an instruction takes it for zero."""
+    count = numbers.type.count
+    words, shorts = ir.VectorType(_WORD, count), ir.VectorType(ir.IntType(16), count)
+    if has_feature("avx512bf16"):
+        return builder.bitcast(builder.fptrunc(numbers, ir.VectorType(_BFloat(), count)), shorts)
+    bits = builder.bitcast(numbers, words)
+    odd = builder.and_(builder.lshr(bits, _all(words, 16)), _all(words, 1))
+    rounded = builder.add(builder.add(bits, _all(words, 0x7FFF)), odd)
+    halves = builder.bitcast(rounded, ir.VectorType(ir.IntType(16), 2 * count))
+    upper = ir.Constant(words, list(range(1, 2 * count, 2)))
+    return builder.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), upper)
 
 
 def _half_bits(builder: Any, numbers: Any) -> Any:
     """Of the finite float16 next to each number; NaN stays NaN."""
-    most, least = _all(_FLOATS, MAX_HALF), _all(_FLOATS, -MAX_HALF)
+    most, least, count = _all(numbers.type, MAX_HALF), _all(numbers.type, -MAX_HALF), numbers.type.count
     numbers = builder.select(builder.fcmp_ordered(">", numbers, most), most, numbers)
     numbers = builder.select(builder.fcmp_ordered("<", numbers, least), least, numbers)
-    return builder.bitcast(builder.fptrunc(numbers, _HALVES), _SHORTS)
+    halves = builder.fptrunc(numbers, ir.VectorType(ir.HalfType(), count))
+    return builder.bitcast(halves, ir.VectorType(ir.IntType(16), count))
 
 
 def _all(kind: Any, value: Any) -> Any:

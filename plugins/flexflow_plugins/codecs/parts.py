@@ -29,10 +29,10 @@ from flexflow_engine.cpu.jit import c_function, kernel
 from flexflow_engine.cpu.numbers import narrow
 from flexflow_engine.cpu.pointers import offset
 from flexflow_plugins.codecs.kernels import HALF_BYTE, INTEGER_DECODER, NIBBLE, decode_nibbles, load
-from flexflow_plugins.codecs.part_format import NUM_PARTS
+from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, NUM_PARTS
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, constant_of, grid_of, part_size, step_of
 from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, find_grids, make_room, quantise
-from flexflow_plugins.codecs.part_vectors import GROUP_SIZE, LEAST, LOW_EIGHTHS, decode_group, decode_group_integers
+from flexflow_plugins.codecs.part_vectors import decode_group, decode_group_integers
 
 
 def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:

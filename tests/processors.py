@@ -1,0 +1,24 @@
+"""Tests run again in a process that compiles kernels as for a processor that lacks some of this one's instructions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run_without(lacking: Sequence[str], test: str, *options: str, cache: Path) -> None:
+    """lacking: words of LLVM's names of the instructions. test: pytest's name of it. cache: an empty folder for what
+    is compiled.
+    """
+    from flexflow_engine.cpu.jit import features  # noqa: PLC0415  # Numba takes half a second to import
+
+    names = [f"-{name[1:]}" if any(word in name for word in lacking) else name for name in features()]
+    environment = {**os.environ, "NUMBA_CPU_FEATURES": ",".join(names), "NUMBA_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test, *options]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
+    assert " passed" in ended.stdout
+    assert " skipped" not in ended.stdout
