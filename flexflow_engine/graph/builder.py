@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import networkx as nx
 
 from flexflow_engine.graph.task import Operation, Task, TaskKind, TensorRef, Tile
 
 
-@dataclass(frozen=True, slots=True)
-class LocationUse:
+class LocationUse(NamedTuple):
     """Who touched a location's current version: (task, lane) pairs; and who must end before another part is added."""
 
     version: int = 0
@@ -38,6 +38,9 @@ class LocationUse:
         """The same, of these tasks only."""
         groups = (self.writers, self.readers, self.before)
         return LocationUse(self.version, *(tuple(entry for entry in group if entry[0] in tasks) for group in groups))
+
+
+_UNTOUCHED = LocationUse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class GraphBuilder:
         return TaskGraph(step, tuple(self._tasks), self._digraph, self._inherited), Frontier(locations, self._rotation)
 
     def _use(self, location: str) -> LocationUse:
-        return self._locations.get(location, LocationUse())
+        return self._locations.get(location, _UNTOUCHED)
 
     def _is_empty(self, location: str) -> bool:
         """Whether a version was begun in this step and nothing has been added to it."""

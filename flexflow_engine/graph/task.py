@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flexflow_engine.abc.step import BatchStep
 from flexflow_engine.placement.span import Span
@@ -17,8 +17,7 @@ ATTENTION_LANE = "attention"
 """The host's processor, where it attends to the KV cache beside the compute tier's computations."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(NamedTuple):
     """(step i, layer j, gpu_batch k). Loads of weights serve every GPU batch of their layer; theirs is the one whose
     computation they overlap.
     """
@@ -28,8 +27,7 @@ class Tile:
     gpu_batch: int
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRef:
+class TensorRef(NamedTuple):
     """A version of what a location holds. Versions count up from 0, what the location held before the run."""
 
     location: str
@@ -38,8 +36,7 @@ class TensorRef:
     """Several tasks may fill one version, each its own part."""
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """Copy one span to another of the same size in bytes."""
 
     source: Span

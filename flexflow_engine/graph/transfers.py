@@ -7,7 +7,7 @@ others would have nothing to do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flexflow_engine.graph.builder import GraphBuilder
 from flexflow_engine.graph.lanes import read_lane, write_lane
@@ -20,8 +20,7 @@ TASK_NBYTES = MAX_PAGE_NBYTES
 """That one of several tasks loads at most: as much as of weights."""
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(NamedTuple):
     """A move between a far tier and the tier where its bytes are used: that of computation, or of attention."""
 
     source: Span

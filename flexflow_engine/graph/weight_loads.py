@@ -156,7 +156,7 @@ def _joined(transfers: Sequence[Transfer]) -> list[Transfer]:
         assert transfer.read_nbytes is None, "what lies in host memory is not read from a store"
         last = joined[-1] if joined else None
         if last and _follows(last.source, source) and _follows(last.target, target):
-            joined[-1] = replace(last, source=_longer(last.source, source), target=_longer(last.target, target))
+            joined[-1] = last._replace(source=_longer(last.source, source), target=_longer(last.target, target))
         else:
             joined.append(transfer)
     return joined

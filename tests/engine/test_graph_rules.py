@@ -144,7 +144,7 @@ def aimed(task: Task, first: int) -> Task:
     """The same copy, to another place of its region."""
     assert isinstance(task.operation, Copy)
     (move,) = task.operation.moves
-    moves = (replace(move, target=replace(move.target, first=first)),)
+    moves = (move._replace(target=replace(move.target, first=first)),)
     return replace(task, operation=replace(task.operation, moves=moves))
 
 
