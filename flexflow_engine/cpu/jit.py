@@ -1,4 +1,5 @@
-"""Compiling with Numba: no compiler is needed on the user's machine, and what was compiled is kept on disk.
+"""Compiling with Numba: no compiler is needed on the user's machine, and what was compiled is kept on disk, as long as
+the kernel's own file stays as it is: who changes another one that it is made of touches that file, too.
 
 Importing this module imports Numba. Only kernels import it, and kernels are imported when the first tensor is computed
 on, so that plugins are listed without.

@@ -47,6 +47,11 @@ class Workers:
         another: who is kept from working takes fewer, and who has not begun when nothing is left is not waited for.
         When all have ended, raises what a call raised; nothing more is drawn then.
         """
+        threads = min(threads or self.threads, self.threads, count)
+        if threads <= 1:
+            for item in range(count):
+                work(0, item)
+            return
         left, kept = iter(range(count)), [work]
 
         def take(thread: int) -> None:
@@ -58,7 +63,7 @@ class Workers:
                 raise
 
         try:
-            self._together(take, min(threads or self.threads, self.threads, count), needs_all=False)
+            self._together(take, threads, needs_all=False)
         finally:
             kept.clear()  # the pool keeps `take` until a thread finds it cancelled, and must not keep what `work` holds
 

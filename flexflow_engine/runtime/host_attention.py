@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -69,25 +70,45 @@ class HostTile:
         """
         from flexflow_engine.runtime import host_kernels  # noqa: PLC0415  # Numba takes half a second to import
 
-        query, num_heads, (num_kv_heads, page_tokens, head_dim) = q.contiguous(), q.shape[1], self._page
-        rows, seen = len(places.table), places.tokens_seen
-        nbytes = 2 * int(seen.sum()) * num_kv_heads * head_dim * q.itemsize
-        parts = min(self._workers.threads, most_threads(nbytes, rows, num_kv_heads))
-        bounds, own = places.shares(parts), parts <= rows  # else threads share rows, and each takes its heads' columns
-        columns, chunk_heads = num_heads * (int(seen.max()) + 2 * head_dim), heads_decoded_at_once(self._page)
-        chunk, before = chunk_heads * page_tokens * head_dim, min(parts, rows) * columns
-        room = torch.empty(before + parts * chunk, dtype=torch.float32)
-        address, item = room.data_ptr(), room.itemsize
-        shape = num_heads, num_kv_heads, page_tokens, head_dim
-
-        def buffers(part: int) -> tuple[int, ...]:
-            scratch = (address + part * columns * item, 0) if own else (address, columns)
-            return query.data_ptr(), *scratch, address + (before + part * chunk) * item, chunk_heads
-
-        tile = self._parts, self._tails, places.table, shape, self._decoder, np.float32(scale)
+        query, num_rows, num_kv_heads = q.contiguous(), len(places.table), self._page[0]
+        assert num_rows == len(q), (num_rows, len(q))
+        nbytes = 2 * places.tokens_seen * num_kv_heads * q.shape[2] * q.itemsize
+        parts = min(self._workers.threads, most_threads(nbytes, num_rows, num_kv_heads))
+        rooms = _Rooms(parts, num_rows, num_heads=q.shape[1], longest=places.longest_seen, page=self._page)
+        tile = self._parts, self._tails, places.table, (q.shape[1], *self._page), self._decoder, np.float32(scale)
+        # A call is whole before another thread wakes: both would want Python's lock.
         calls = [
-            partial(host_kernels.attend, self._numbers, buffers(part), *tile, (bounds[part], bounds[part + 1]))
-            for part in range(parts)
-        ]  # whole before a thread wakes: it would wait for Python's lock, and so would this one
-        self._workers.share(lambda part: calls[part](), parts)
+            partial(host_kernels.attend, self._numbers, (query.data_ptr(), *rooms.of(part)), *tile, span)
+            for part, span in enumerate(pairwise(places.shares(parts)))
+        ]
+
+        def work(part: int, _held: object = (query, rooms)) -> None:
+            """The kernel knows their addresses only, and may run on when this thread is interrupted."""
+            calls[part]()
+
+        self._workers.share(work, parts)
         return query.flatten(1)
+
+
+class _Rooms:
+    """Memory for the threads that attend: what each decodes at a time, and scratch of rows."""
+
+    def __init__(self, parts: int, num_rows: int, *, num_heads: int, longest: int, page: tuple[int, int, int]) -> None:
+        """longest: tokens that a row sees, at most."""
+        self._chunk_heads, self._shares_rows = heads_decoded_at_once(page), parts > num_rows
+        self._chunk, self._columns = self._chunk_heads * page[1] * page[2], num_heads * (longest + 2 * page[2])
+        self._scratch = parts * self._chunk  # behind the chunks, which begin where vectors do
+        self._memory = torch.empty(self._scratch + min(parts, num_rows) * self._columns, dtype=torch.float32)
+
+    def of(self, part: int) -> tuple[int, ...]:
+        """The kernel's address of scratch, how many numbers further each row's lies, address of the chunk, its heads.
+
+        Threads that share rows take the columns of their heads in the same scratch.
+        """
+        chunk = self._address(part * self._chunk)
+        if self._shares_rows:
+            return self._address(self._scratch), self._columns, chunk, self._chunk_heads
+        return self._address(self._scratch + part * self._columns), 0, chunk, self._chunk_heads
+
+    def _address(self, number: int) -> int:
+        return self._memory.data_ptr() + number * self._memory.itemsize

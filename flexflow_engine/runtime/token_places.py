@@ -123,9 +123,14 @@ class TokenPlaces:
         return np.stack((self._rows, self._contexts), axis=1)
 
     @cached_property
-    def tokens_seen(self) -> Integers:
-        """By each row, this one included."""
-        return self._contexts + 1
+    def tokens_seen(self) -> int:
+        """By all rows together, the new ones included."""
+        return int(self._contexts.sum()) + len(self._contexts)
+
+    @cached_property
+    def longest_seen(self) -> int:
+        """Tokens that the longest row sees."""
+        return int(self._contexts.max()) + 1
 
     def shares(self, count: int) -> list[int]:
         """Bounds of so many runs of (row, key head), row by row, that see about equally many tokens."""
@@ -194,7 +199,7 @@ class TokenPlaces:
         return hidden[:, None, None, :]
 
     def _find_shares(self, count: int) -> list[int]:
-        seen, heads = self.tokens_seen, self._cut.num_kv_heads
+        seen, heads = self._contexts + 1, self._cut.num_kv_heads
         ends = np.cumsum(seen)
         targets = np.arange(1, count) * ends[-1] / count
         rows = np.searchsorted(ends, targets)

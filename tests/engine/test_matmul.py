@@ -58,7 +58,8 @@ def test_several_products_are_those_of_each(
     workers: Workers, float32_from: int | None, made_by: type[HostProducts]
 ) -> None:
     """Of plain and encoded matrices, with a bias or without, and more tokens than are multiplied at a time. A matrix
-    in parts has their products side by side. A BLAS may add up in another order where other numbers lie beside.
+    in parts has their products side by side. Threads share all of them, and may not share one alone, so that a BLAS
+    may add up in another order.
     """
     generator = torch.Generator().manual_seed(0)
     x, weights = (
@@ -71,8 +72,8 @@ def test_several_products_are_those_of_each(
     factors: list[Factor] = [
         ([PlainRows(weights[0])], None),
         ([encoded_rows], None),
-        ([PlainRows(weights[1, :7]), PlainRows(weights[1, 7:])], torch.randn(300).bfloat16()),
-        ([PlainRows(weights[2].float())], torch.randn(300)),
+        ([PlainRows(weights[1, :7]), PlainRows(weights[1, 7:])], torch.randn(300, generator=generator).bfloat16()),
+        ([PlainRows(weights[2].float())], torch.randn(300, generator=generator)),
         ([encoded_rows, encoded_rows], None),
     ]
     products = made_by(workers, torch.bfloat16, float32_from, kept_nbytes=0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.placement.kv import Rectangle
-from flexflow_engine.runtime.token_places import FullTails, LatestPlaces, TileCut
+from flexflow_engine.runtime.token_places import FullTails, LatestPlaces, TileCut, TokenPlaces
 
 CPU = torch.device("cpu")
 
@@ -35,6 +39,22 @@ def test_the_next_step_has_its_own() -> None:
     hidden = [places.hidden(2, 12).flatten(1).tolist() for places in (before, after)]
     assert hidden == [[[column > last for column in range(12)]] * 2 for last in (5, 8)]
     assert (before.pages_seen, after.pages_seen) == ((2,), (3,))
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=40))
+def test_shares_are_as_even_as_heads_allow(contexts: list[int]) -> None:
+    step = tuple(RowStep(row=row, sequence=row, new_tokens=1, context=c) for row, c in enumerate(contexts))
+    rectangle = Rectangle("device", "kv", 0, len(contexts), 0, 200)
+    tiles = TileCut.of(num_kv_heads=3, page_tokens=4, parts=[(rectangle, True)], tail_rows=range(0))
+    places = TokenPlaces(step, tiles, CPU)
+    assert places.table.tolist() == [[row, context] for row, context in enumerate(contexts)]
+    assert (places.tokens_seen, places.longest_seen) == (sum(contexts) + len(contexts), max(contexts) + 1)
+    loads = [context + 1 for context in contexts for _ in range(3)]
+    for count in (2, 3, 2):
+        bounds = places.shares(count)
+        assert (bounds[0], bounds[-1], len(bounds)) == (0, len(loads), count + 1)
+        for first, stop in pairwise(bounds):
+            assert abs(sum(loads[first:stop]) - sum(loads) / count) <= 2 * max(loads)
 
 
 def test_full_tails_of_adjoining_rows_in_one_part_are_one_run() -> None:

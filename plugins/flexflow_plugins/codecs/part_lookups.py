@@ -13,11 +13,15 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
 from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, NUM_PARTS
 
-_PART, _GRIDS = GROUP_SIZE // NUM_PARTS, 64
+_PART = GROUP_SIZE // NUM_PARTS
+"""Numbers of a part; a code has as many values."""
+_NUM_TABLES = 64
+_ALIGNMENT = 64
+"""Of the longest vector, in bytes."""
 _BYTE, _WORD, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _FLOATS, _CODES = ir.VectorType(ir.FloatType(), _PART), ir.VectorType(_WORD, _PART)
 _INTEGERS, _PAIRS = ir.VectorType(_BYTE, GROUP_SIZE), ir.VectorType(ir.IntType(16), GROUP_SIZE // 2)
-_TABLES = [[code * (grid % 8 + 1) - LOW_EIGHTHS * (grid // 8) for code in range(_PART)] for grid in range(_GRIDS)]
+_TABLES = [[code * (bits % 8 + 1) - LOW_EIGHTHS * (bits // 8) for code in range(_PART)] for bits in range(_NUM_TABLES)]
 
 
 def multiples_looked_up(builder: Any, source: Any, grids: Any) -> Iterator[Any]:
@@ -46,15 +50,15 @@ def integers_looked_up(builder: Any, source: Any, grids: Any) -> Any:
 
 
 def _tables(builder: Any, grids: Any, kind: Any, rows: Sequence[Sequence[Any]]) -> list[Any]:
-    """Each part's table, of the vectors `kind` [64] that are kept once in a module."""
-    name = f"part tables of {kind.element}"
+    """The table of each part. rows: all tables, which a module has once, as constant vectors of `kind`."""
+    name = f"part_tables.{kind.element}"
     if name not in builder.module.globals:
-        tables = ir.GlobalVariable(builder.module, ir.ArrayType(kind, _GRIDS), name)
-        tables.linkage, tables.global_constant = "internal", True
+        tables = ir.GlobalVariable(builder.module, ir.ArrayType(kind, _NUM_TABLES), name)
+        tables.linkage, tables.global_constant, tables.align = "internal", True, _ALIGNMENT
         tables.initializer = ir.Constant(tables.value_type, [ir.Constant(kind, list(row)) for row in rows])
     tables = builder.module.globals[name]
-    bits = (builder.and_(builder.lshr(grids, _WORD(6 * part)), _WORD(_GRIDS - 1)) for part in range(NUM_PARTS))
-    return [builder.load(builder.gep(tables, [_WORD(0), grid])) for grid in bits]
+    chosen = (builder.and_(builder.lshr(grids, _WORD(6 * part)), _WORD(_NUM_TABLES - 1)) for part in range(NUM_PARTS))
+    return [builder.load(builder.gep(tables, [_WORD(0), table])) for table in chosen]
 
 
 def _joined(builder: Any, a: Any, b: Any) -> Any:

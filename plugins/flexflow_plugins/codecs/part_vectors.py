@@ -16,6 +16,7 @@ from typing import Any
 
 import numba
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
+from llvmlite.binding import llvm_version_info  # type: ignore[import-untyped]  # as above
 from numba import types
 
 from flexflow_engine.cpu.jit import has_feature, intrinsic
@@ -28,6 +29,10 @@ _INTEGERS = ir.VectorType(ir.IntType(8), GROUP_SIZE)
 _SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.IntType(32), NUM_PARTS)
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
+
+
+_BFLOAT_SINCE = (20,)
+"""The version of LLVM that rounds vectors by the instruction. Older ones call a function that is not there."""
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]  # untyped, as all of llvmlite
@@ -123,7 +128,7 @@ def _bfloat_bits(builder: Any, numbers: Any) -> Any:
     """Of the bfloat16 next to each number, ties to even. None is so small that an instruction takes it for zero."""
     count = numbers.type.count
     words, shorts = ir.VectorType(_WORD, count), ir.VectorType(ir.IntType(16), count)
-    if has_feature("avx512bf16"):
+    if has_feature("avx512bf16") and llvm_version_info >= _BFLOAT_SINCE:
         return builder.bitcast(builder.fptrunc(numbers, ir.VectorType(_BFloat(), count)), shorts)
     bits = builder.bitcast(numbers, words)
     odd = builder.and_(builder.lshr(bits, _all(words, 16)), _all(words, 1))
