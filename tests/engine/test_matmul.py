@@ -59,12 +59,15 @@ def test_several_products_are_those_of_each(
 ) -> None:
     """Of plain and encoded matrices, with a bias or without, and more tokens than are multiplied at a time. A matrix
     in parts has their products side by side. Threads share all of them, and may not share one alone, so that a BLAS
-    may add up in another order.
+    may add up in another order: all numbers are whole, and their sums exact, encoded ones too.
     """
     generator = torch.Generator().manual_seed(0)
-    x, weights = (
-        torch.randn(shape, generator=generator).bfloat16() for shape in [(WIDENED_TOKENS + 5, 64), (4, 300, 64)]
-    )
+
+    def whole(*shape: int, most: int) -> torch.Tensor:
+        return torch.randint(-most, most, shape, generator=generator).bfloat16()
+
+    x, weights = whole(WIDENED_TOKENS + 5, 64, most=8), whole(4, 300, 64, most=128)
+    weights[3, :, :2] = torch.tensor([-128.0, 127.0])  # a group's scale is 1
     codec = GroupInt8Codec()
     encoded = torch.empty(3, codec.encoded_nbytes((100, 64), "bfloat16"), dtype=torch.uint8)
     codec.encode(weights[3].view(3, 100, 64), encoded)
@@ -72,8 +75,8 @@ def test_several_products_are_those_of_each(
     factors: list[Factor] = [
         ([PlainRows(weights[0])], None),
         ([encoded_rows], None),
-        ([PlainRows(weights[1, :7]), PlainRows(weights[1, 7:])], torch.randn(300, generator=generator).bfloat16()),
-        ([PlainRows(weights[2].float())], torch.randn(300, generator=generator)),
+        ([PlainRows(weights[1, :7]), PlainRows(weights[1, 7:])], whole(300, most=128)),
+        ([PlainRows(weights[2].float())], whole(300, most=128).float()),
         ([encoded_rows, encoded_rows], None),
     ]
     products = made_by(workers, torch.bfloat16, float32_from, kept_nbytes=0)
@@ -82,7 +85,7 @@ def test_several_products_are_those_of_each(
         sizes = [part.out_features for part in parts]
         biases = [None] * len(parts) if bias is None else torch.split(bias, sizes)
         alone = [products.linear(x, part, some) for part, some in zip(parts, biases, strict=True)]
-        torch.testing.assert_close(product, torch.cat(alone, dim=1), rtol=torch.finfo(x.dtype).eps, atol=1e-4)
+        assert torch.equal(product, torch.cat(alone, dim=1))
 
 
 @pytest.mark.parametrize("kept_nbytes", [0, 1000, 2**30])

@@ -29,8 +29,6 @@ _INTEGERS = ir.VectorType(ir.IntType(8), GROUP_SIZE)
 _SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.IntType(32), NUM_PARTS)
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
-
-
 _BFLOAT_SINCE = (20,)
 """The version of LLVM that rounds vectors by the instruction. Older ones call a function that is not there."""
 
