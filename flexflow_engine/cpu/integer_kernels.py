@@ -4,7 +4,7 @@ some at a time and multiplied while they are in the processor's cache. See flexf
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from flexflow_engine.cpu.integer_tiles import LANES, QUAD, TILE_ROWS, TILE_TOKEN
 from flexflow_engine.cpu.jit import kernel
 from flexflow_engine.cpu.numbers import round_to, widen
 from flexflow_engine.cpu.pointers import call_integer_decoder, has_flag, offset, pointer, set_flag, take_next
+from flexflow_engine.cpu.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
 
 _MOST = np.float32(127)
 _ROUNDER = np.float32(1.5 * 2**23)
@@ -21,32 +22,6 @@ _MAGNITUDE, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 _WORDS, _FLOATS = np.empty(0, np.uint32), np.empty(0, np.float32)
 _SMALLEST = np.float32(1e-37)
 """Of scales whose inverse is finite; numbers of smaller ones are taken for zeros."""
-
-
-class Product(NamedTuple):
-    """What a kernel knows of a product with one matrix: a line of its table, integers of 64 bits."""
-
-    decoder: int
-    """Address of the function of its `IntegerDecoder`."""
-    settings: int
-    """Address of what that is handed."""
-    encoded: int
-    """Address of the matrix's first unit."""
-    stride: int
-    """Bytes from unit to unit."""
-    unit: int
-    """Numbers of a unit."""
-    rows: int
-    """Of the matrix."""
-    bias: int
-    """Address, in the products' format; 0 for none."""
-    out: int
-    """Address of the first token's first product."""
-    out_stride: int
-    """Numbers from token to token."""
-
-
-_DECODER, _SETTINGS, _ENCODED, _STRIDE, _UNIT, _ROWS, _BIAS, _OUT, _OUT_STRIDE = range(len(Product._fields))
 
 
 @kernel
@@ -74,7 +49,7 @@ def multiply(tokens: Any, rounded: Any, table: Any, room: Any, drawn: Any) -> No
             _round_tile(tokens, tile, rounded)
     part, before = take_next(drawn, 1), 0
     for product in range(len(table)):
-        parts = (table[product, _ROWS] + room[1] - 1) // room[1]
+        parts = (table[product, ROWS] + room[1] - 1) // room[1]
         while part < before + parts:
             _multiply_part(tokens, rounded, table[product], room, (part - before) * room[1])
             part = take_next(drawn, 1)
@@ -125,7 +100,7 @@ def _multiply_part(tokens: Any, rounded: Any, product: Any, room: Any, first: An
     """As many rows of a matrix from `first` on as there is room for, times all tokens; rounded once, bias included."""
     ((like, _, _), (count, columns, group_size)), (integers, scales) = tokens, rounded
     (rows, row_scales, row_lows, sums, results), most = room  # rows behind the last are multiplied, whatever they are
-    groups, some = columns // group_size, min(most, product[_ROWS] - first)
+    groups, some = columns // group_size, min(most, product[ROWS] - first)
     padded = (some + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
     _decode_rows(product, (first * columns, (first + some) * columns), group_size, (rows, row_scales, row_lows))
     for token in range(0, count, TILE_TOKENS):
@@ -155,11 +130,11 @@ def _put(like: Any, product: Any, tokens: Any, rows: Any, results: Any) -> None:
     numbers from token to token.
     """
     (first, count), (first_row, some), (sums, stride) = tokens, rows, results
-    biases, found = offset(pointer(product[_BIAS], like), first_row), pointer(sums, _FLOATS)
+    biases, found = offset(pointer(product[BIAS], like), first_row), pointer(sums, _FLOATS)
     for token in range(count):
-        out = offset(pointer(product[_OUT], like), (first + token) * product[_OUT_STRIDE] + first_row)
+        out = offset(pointer(product[OUT], like), (first + token) * product[OUT_STRIDE] + first_row)
         result = offset(found, token * stride)
-        if product[_BIAS] == 0:
+        if product[BIAS] == 0:
             for row in range(some):
                 out[row] = round_to(result[row], out)
         else:
@@ -172,11 +147,11 @@ def _decode_rows(product: Any, span: Any, group_size: Any, room: Any) -> None:
     """Numbers [start, stop), counted through all units, to the addresses of integers, scales and lows."""
     (start, stop), (integers, scales, lows), done = span, room, 0
     while start < stop:
-        first = start % product[_UNIT]
-        count = min(product[_UNIT] - first, stop - start)
+        first = start % product[UNIT]
+        count = min(product[UNIT] - first, stop - start)
         skipped = 4 * (done // group_size)
-        encoded = product[_ENCODED] + start // product[_UNIT] * product[_STRIDE]
+        encoded = product[ENCODED] + start // product[UNIT] * product[STRIDE]
         places = integers + done, scales + skipped, lows + skipped
-        call_integer_decoder(product[_DECODER], encoded, product[_SETTINGS], (first, count), places)
+        call_integer_decoder(product[DECODER], encoded, product[SETTINGS], (first, count), places)
         start += count
         done += count

@@ -16,6 +16,7 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
 from flexflow_engine.cpu.jit import has_feature, intrinsic
+from flexflow_engine.cpu.vectors import at, everywhere, filled, repeated, riffled, shuffled
 
 LANES = 16 if has_feature("avx512vnni") else 8
 """Tokens of a vector."""
@@ -77,15 +78,16 @@ class _Tile:
     def multiply(self) -> None:
         builder = self._builder
         for row, vector in _TILE:
-            builder.store(ir.Constant(_FLOATS, [0.0] * LANES), self._sum(row, vector))
-        self._repeat(self._groups, [], self._add_group)
+            builder.store(filled(_FLOATS, 0.0), self._sum(row, vector))
+        repeated(builder, self._groups, [], self._add_group)
         self._put()
 
     def _add_group(self, group: Any, _: Sequence[Any]) -> list[Any]:
         builder, places = self._builder, self._places
-        zeros = ir.Constant(_WORDS, [0] * LANES)
+        zeros = filled(_WORDS, 0)
         first = builder.mul(group, self._quads)
-        products = self._repeat(
+        products = repeated(
+            builder,
             self._quads,
             [zeros] * len(_TILE),
             lambda quad, sums: self._add_quad(builder.add(first, quad), sums),
@@ -94,8 +96,8 @@ class _Tile:
             [self._of_vector(places.token_scales, vector, kind, group) for vector in range(VECTORS)] for kind in (0, 1)
         )
         for row in range(TILE_ROWS):
-            scale = _everywhere(builder, self._of_row(places.row_scales, row, group, _FLOAT))
-            low = _everywhere(builder, self._of_row(places.row_lows, row, group, _FLOAT))
+            scale = everywhere(builder, self._of_row(places.row_scales, row, group, _FLOAT), LANES)
+            low = everywhere(builder, self._of_row(places.row_lows, row, group, _FLOAT), LANES)
             for vector in range(VECTORS):
                 place = self._sum(row, vector)
                 product = builder.fmul(builder.sitofp(products[row * VECTORS + vector], _FLOATS), scales[vector])
@@ -114,7 +116,7 @@ class _Tile:
             tokens.append(self._load(places.tokens, place, _WORDS))
         for row in range(TILE_ROWS):
             place = builder.add(builder.mul(columns, _LONG(row)), builder.mul(quad, _LONG(QUAD)))
-            rows.append(_everywhere(builder, self._load(places.rows, place, _WORD)))
+            rows.append(everywhere(builder, self._load(places.rows, place, _WORD), LANES))
         function = _declared(builder, _INSTRUCTION, _WORDS)
         return [
             builder.call(function, [total, rows[row], tokens[vector]])
@@ -125,33 +127,15 @@ class _Tile:
         """The sums token by token: vectors are riffled until all rows of a token adjoin."""
         builder = self._builder
         for vector in range(VECTORS):
-            riffled = [builder.load(self._sum(row, vector)) for row in range(TILE_ROWS)]
+            numbers = [builder.load(self._sum(row, vector)) for row in range(TILE_ROWS)]
             for _ in range(TILE_ROWS.bit_length() - 1):
-                pairs = zip(riffled[: TILE_ROWS // 2], riffled[TILE_ROWS // 2 :], strict=True)
-                riffled = [_riffled(builder, *pair, side) for pair in pairs for side in (0, 1)]
-            for i, some in enumerate(riffled):
+                numbers = riffled(builder, numbers)
+            for i, some in enumerate(numbers):
                 for j in range(LANES // TILE_ROWS):
                     token = vector * LANES + i * (LANES // TILE_ROWS) + j
-                    numbers = _shuffled(builder, some, some, range(j * TILE_ROWS, (j + 1) * TILE_ROWS))
+                    adjoining = shuffled(builder, some, some, range(j * TILE_ROWS, (j + 1) * TILE_ROWS))
                     place = builder.mul(self._places.out_stride, _LONG(4 * token))
-                    builder.store(numbers, self._at(self._places.out, place, numbers.type), align=4)
-
-    def _repeat(self, count: Any, begin: Sequence[Any], body: Any) -> list[Any]:
-        """A loop: `body` takes a number from 0 on and what the round before returned, `begin` in the first one."""
-        builder, before = self._builder, self._builder.block
-        loop, after = (builder.append_basic_block(name) for name in ("loop", "after"))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        index = builder.phi(_LONG)
-        carried = [builder.phi(value.type) for value in begin]
-        results: list[Any] = body(index, carried)
-        following = builder.add(index, _LONG(1))
-        for phi, first, last in zip([index, *carried], [_LONG(0), *begin], [following, *results], strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(last, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-        builder.position_at_end(after)
-        return results
+                    builder.store(adjoining, self._at(self._places.out, place, adjoining.type), align=4)
 
     def _of_row(self, address: Any, row: int, group: Any, kind: Any) -> Any:
         """One of [TILE_ROWS, groups]."""
@@ -170,7 +154,7 @@ class _Tile:
         return self._builder.load(self._at(address, nbytes, kind), align=1)
 
     def _at(self, address: Any, nbytes: Any, kind: Any) -> Any:
-        return self._builder.inttoptr(self._builder.add(address, nbytes), kind.as_pointer())
+        return at(self._builder, address, nbytes, kind)
 
     def _fused(self, a: Any, b: Any, c: Any) -> Any:
         """a * b + c, rounded once."""
@@ -180,19 +164,3 @@ class _Tile:
 def _declared(builder: Any, name: str, kind: Any) -> Any:
     """A function of three vectors to one."""
     return builder.module.declare_intrinsic(name, [], ir.FunctionType(kind, [kind] * 3))
-
-
-def _everywhere(builder: Any, number: Any) -> Any:
-    kind = ir.VectorType(number.type, LANES)
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, _WORD(0))
-    return _shuffled(builder, one, one, [0] * LANES)
-
-
-def _riffled(builder: Any, a: Any, b: Any, side: int) -> Any:
-    """The numbers of both in turn: of their first halves, or of their second ones."""
-    first = side * LANES // 2
-    return _shuffled(builder, a, b, [place for i in range(first, first + LANES // 2) for place in (i, LANES + i)])
-
-
-def _shuffled(builder: Any, a: Any, b: Any, places: Sequence[int]) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WORD, len(places)), list(places)))

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from flexflow_engine.abc.codec import Codec, IntegerDecoder
+from flexflow_engine.abc.codec import Codec
+from flexflow_engine.cpu.product_table import Matrix
 from flexflow_engine.cpu.widening import WIDENED_TOKENS, rows_at_once
 
 GROUP_UNIT = 4
@@ -26,26 +27,6 @@ _ROW_NBYTES = 4 * PADDED_TOKENS + 4 * PADDED_TOKENS + 64
 """Of a row that a thread makes: its products with a tile of tokens, its sums in a tile, and what aligns the rest."""
 
 
-class IntegerMatrix(NamedTuple):
-    """Rows of one matrix, encoded in host memory."""
-
-    decoder: IntegerDecoder
-    encoded: torch.Tensor
-    """uint8 [units, unit_nbytes]."""
-    unit_shape: tuple[int, int]
-    """(rows, columns)."""
-    rows: int
-    """That exist; the last unit may be padded."""
-
-
-class IntegerProduct(NamedTuple):
-    """With one matrix; `output` [N, rows] is written."""
-
-    matrix: IntegerMatrix
-    bias: torch.Tensor | None
-    output: torch.Tensor
-
-
 class IntegerCut(NamedTuple):
     """How the rows of matrices with as many columns are cut into parts."""
 
@@ -54,9 +35,7 @@ class IntegerCut(NamedTuple):
     """That a thread takes at a time, a multiple of PADDED_ROWS."""
 
 
-def integer_matrix(
-    codec: Codec, encoded: torch.Tensor, unit_shape: tuple[int, int], *, rows: int
-) -> IntegerMatrix | None:
+def integer_matrix(codec: Codec, encoded: torch.Tensor, unit_shape: tuple[int, int], *, rows: int) -> Matrix | None:
     """None where the codec, this processor, or groups that don't divide a row leave numbers to be multiplied."""
     if not (codec.multiplies_integers and has_integer_instructions()):
         return None
@@ -64,7 +43,15 @@ def integer_matrix(
     size = decoder.group_size
     if size % GROUP_UNIT or size > _LARGEST_GROUP or unit_shape[1] % size:
         return None
-    return IntegerMatrix(decoder, encoded, unit_shape, rows)
+    return Matrix(
+        encoded,
+        unit_shape,
+        rows=rows,
+        decoder=decoder.address,
+        settings=decoder.settings,
+        group_size=size,
+        owner=decoder.owner,
+    )
 
 
 def cut_integers(rows: int, columns: int, threads: int) -> IntegerCut:

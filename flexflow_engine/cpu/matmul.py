@@ -12,8 +12,8 @@ measured. Where a codec says so, encoded rows are multiplied as 8-bit integers (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -21,13 +21,12 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.arena import Arena
-from flexflow_engine.cpu.integers import IntegerMatrix, IntegerProduct
+from flexflow_engine.cpu.bfloats import plain_matrix
+from flexflow_engine.cpu.kernel_products import KernelProducts
+from flexflow_engine.cpu.product_table import Matrix, MatrixProduct
 from flexflow_engine.cpu.settings import torch_team
 from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Cut, cut_rows
 from flexflow_engine.cpu.workers import Workers
-
-if TYPE_CHECKING:
-    from flexflow_engine.cpu.integer_products import IntegerProducts
 
 _INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
@@ -40,6 +39,11 @@ millisecond for fewer, and half of that passes until another thread is awake.
 """
 _SHARED_NUMBERS = 2**20
 """Of matrices, that threads share for any number of tokens: as long takes it to read them, or to make them."""
+
+_PLAIN_IN_KERNELS = 8
+"""Times as many of both where kernels of the engine's own multiply numbers as they lie, as quickly as a thread reads
+them.
+"""
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """As `torch.nn.functional.linear`."""
@@ -56,8 +60,12 @@ class Rows(Protocol):
         """Of its numbers as they lie there; None where they are encoded."""
 
     @property
-    def integers(self) -> IntegerMatrix | None:
+    def integers(self) -> Matrix | None:
         """The same matrix where it is to be multiplied as 8-bit integers."""
+
+    @property
+    def bfloats(self) -> Matrix | None:
+        """The same matrix where the engine's own kernels multiply it by tokens in bfloat16."""
 
     def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:
         """Rows [first, stop), made in a room [rows, in_features], in its dtype; without one, where and as they are.
@@ -79,9 +87,34 @@ class PlainRows:
         self._weight = weight
         self.out_features, self.dtype = len(weight), weight.dtype
 
+    @cached_property
+    def bfloats(self) -> Matrix | None:
+        return plain_matrix(self._weight)
+
     def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:
         rows = self._weight if stop - first == self.out_features else self._weight[first:stop]
         return rows if room is None else room.copy_(rows)
+
+
+_Kernels = Literal["integers", "bfloats"]
+
+
+def _integer_kernels() -> type[KernelProducts]:
+    from flexflow_engine.cpu.integer_products import IntegerProducts  # noqa: PLC0415  # it imports Numba
+
+    return IntegerProducts
+
+
+def _bfloat_kernels() -> type[KernelProducts]:
+    from flexflow_engine.cpu.bfloat_products import BFloatProducts  # noqa: PLC0415  # as above
+
+    return BFloatProducts
+
+
+_KERNELS: Mapping[_Kernels, Callable[[], type[KernelProducts]]] = {
+    "integers": _integer_kernels,
+    "bfloats": _bfloat_kernels,
+}
 
 
 class _Product(NamedTuple):
@@ -96,8 +129,8 @@ class HostProducts:
     """Products by some threads of the engine's, one at a time.
 
     Changing state: `_room`, memory for the parts of all threads, and `_results`, memory for results; both are kept from
-    product to product: fresh memory is slow to touch. `_integers`, while the last products were of integers; it has
-    memory of its own, and then `_room` has none.
+    product to product: fresh memory is slow to touch. `_kernels`, while the last products were by kernels of the
+    engine's own; they have memory of their own, and then `_room` has none.
     """
 
     def __init__(
@@ -117,7 +150,7 @@ class HostProducts:
         self.made_dtype = dtype if float32_from is None else torch.float32
         """In which encoded rows are made."""
         self._room = torch.empty(0, dtype=torch.uint8)
-        self._integers: IntegerProducts | None = None
+        self._kernels: KernelProducts | None = None
 
     def linear(self, x: torch.Tensor, matrix: Rows, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [N, in_features] times the transpose, plus bias [out_features]; [N, out_features] in x's dtype."""
@@ -131,18 +164,19 @@ class HostProducts:
         outputs = [self._results.empty((tokens, sum(rows.out_features for rows in f[0])), x.dtype) for f in factors]
         products = [p for factor, output in zip(factors, outputs, strict=True) for p in _products(factor, output)]
         alike: dict[tuple[torch.dtype, bool], list[_Product]] = {}
-        integers: dict[int, list[IntegerProduct]] = {}
+        by_kernels: dict[tuple[_Kernels, int], list[MatrixProduct]] = {}
         for product in products:
+            dtype = self._dtype_of(x.dtype, tokens, product.matrix)
             if matrix := product.matrix.integers:
-                found = IntegerProduct(matrix, product.bias, product.output)
-                integers.setdefault(matrix.decoder.group_size, []).append(found)
+                by_kernels.setdefault(("integers", matrix.group_size), []).append(MatrixProduct(matrix, *product[1:]))
+            elif x.dtype == dtype == torch.bfloat16 and (matrix := product.matrix.bfloats):
+                by_kernels.setdefault(("bfloats", 1), []).append(MatrixProduct(matrix, *product[1:]))
             else:
-                dtype = self._dtype_of(x.dtype, tokens, product.matrix)
                 alike.setdefault((dtype, product.matrix.dtype != dtype), []).append(product)
         for (dtype, makes_rows), numbers in alike.items():
             self._multiply(x, dtype, numbers, makes_rows=makes_rows)
-        for some in integers.values():
-            self._multiply_integers(x, some)
+        for (kernels, _), some in by_kernels.items():
+            self._multiply_by(kernels, x, some)
         return outputs
 
     def forget_results(self) -> None:
@@ -179,19 +213,20 @@ class HostProducts:
         shared = numbers >= _SHARED_NUMBERS or tokens * numbers >= _SHARED_FROM[itemsize]
         return self._workers.threads if shared else 1
 
-    def _multiply_integers(self, x: torch.Tensor, products: Sequence[IntegerProduct]) -> None:
+    def _multiply_by(self, name: _Kernels, x: torch.Tensor, products: Sequence[MatrixProduct]) -> None:
         """With matrices of one group size."""
-        if self._integers is None:
-            from flexflow_engine.cpu.integer_products import IntegerProducts  # noqa: PLC0415  # it imports Numba
-
+        kind = _KERNELS[name]()
+        if not isinstance(self._kernels, kind):
             self._room = torch.empty(0, dtype=torch.uint8)  # memory is counted for one of them
-            self._integers = IntegerProducts(self._workers)
+            self._kernels = kind(self._workers)
         numbers = x.shape[1] * sum(product.matrix.rows for product in products)
-        self._integers.multiply(x, products, threads=self._threads(numbers, len(x), itemsize=1))
+        if not any(product.matrix.is_encoded for product in products):
+            numbers //= _PLAIN_IN_KERNELS
+        self._kernels.multiply(x, products, threads=self._threads(numbers, len(x), itemsize=kind.item_nbytes))
 
     def _rooms(self, cut: Cut, columns: int, dtype: torch.dtype) -> torch.Tensor:
         numbers = cut.threads * cut.rows * columns
-        self._integers = None  # as above
+        self._kernels = None  # as above
         if len(self._room) < numbers * dtype.itemsize:
             self._room = torch.empty(0, dtype=torch.uint8)  # the old one ends before the larger one begins
             self._room = torch.empty(numbers * dtype.itemsize, dtype=torch.uint8)

@@ -9,6 +9,7 @@ from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.bfloats import bfloat_nbytes
 from flexflow_engine.cpu.integers import integer_nbytes
 from flexflow_engine.cpu.widening import product_nbytes
 from flexflow_engine.placement.activations import ActivationLayout, place_activations
@@ -170,9 +171,10 @@ def _products_nbytes(job: _Job, weights: WeightLayout) -> int:
     encoded = multiplies_as_encoded(HOST, weights.table[0].tensor.codec)
     matrices = [matrix for layer in weights.layers for matrix in layer.matrices]
     numbers_nbytes = product_nbytes(job.prompt_tokens, matrices, makes_rows=encoded or widens)
-    if not any(codec.multiplies_integers for codec in weights.codecs):
-        return numbers_nbytes
-    return max(numbers_nbytes, integer_nbytes(job.prompt_tokens, matrices))
+    kernels = [bfloat_nbytes] if job.model.dtype == "bfloat16" else []
+    if any(codec.multiplies_integers for codec in weights.codecs):
+        kernels.append(integer_nbytes)
+    return max([numbers_nbytes, *(nbytes(job.prompt_tokens, matrices) for nbytes in kernels)])
 
 
 def _head_rows(weights: WeightLayout) -> int:

@@ -7,6 +7,7 @@ from math import prod
 import torch
 
 from flexflow_engine.abc.codec import Codec
+from flexflow_engine.cpu.bfloats import encoded_matrix
 from flexflow_engine.cpu.integers import integer_matrix
 
 
@@ -25,6 +26,7 @@ class EncodedRows:
         self.out_features = rows
         self._encoded, self._columns, self._size = encoded, unit_shape[1], prod(unit_shape)
         self._decoder = codec.kernel_decoder(unit_shape)
+        self.bfloats = encoded_matrix(self._decoder, encoded, unit_shape, rows=rows)
         self.integers = integer_matrix(codec, encoded, unit_shape, rows=rows)
 
     def part(self, first: int, stop: int, room: torch.Tensor | None) -> torch.Tensor:

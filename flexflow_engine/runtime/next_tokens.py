@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.step import BatchStep, NextTokens
+from flexflow_engine.abc.tier import HOST
 from flexflow_engine.runtime.indices import indices
 
 ROW_DTYPES = {"values": torch.float32, "ids": torch.int64, "logsumexps": torch.float32, "logits": torch.float32}
@@ -58,8 +59,7 @@ class Greedy(TokenSource):
     """The most likely token; the lowest token id among equals."""
 
     def reduce(self, logits: torch.Tensor, first_id: int, batch: BatchStep, rows: RowNumbers) -> None:
-        highest, ids = logits.max(dim=-1)
-        best = highest.float()
+        best, ids = _largest(logits)
         ids += first_id
         values, tokens = rows("values"), rows("ids")
         if first_id:
@@ -112,6 +112,16 @@ class Forced(TokenSource):
         """Of each row, the token that follows its last position."""
         lengths = ((row.sequence, row.context + row.new_tokens) for row in batch.rows)
         return np.array([self._completions[s][end - self._prompt_lengths[s]] for s, end in lengths], np.int64)
+
+
+def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row the largest logit, float32, and the first id that has it, int64; NaN is larger than any."""
+    if logits.device.type == HOST:
+        from flexflow_engine.cpu.largest import largest_in_rows  # noqa: PLC0415  # Numba takes half a second to import
+
+        return largest_in_rows(logits)
+    highest, ids = logits.max(dim=-1)
+    return highest.float(), ids
 
 
 def _logsumexp_in_place(logits: torch.Tensor) -> torch.Tensor:

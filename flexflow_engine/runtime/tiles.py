@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.abc.model import LayerWeights, Model
+from flexflow_engine.abc.model import LayerKind, LayerWeights, Model
 from flexflow_engine.abc.step import BatchStep, NextTokens
 from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.workers import Workers
@@ -45,6 +45,7 @@ class TileRunner:
     constant state    the layout, its memory, the model, the prompts, the source of the tokens that follow them
     changing state    fetched   (step, gpu_batch) -> the rows' next tokens; filled by the tokens lane, emptied by `take`
                       newest    gpu_batch -> place of each row, and their last tokens, in the latest of its steps
+                      kind      of the layer that was computed last
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class TileRunner:
         self._source = source
         self._fetched: dict[tuple[int, int], Fetched] = {}
         self._newest: dict[int, tuple[dict[int, int], TokenArray]] = {}
+        self._kind: LayerKind | None = None
 
     def __call__(self, task: Task) -> None:
         operation = task.operation
@@ -100,8 +102,9 @@ class TileRunner:
     def _compute(self, compute: Compute) -> None:
         layer = self._layout.weights.layers[compute.layer]
         weights = self._weights.layer(layer.index, compute.weight_slot)
-        if layer.spec.kind != "decoder":
-            self._products.forget_results()  # what the workspace counts for them is a decoder layer's
+        if layer.spec.kind != self._kind:
+            self._products.forget_results()  # the workspace counts those of one kind
+            self._kind = layer.spec.kind
         {
             "embed": self._embed,
             "decoder": self._decode_layer,

@@ -10,7 +10,9 @@ import torch
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.step import RowStep
-from flexflow_engine.cpu.matmul import HostProducts
+from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.bfloats import TILE_ROWS
+from flexflow_engine.cpu.matmul import HostProducts, PlainRows
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.layout import Layout
@@ -43,12 +45,23 @@ def load_kernels(
     else:
         page = model.config.num_kv_heads, layout.kv.page_tokens, model.config.head_dim
         device_kernels(torch.device(device), dtype, model.config.num_heads, page, kv_codec)
-    widths = {columns for layer in layout.weights.layers for _, columns in layer.matrices}
-    for codec in layout.weights.codecs if layout.multiplies_encoded else ():
-        for columns in sorted(widths):
-            unit = 1, columns
+    if layout.device.memory == HOST:
+        from flexflow_engine.cpu.largest import largest_in_rows  # noqa: PLC0415  # Numba takes half a second to import
+
+        largest_in_rows(torch.zeros((1, 1), dtype=dtype))
+        _multiply_once(layout, model, products)
+
+
+def _multiply_once(layout: Layout, model: Model, products: HostProducts) -> None:
+    """One token by matrices as wide as the layout's, of which enough rows for any kernel."""
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    for columns in sorted({columns for layer in layout.weights.layers for _, columns in layer.matrices}):
+        token = torch.zeros((1, columns), dtype=dtype)
+        products.linear(token, PlainRows(torch.zeros((TILE_ROWS, columns), dtype=dtype)))
+        for codec in layout.weights.codecs if layout.multiplies_encoded else ():
+            unit = TILE_ROWS, columns
             encoded = torch.zeros((1, codec.encoded_nbytes(unit, model.dtype)), dtype=torch.uint8)
-            products.linear(torch.zeros((1, columns), dtype=dtype), EncodedRows(codec, encoded, unit, rows=1))
+            products.linear(token, EncodedRows(codec, encoded, unit, rows=TILE_ROWS))
 
 
 def _decode_once(codec: Codec, numbers: torch.Tensor, model: Model) -> torch.Tensor:

@@ -10,7 +10,8 @@ import torch
 
 from commands import CommandLine, token_ids, write_recipe
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.cpu.integers import IntegerProduct, has_integer_instructions
+from flexflow_engine.cpu.integers import has_integer_instructions
+from flexflow_engine.cpu.product_table import MatrixProduct
 from flexflow_engine.placement.memory import memory_table
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
@@ -58,7 +59,7 @@ def test_a_recipe_has_its_weights_multiplied_as_integers(
 
     multiplied, multiply = list[int](), IntegerProducts.multiply
 
-    def counted(self: IntegerProducts, x: torch.Tensor, products: Sequence[IntegerProduct], *, threads: int) -> None:
+    def counted(self: IntegerProducts, x: torch.Tensor, products: Sequence[MatrixProduct], *, threads: int) -> None:
         multiplied.append(len(products))
         multiply(self, x, products, threads=threads)
 

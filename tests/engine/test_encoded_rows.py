@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
+from flexflow_engine.cpu import bfloats
 from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.widening import cut_rows, product_nbytes
 from flexflow_engine.cpu.workers import Workers
@@ -17,6 +18,12 @@ from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options
 CODECS = [GroupInt4Codec(), GroupInt4Codec(GroupInt4Options(encoder="minmax")), GroupInt8Codec()]
 SHAPES = ((1, (2, 48), 2), (7, (4, 33), 26), (3, (1, 130), 3), (5, (700, 64), 3001), (1, (40, 5000), 40))
 """Units, the shape of one, and the rows that exist; some make more than one part."""
+
+
+@pytest.fixture(autouse=True)
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any processor as on one without them: see test_bfloats."""
+    monkeypatch.setattr(bfloats, "has_bfloat_tiles", lambda: False)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.key)

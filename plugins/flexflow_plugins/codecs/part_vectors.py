@@ -16,10 +16,10 @@ from typing import Any
 
 import numba
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
-from llvmlite.binding import llvm_version_info  # type: ignore[import-untyped]  # as above
 from numba import types
 
 from flexflow_engine.cpu.jit import has_feature, intrinsic
+from flexflow_engine.cpu.vectors import bfloat_bits, everywhere, filled
 from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, MAX_HALF, NUM_PARTS
 from flexflow_plugins.codecs.part_lookups import integers_looked_up, multiples_looked_up
 
@@ -29,15 +29,6 @@ _INTEGERS = ir.VectorType(ir.IntType(8), GROUP_SIZE)
 _SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.IntType(32), NUM_PARTS)
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
-_BFLOAT_SINCE = (20,)
-"""The version of LLVM that rounds vectors by the instruction. Older ones call a function that is not there."""
-
-
-class _BFloat(ir.Type):  # type: ignore[misc]  # untyped, as all of llvmlite
-    """LLVM's type of bfloat16, which llvmlite does not have."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
 
 
 @intrinsic
@@ -56,7 +47,7 @@ def decode_group(_: Any, pairs: Any, eighth: Any, grids: Any, numbers: Any) -> A
         else:
             several = [builder.sitofp(builder.sext(_multiples(builder, source, grids), _WORDS), _FLOATS)]
         for number, multiples in enumerate(several):
-            floats = builder.fmul(multiples, _everywhere(builder, multiples.type, eighth))
+            floats = builder.fmul(multiples, everywhere(builder, eighth, multiples.type.count))
             result = _rounded(builder, floats, signature.args[3].dtype)
             place = builder.gep(target, [_LONG(number * multiples.type.count)])
             builder.store(result, builder.bitcast(place, result.type.as_pointer()), align=2)
@@ -76,7 +67,7 @@ def decode_group_integers(_: Any, pairs: Any, grids: Any, integers: Any) -> Any:
         if has_feature("avx512bw"):
             result = integers_looked_up(builder, source, grids)
         else:
-            above = builder.sub(_multiples(builder, source, grids), _all(_SHORTS, LEAST))
+            above = builder.sub(_multiples(builder, source, grids), filled(_SHORTS, LEAST))
             result = builder.trunc(above, _INTEGERS)
         builder.store(result, builder.bitcast(target, _INTEGERS.as_pointer()), align=1)
         return context.get_dummy_value()
@@ -94,18 +85,18 @@ def _multiples(builder: Any, source: Any, grids: Any) -> Any:
 def _codes(builder: Any, packed: Any) -> Any:
     """Of each byte its low half and then its high one, 16 bits each: for a byte b in 32 bits, b | b << 12."""
     spread = builder.zext(packed, _SPREAD)
-    both = builder.or_(spread, builder.shl(spread, _all(_SPREAD, 12)))
-    return builder.and_(builder.bitcast(both, _SHORTS), _all(_SHORTS, 15))
+    both = builder.or_(spread, builder.shl(spread, filled(_SPREAD, 12)))
+    return builder.and_(builder.bitcast(both, _SHORTS), filled(_SHORTS, 15))
 
 
 def _grids(builder: Any, grids: Any) -> tuple[Any, Any]:
     """c + 1 and 10 l of each number's part."""
     words = builder.lshr(
-        _everywhere(builder, _GRIDS, grids), ir.Constant(_GRIDS, [6 * part for part in range(NUM_PARTS)])
+        everywhere(builder, grids, NUM_PARTS), ir.Constant(_GRIDS, [6 * part for part in range(NUM_PARTS)])
     )
-    scales = builder.add(builder.and_(words, _all(_GRIDS, 7)), _all(_GRIDS, 1))
-    places = builder.and_(builder.lshr(words, _all(_GRIDS, 3)), _all(_GRIDS, 7))
-    return _of_parts(builder, scales), _of_parts(builder, builder.mul(places, _all(_GRIDS, LOW_EIGHTHS)))
+    scales = builder.add(builder.and_(words, filled(_GRIDS, 7)), filled(_GRIDS, 1))
+    places = builder.and_(builder.lshr(words, filled(_GRIDS, 3)), filled(_GRIDS, 7))
+    return _of_parts(builder, scales), _of_parts(builder, builder.mul(places, filled(_GRIDS, LOW_EIGHTHS)))
 
 
 def _of_parts(builder: Any, values: Any) -> Any:
@@ -119,38 +110,13 @@ def _rounded(builder: Any, numbers: Any, number: Any) -> Any:
     """As numbers of a type; those of 16 bits as their bits."""
     if number == numba.float32:
         return numbers
-    return (_bfloat_bits if number == numba.uint16 else _half_bits)(builder, numbers)
-
-
-def _bfloat_bits(builder: Any, numbers: Any) -> Any:
-    """Of the bfloat16 next to each number, ties to even. None is so small that an instruction takes it for zero."""
-    count = numbers.type.count
-    words, shorts = ir.VectorType(_WORD, count), ir.VectorType(ir.IntType(16), count)
-    if has_feature("avx512bf16") and llvm_version_info >= _BFLOAT_SINCE:
-        return builder.bitcast(builder.fptrunc(numbers, ir.VectorType(_BFloat(), count)), shorts)
-    bits = builder.bitcast(numbers, words)
-    odd = builder.and_(builder.lshr(bits, _all(words, 16)), _all(words, 1))
-    rounded = builder.add(builder.add(bits, _all(words, 0x7FFF)), odd)
-    halves = builder.bitcast(rounded, ir.VectorType(ir.IntType(16), 2 * count))
-    upper = ir.Constant(words, list(range(1, 2 * count, 2)))
-    return builder.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), upper)
+    return (bfloat_bits if number == numba.uint16 else _half_bits)(builder, numbers)
 
 
 def _half_bits(builder: Any, numbers: Any) -> Any:
     """Of the finite float16 next to each number; NaN stays NaN."""
-    most, least, count = _all(numbers.type, MAX_HALF), _all(numbers.type, -MAX_HALF), numbers.type.count
+    most, least, count = filled(numbers.type, MAX_HALF), filled(numbers.type, -MAX_HALF), numbers.type.count
     numbers = builder.select(builder.fcmp_ordered(">", numbers, most), most, numbers)
     numbers = builder.select(builder.fcmp_ordered("<", numbers, least), least, numbers)
     halves = builder.fptrunc(numbers, ir.VectorType(ir.HalfType(), count))
     return builder.bitcast(halves, ir.VectorType(ir.IntType(16), count))
-
-
-def _all(kind: Any, value: Any) -> Any:
-    return ir.Constant(kind, [value] * kind.count)
-
-
-def _everywhere(builder: Any, kind: Any, number: Any) -> Any:
-    nothing, places = ir.Constant(kind, ir.Undefined), _all(ir.VectorType(ir.IntType(32), kind.count), 0)
-    return builder.shuffle_vector(
-        builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0)), nothing, places
-    )

@@ -1,0 +1,121 @@
+"""Products of bfloat16, compiled: tokens laid out for tiles, and rows of a matrix, multiplied where they lie, or where
+they were decoded to, some at a time, in the processor's cache. See flexflow_engine.cpu.bfloat_tiles.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flexflow_engine.cpu.bfloat_tiles import (
+    TILE_NBYTES,
+    configure,
+    exchange_configuration,
+    lay_out,
+    multiply_one_block,
+    multiply_two_blocks,
+    put_tile,
+)
+from flexflow_engine.cpu.bfloats import TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
+from flexflow_engine.cpu.jit import kernel
+from flexflow_engine.cpu.pointers import call_decoder, has_flag, set_flag, take_next
+from flexflow_engine.cpu.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
+
+_ITEM = 2
+_NEAR_BLOCKS = 8
+"""Of tokens, whose numbers a processor's second cache holds beside those of a part of the matrix."""
+
+
+@kernel
+def multiply(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> None:
+    """All products of some tokens, together with other threads that call it with the same.
+
+    tokens: address of the first token, bytes from token to token; tokens, columns. laid_out: address of all tokens as
+    tiles have them, which are made first. table: int64, a `Product` a line. room: addresses of what this thread alone
+    uses (`_Room` of `bfloat_products`), and how many rows it takes at a time. drawn: int64, all zeros: blocks of tokens
+    and parts of matrices that have been taken, and for each block whether it is laid out.
+
+    A block that another thread has taken and not laid out yet is laid out once more, the same: nobody waits for who is
+    kept from working.
+    """
+    _, (count, _) = tokens
+    blocks = (count + TILE_TOKENS - 1) // TILE_TOKENS
+    block = take_next(drawn, 0)
+    while block < blocks:
+        _lay_out(tokens, block, laid_out)
+        set_flag(drawn, 2 + block)
+        block = take_next(drawn, 0)
+    for block in range(blocks):
+        if not has_flag(drawn, 2 + block):
+            _lay_out(tokens, block, laid_out)
+    (rows, sums, before, wanted), most = room
+    exchange_configuration(before, wanted)
+    part, passed = take_next(drawn, 1), 0
+    for product in range(len(table)):
+        parts = (table[product, ROWS] + most - 1) // most
+        while part < passed + parts:
+            _multiply_part(tokens, laid_out, table[product], (rows, sums), ((part - passed) * most, most))
+            part = take_next(drawn, 1)
+        passed += parts
+    configure(before)
+
+
+@kernel
+def _lay_out(tokens: Any, block: Any, laid_out: Any) -> None:
+    """TILE_TOKENS tokens."""
+    (address, stride), (count, columns) = tokens
+    first, target = block * TILE_TOKENS, laid_out + block * TILE_TOKENS * columns * _ITEM
+    for tile in range(columns // TILE_COLUMNS):
+        source = address + first * stride + tile * TILE_COLUMNS * _ITEM, stride, count - first
+        lay_out(source, target + tile * TILE_NBYTES)
+
+
+@kernel
+def _multiply_part(tokens: Any, laid_out: Any, product: Any, room: Any, span: Any) -> None:
+    """Some rows of a matrix from the first on, times all tokens; fewer than TILE_ROWS with some before."""
+    (_, (count, columns)), (rows, sums), (first, most) = tokens, room, span
+    first = min(first, product[ROWS] - TILE_ROWS)
+    some, stride, blocks = min(most, product[ROWS] - first), columns * _ITEM, (count + TILE_TOKENS - 1) // TILE_TOKENS
+    ahead = np.int64(0)
+    if product[DECODER] != 0:
+        _decode_rows(product, (first * columns, (first + some) * columns), rows)
+    else:
+        rows, stride = product[ENCODED] + first * product[STRIDE], product[STRIDE]
+        ahead = TILE_ROWS * stride
+    for near in range(0, blocks, _NEAR_BLOCKS):
+        for begin in range(0, some, TILE_ROWS):
+            row = min(begin, some - TILE_ROWS)
+            for block in range(near, min(near + _NEAR_BLOCKS, blocks), 2):
+                several = min(2, blocks - block)
+                source = laid_out + block * TILE_TOKENS * columns * _ITEM
+                places = rows + row * stride, stride, ahead if block == 0 else 0, source, columns, sums
+                if several == 2:
+                    multiply_two_blocks(places)
+                else:
+                    multiply_one_block(places)
+                for tile in range(2 * several):
+                    place = first + row + tile // several * (TILE_ROWS // 2)
+                    _put(product, (block + tile % several, count), place, sums + tile * TILE_NBYTES)
+
+
+@kernel
+def _put(product: Any, tokens: Any, row: Any, sums: Any) -> None:
+    """A tile's sums, plus bias, to their places. tokens: which block of how many."""
+    (block, count), bias = tokens, product[BIAS]
+    nbytes = product[OUT_STRIDE] * _ITEM
+    out = product[OUT] + block * TILE_TOKENS * nbytes + row * _ITEM
+    put_tile((sums, bias + row * _ITEM if bias != 0 else 0, out, nbytes, count - block * TILE_TOKENS))
+
+
+@kernel
+def _decode_rows(product: Any, span: Any, target: Any) -> None:
+    """Numbers [start, stop), counted through all units, to an address."""
+    start, stop = span
+    while start < stop:
+        first = start % product[UNIT]
+        count = min(product[UNIT] - first, stop - start)
+        encoded = product[ENCODED] + start // product[UNIT] * product[STRIDE]
+        call_decoder(product[DECODER], encoded, product[SETTINGS], first, count, target)
+        start += count
+        target += count * _ITEM

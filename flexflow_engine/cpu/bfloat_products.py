@@ -1,0 +1,63 @@
+"""Products of bfloat16 on the host, by tiles (AMX): rows of a matrix are multiplied where they lie, or where they have
+just been decoded to. torch lays every row out anew in each call, which for few tokens takes longer than multiplying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+import torch
+
+from flexflow_engine.cpu.bfloat_kernels import multiply
+from flexflow_engine.cpu.bfloat_tiles import configuration
+from flexflow_engine.cpu.bfloats import CONFIGURATION_NBYTES, SUMS_NBYTES, TILE_TOKENS, cut_bfloats
+from flexflow_engine.cpu.kernel_products import KernelProducts
+from flexflow_engine.cpu.product_table import MatrixProduct, ProductTable, places
+from flexflow_engine.cpu.widening import Cut
+
+_CONFIGURATION = np.frombuffer(configuration(), np.uint8)
+
+
+class BFloatProducts(KernelProducts):
+    """Such products, of matrices that `bfloats.multiplies`."""
+
+    item_nbytes = 2
+
+    def _multiply_some(self, x: torch.Tensor, products: Sequence[MatrixProduct], threads: int) -> None:
+        count, columns = x.shape
+        room = _room(max(product.matrix.rows for product in products), columns, count, threads)
+        tokens = (x.data_ptr(), x.stride(0) * x.itemsize), (count, columns)
+        table = ProductTable(products, x.dtype)
+        drawn = np.zeros(2 + ceil(count / TILE_TOKENS), np.int64)
+        address = self._room(room.nbytes)
+
+        def work(thread: int, _: int) -> None:
+            multiply(tokens, address, table.lines, (room.of_thread(address, thread), room.cut.rows), drawn)
+
+        self._workers.draw(work, room.cut.threads)
+
+
+class _Room:
+    """Where what threads make lies in memory: all tokens, laid out for tiles, and for each thread the rows that it
+    decodes, a tile's sums, and the configuration of its tiles as it was before.
+    """
+
+    def __init__(self, cut: Cut, *, tokens: int, columns: int) -> None:
+        self.cut = cut
+        _, self._tokens_nbytes = places([ceil(tokens / TILE_TOKENS) * TILE_TOKENS * columns * 2])
+        self._room = places([cut.rows * columns * 2, SUMS_NBYTES, CONFIGURATION_NBYTES])
+        self.nbytes = self._tokens_nbytes + cut.threads * self._room[-1]
+
+    def of_thread(self, address: int, thread: int) -> tuple[int, ...]:
+        """Addresses of rows [rows, columns], sums, the configuration before, and the one that is wanted."""
+        begin = address + self._tokens_nbytes + thread * self._room[-1]
+        return *(begin + place for place in self._room[:-1]), _CONFIGURATION.ctypes.data
+
+
+@lru_cache(maxsize=64)
+def _room(rows: int, columns: int, tokens: int, threads: int) -> _Room:
+    """Cut once, not for every layer."""
+    return _Room(cut_bfloats(rows, columns, threads), tokens=tokens, columns=columns)

@@ -1,0 +1,96 @@
+"""Matrices that the host multiplies in bfloat16 by kernels of its own, where there are tiles (AMX); see
+`cpu.bfloat_products`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from functools import cache
+from math import ceil
+
+import torch
+
+from flexflow_engine.abc.codec import KernelDecoder
+from flexflow_engine.cpu.product_table import Matrix
+from flexflow_engine.cpu.widening import WIDENED_TOKENS, Cut
+
+TILE_ROWS, TILE_TOKENS = 32, 16
+"""Of a matrix, that are multiplied at once, and tokens, to a multiple of which they are filled up."""
+TILE_COLUMNS = 32
+"""Columns of a matrix are a multiple of it."""
+SUMS_NBYTES = 4 * TILE_ROWS * 2 * TILE_TOKENS
+"""Of a thread's sums."""
+CONFIGURATION_NBYTES = 64
+"""Of what a thread's tiles were told before."""
+_PART_NUMBERS = 2**19
+"""Of a matrix, that a thread multiplies at a time, at most: its second cache holds them beside some tokens."""
+_PARTS_A_THREAD = 4
+"""Of the largest matrix, as far as there are tiles: who is kept from working takes fewer."""
+_HELD_NUMBERS = 2**23
+"""That all threads hold at a time, at most."""
+_NUMBER_NBYTES = 2
+_REQUEST_PERMISSION, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158
+"""Linux asks programs to ask for the tiles' eight KiB a thread: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)."""
+
+
+def plain_matrix(weight: torch.Tensor) -> Matrix | None:
+    """weight: [rows, columns] in host memory. None where it is multiplied otherwise."""
+    multiplies = weight.dtype == torch.bfloat16 and weight.stride(1) == 1 and _has_shape(*weight.shape)
+    if not (multiplies and has_bfloat_tiles()):
+        return None
+    return Matrix(weight, (1, weight.shape[1]), rows=len(weight))
+
+
+def encoded_matrix(
+    decoder: KernelDecoder, encoded: torch.Tensor, unit_shape: tuple[int, int], *, rows: int
+) -> Matrix | None:
+    """encoded: uint8 [units, unit_nbytes] in host memory. None as above."""
+    if not (_has_shape(rows, unit_shape[1]) and has_bfloat_tiles()):
+        return None
+    address = decoder.addresses["bfloat16"]
+    return Matrix(encoded, unit_shape, rows=rows, decoder=address, settings=decoder.settings, owner=decoder.owner)
+
+
+def _has_shape(rows: int, columns: int) -> bool:
+    """Of what tiles multiply."""
+    return rows >= TILE_ROWS and columns % TILE_COLUMNS == 0
+
+
+def cut_bfloats(rows: int, columns: int, threads: int) -> Cut:
+    """Of matrices of which the largest has so many rows, among at most so many threads."""
+    most_threads, most_tiles = _most(rows, columns)
+    threads = min(threads, most_threads)
+    held = min(most_tiles // threads, max(1, _PART_NUMBERS // (TILE_ROWS * columns)))
+    return Cut(threads, TILE_ROWS * min(held, ceil(rows / (TILE_ROWS * _PARTS_A_THREAD * threads))))
+
+
+def bfloat_nbytes(tokens: int, matrices: Iterable[tuple[int, int]]) -> int:
+    """Bytes that products of `tokens` tokens and matrices [rows, columns] take beside their results, at most, whatever
+    the number of threads; they are kept for the next product.
+    """
+    padded = ceil(min(tokens, WIDENED_TOKENS) / TILE_TOKENS) * TILE_TOKENS
+
+    def nbytes(rows: int, columns: int) -> int:
+        threads, tiles = _most(rows, columns)
+        held = tiles * TILE_ROWS * columns * _NUMBER_NBYTES + threads * (SUMS_NBYTES + CONFIGURATION_NBYTES)
+        return padded * columns * _NUMBER_NBYTES + held
+
+    return max((nbytes(rows, columns) for rows, columns in matrices if _has_shape(rows, columns)), default=0)
+
+
+def _most(rows: int, columns: int) -> tuple[int, int]:
+    """Threads that share a matrix, and tiles of its rows that all of them hold at a time, at most."""
+    parts = ceil(rows / (TILE_ROWS * _PARTS_A_THREAD))
+    tiles = min(2 * parts, max(1, _HELD_NUMBERS // (TILE_ROWS * columns)))
+    return min(parts, tiles), tiles
+
+
+@cache
+def has_bfloat_tiles() -> bool:
+    """Whether this processor has them, kernels are compiled for them, and the system lets this process use them."""
+    from flexflow_engine.cpu.jit import has_feature  # noqa: PLC0415  # Numba takes half a second to import
+
+    if not has_feature("amx-bf16"):
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)

@@ -1,0 +1,52 @@
+"""Products by kernels of the engine's own, each call of which makes all of some tokens with several matrices."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from flexflow_engine.cpu.product_table import MatrixProduct
+from flexflow_engine.cpu.widening import WIDENED_TOKENS
+from flexflow_engine.cpu.workers import Workers
+
+
+class KernelProducts(ABC):
+    """Such products by some threads of the engine's, one at a time.
+
+    Changing state: `_memory`, for what threads make, kept from product to product: fresh memory is slow to touch.
+    """
+
+    item_nbytes: ClassVar[int]
+    """Of the numbers that are multiplied."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def multiply(self, x: torch.Tensor, products: Sequence[MatrixProduct], *, threads: int) -> None:
+        """x [N, columns] times each matrix's transpose, plus bias [rows], rounded once.
+
+        The matrices have columns and group size in common. threads: how many share the work, at most.
+        """
+        assert x.stride(1) == 1
+        if len(x) <= WIDENED_TOKENS:
+            self._multiply_some(x, products, threads)
+            return
+        for start in range(0, len(x), WIDENED_TOKENS):
+            place = slice(start, start + WIDENED_TOKENS)
+            some = [product._replace(output=product.output[place]) for product in products]
+            self._multiply_some(x[place], some, threads)
+
+    @abstractmethod
+    def _multiply_some(self, x: torch.Tensor, products: Sequence[MatrixProduct], threads: int) -> None:
+        """Of WIDENED_TOKENS tokens at most."""
+
+    def _room(self, nbytes: int) -> int:
+        """The address of so much memory, of which nothing is known."""
+        if len(self._memory) < nbytes:
+            self._memory = torch.empty(0, dtype=torch.uint8)  # the old one ends before the larger one begins
+            self._memory = torch.empty(nbytes, dtype=torch.uint8)
+        return self._memory.data_ptr()

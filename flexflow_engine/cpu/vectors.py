@@ -1,0 +1,90 @@
+"""What kernels' LLVM instructions on vectors are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
+from llvmlite.binding import llvm_version_info  # type: ignore[import-untyped]  # as above
+
+from flexflow_engine.cpu.jit import has_feature
+
+_BYTE, _WORD, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_BFLOAT_SINCE = (20,)
+"""The version of LLVM that rounds vectors by the instruction. Older ones call a function that is not there."""
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]  # untyped, as all of llvmlite
+    """LLVM's type of bfloat16, which llvmlite does not have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+def filled(kind: Any, value: Any) -> Any:
+    """A constant vector of one value."""
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def everywhere(builder: Any, number: Any, count: int) -> Any:
+    """A vector of one number."""
+    kind = ir.VectorType(number.type, count)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, _WORD(0))
+    return shuffled(builder, one, one, [0] * count)
+
+
+def shuffled(builder: Any, a: Any, b: Any, places: Sequence[int]) -> Any:
+    """The elements of both, one behind the other, that lie at `places`."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WORD, len(places)), list(places)))
+
+
+def riffled(builder: Any, vectors: Sequence[Any]) -> list[Any]:
+    """The elements of vector i and of vector i + n / 2 in turn, of their first halves and of their second ones. log2(n)
+    times, that transposes n vectors of n elements.
+    """
+    half, count = len(vectors) // 2, vectors[0].type.count
+    turns = [[place for i in range(first, first + count // 2) for place in (i, count + i)] for first in (0, count // 2)]
+    return [
+        shuffled(builder, a, b, turn) for a, b in zip(vectors[:half], vectors[half:], strict=True) for turn in turns
+    ]
+
+
+def bfloat_bits(builder: Any, numbers: Any) -> Any:
+    """Of the bfloat16 next to each float32, ties to even. Subnormal numbers may be taken for zero."""
+    count = numbers.type.count
+    words, shorts = ir.VectorType(_WORD, count), ir.VectorType(ir.IntType(16), count)
+    if has_feature("avx512bf16") and llvm_version_info >= _BFLOAT_SINCE:
+        return builder.bitcast(builder.fptrunc(numbers, ir.VectorType(_BFloat(), count)), shorts)
+    bits = builder.bitcast(numbers, words)
+    odd = builder.and_(builder.lshr(bits, filled(words, 16)), filled(words, 1))
+    rounded = builder.add(builder.add(bits, filled(words, 0x7FFF)), odd)
+    halves = builder.bitcast(rounded, ir.VectorType(ir.IntType(16), 2 * count))
+    return shuffled(builder, halves, halves, range(1, 2 * count, 2))
+
+
+def repeated(
+    builder: Any, count: Any, begin: Sequence[Any], body: Callable[[Any, Sequence[Any]], Sequence[Any]]
+) -> list[Any]:
+    """A loop, at least one round: `body` takes a number from 0 on and what the round before returned, `begin` in the
+    first one; what the last one returned.
+    """
+    before = builder.block
+    loop, after = (builder.append_basic_block(name) for name in ("loop", "after"))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    index = builder.phi(_LONG)
+    carried = [builder.phi(value.type) for value in begin]
+    results = list(body(index, carried))
+    following = builder.add(index, _LONG(1))
+    for phi, first, last in zip([index, *carried], [_LONG(0), *begin], [following, *results], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(last, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+    builder.position_at_end(after)
+    return results
+
+
+def at(builder: Any, address: Any, nbytes: Any, kind: Any = _BYTE) -> Any:
+    """A pointer to what lies so many bytes behind an address."""
+    return builder.inttoptr(builder.add(address, nbytes), kind.as_pointer())

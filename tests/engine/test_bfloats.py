@@ -1,0 +1,240 @@
+"""Products by tiles are those of torch, whatever the shape, and leave tiles as they were."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  # the field's usual name
+
+from flexflow_engine.cpu import bfloats, matmul
+from flexflow_engine.cpu.matmul import HostProducts, PlainRows, Rows
+from flexflow_engine.cpu.widening import WIDENED_TOKENS
+from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.runtime.encoded_rows import EncodedRows
+from flexflow_engine.testing.allocations import PeakAllocations
+from flexflow_engine.testing.codec_suite import encoded, normal
+from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec, GroupQuantCodec
+
+EPS = torch.finfo(torch.bfloat16).eps
+SHAPES = [(32, 32), (33, 64), (61, 384), (300, 96), (1000, 2048)]
+"""Rows and columns; one tile, and more or less than whole ones and than a thread takes at a time."""
+ROWS, COLUMNS = 61, 384
+
+pytestmark = pytest.mark.skipif(not bfloats.has_bfloat_tiles(), reason="this processor has no tiles (AMX)")
+
+
+@pytest.fixture(autouse=True)
+def shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share products of any size."""
+    monkeypatch.setattr(matmul, "_SHARED_NUMBERS", 0)
+
+
+@pytest.mark.parametrize("codec", [None, GroupInt4Codec(), GroupInt8Codec()], ids=["plain", "int4", "int8"])
+@pytest.mark.parametrize("tokens", [1, 16, 33, 150, WIDENED_TOKENS + 3])
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_products_are_those_of_the_numbers_rounded_once(
+    workers: Workers, rows: int, columns: int, tokens: int, codec: GroupQuantCodec | None
+) -> None:
+    matrix, weight = matrix_of(codec, rows, columns)
+    x, bias = random(tokens, columns), random(rows)
+    exact = F.linear(x.double(), weight)
+    bound = EPS * (exact.abs() + bias.abs()) + 1e-6 * F.linear(x.double().abs(), weight.abs())
+    products = products_of(workers)
+    with PeakAllocations() as peak:
+        product = products.linear(x, matrix, bias)
+    assert product.dtype == torch.bfloat16
+    assert ((product.double() - exact - bias.double()).abs() <= bound).all()
+    assert peak.peak_bytes <= product.nbytes + bfloats.bfloat_nbytes(tokens, [(rows, columns)])
+    assert ((products.linear(x, matrix).double() - exact).abs() <= bound).all()
+
+
+def test_whole_numbers_have_the_products_that_torch_makes(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their sums are exact in any order. Several matrices, one in parts, are multiplied at once."""
+    x, weights = whole(70, COLUMNS), [whole(rows, COLUMNS) for rows in (300, 40, 61)]
+    factors: list[matmul.Factor] = [
+        ([PlainRows(weights[0])], whole(300)),
+        ([PlainRows(weights[1]), PlainRows(weights[2])], None),
+        ([PlainRows(weights[2])], whole(61).float()),
+    ]
+    found = products_of(workers).linear_each(x, factors)
+    expected = [F.linear(x, weights[0], factors[0][1]), F.linear(x, torch.cat(weights[1:]))]
+    bias = factors[2][1]
+    assert bias is not None
+    expected.append(F.linear(x, weights[2], bias.bfloat16()))
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_tokens_and_rows_may_lie_anywhere(workers: Workers, shift: int) -> None:
+    """Apart from each other, and where only numbers of 16 bits are aligned."""
+    tokens, weight = whole(40, 2 * COLUMNS + 7), whole(ROWS, 2 * COLUMNS + 5)
+    x, rows = (matrix[:, shift : COLUMNS + shift] for matrix in (tokens, weight))
+    bias = whole(ROWS + 1)[shift : ROWS + shift]
+    product = products_of(workers).linear(x, PlainRows(rows), bias)
+    assert torch.equal(product, F.linear(x.contiguous(), rows.contiguous(), bias))
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 40])
+def test_nothing_is_written_beside_the_products(workers: Workers, tokens: int) -> None:
+    """A matrix's columns of a wider result, and no token behind the last."""
+    from flexflow_engine.cpu.bfloat_products import BFloatProducts  # noqa: PLC0415  # it imports Numba
+    from flexflow_engine.cpu.product_table import MatrixProduct  # noqa: PLC0415  # as above
+
+    x, weight = whole(tokens, COLUMNS), whole(ROWS, COLUMNS)
+    matrix = PlainRows(weight).bfloats
+    assert matrix is not None
+    result = torch.full((tokens + 20, ROWS + 9), 7.0, dtype=torch.bfloat16)
+    product = MatrixProduct(matrix, None, result[:tokens, 5 : 5 + ROWS])
+    BFloatProducts(workers).multiply(x, [product], threads=2)
+    expected = torch.full_like(result, 7.0)
+    expected[:tokens, 5 : 5 + ROWS] = F.linear(x, weight)
+    assert torch.equal(result, expected)
+
+
+def test_threads_change_no_bit() -> None:
+    matrix, _ = matrix_of(GroupInt4Codec(), 1000, 2048)
+    x, results = random(200, 2048), []
+    for threads in (1, 2, 5):
+        with closing(Workers(threads)) as workers:
+            results += [products_of(workers).linear(x, matrix) for _ in range(20 if threads > 1 else 1)]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_every_thread_multiplies_where_there_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that wait for each other before they draw."""
+    kernels, met = pytest.importorskip("flexflow_engine.cpu.bfloat_products"), threading.Barrier(2, timeout=60)
+    multiply, rooms = kernels.multiply, list[object]()
+
+    def together(*arguments: Any) -> None:
+        rooms.append(arguments[3])
+        met.wait()
+        multiply(*arguments)
+
+    matrix, _ = matrix_of(GroupInt4Codec(), 300)
+    x = random(200, COLUMNS)
+    with closing(Workers(2)) as workers:
+        products = products_of(workers)
+        expected = products.linear(x, matrix)
+        monkeypatch.setattr(kernels, "multiply", together)
+        for _ in range(20):
+            assert torch.equal(products.linear(x, matrix), expected)
+    assert len(set(rooms)) == 2
+
+
+def test_blocks_that_another_thread_does_not_end_are_laid_out_once_more(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = pytest.importorskip("flexflow_engine.cpu.bfloat_products")
+    multiply = kernels.multiply
+
+    def all_taken(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> None:
+        drawn[0] = len(drawn)
+        multiply(tokens, laid_out, table, room, drawn)
+
+    matrix, _ = matrix_of(GroupInt4Codec())
+    x, products = random(200, COLUMNS), products_of(workers)
+    expected = products.linear(x, matrix)
+    products.linear(2 * x, matrix)
+    monkeypatch.setattr(kernels, "multiply", all_taken)
+    assert torch.equal(products.linear(x, matrix), expected)
+
+
+def test_tiles_are_configured_as_before_when_a_kernel_has_ended() -> None:
+    """Libraries configure theirs once for many products."""
+    tiles = pytest.importorskip("flexflow_engine.cpu.bfloat_tiles")
+    from flexflow_engine.cpu.jit import kernel  # noqa: PLC0415  # it imports Numba
+
+    @kernel
+    def exchange(before: Any, wanted: Any) -> None:
+        tiles.exchange_configuration(before.ctypes.data, wanted.ctypes.data)
+
+    found, mine = np.full(64, 255, np.uint8), np.frombuffer(tiles.configuration(), np.uint8).copy()
+    mine[48] = 3  # lines of the first tile
+    nothing = np.zeros(64, np.uint8)
+    with closing(Workers(1)) as workers:
+        products, weight = products_of(workers), PlainRows(whole(ROWS, COLUMNS))
+        for configured in (mine, nothing):
+            exchange(found, configured)
+            products.linear(whole(3, COLUMNS), weight)
+            exchange(found, nothing)
+            assert found.tolist() == configured.tolist()
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_with_its_token_and_its_row(workers: Workers, number: float) -> None:
+    x, weight, products = random(35, COLUMNS), random(ROWS, COLUMNS), products_of(workers)
+    expected = products.linear(x, PlainRows(weight))
+    x[34, 200], weight[7, 5] = number, number
+    product = products.linear(x, PlainRows(weight))
+    assert not product[34].isfinite().any()
+    assert not product[:, 7].isfinite().any()
+    others = [row for row in range(ROWS) if row != 7]
+    assert torch.equal(product[:34, others], expected[:34, others])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 64])
+@pytest.mark.parametrize(("rows", "columns"), [*SHAPES, (40, 2**20), (12288, 49152), (50272, 12288)])
+def test_the_bound_holds_for_any_number_of_threads(threads: int, rows: int, columns: int) -> None:
+    kernels = pytest.importorskip("flexflow_engine.cpu.bfloat_products")
+    cut = bfloats.cut_bfloats(rows, columns, threads)
+    assert 1 <= cut.threads <= threads
+    assert cut.rows >= bfloats.TILE_ROWS
+    for tokens in (1, 65, WIDENED_TOKENS):
+        room = kernels._Room(cut, tokens=tokens, columns=columns)
+        assert room.nbytes <= bfloats.bfloat_nbytes(tokens, [(rows, columns)])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "columns", "multiplied"),
+    [
+        (torch.bfloat16, 32, 64, True),
+        (torch.bfloat16, 31, 64, False),
+        (torch.bfloat16, 32, 48, False),
+        (torch.float32, 32, 64, False),
+    ],
+)
+def test_which_matrices_are_multiplied_by_tiles(dtype: torch.dtype, rows: int, columns: int, multiplied: bool) -> None:
+    assert (PlainRows(torch.zeros((rows, columns), dtype=dtype)).bfloats is not None) == multiplied
+
+
+def test_numbers_that_are_to_be_widened_are(workers: Workers) -> None:
+    """A profile has measured float32 to be faster: products are not rounded twice then."""
+    matrix = PlainRows(random(ROWS, COLUMNS))
+    x = random(8, COLUMNS)
+    products = HostProducts(workers, torch.bfloat16, 1, kept_nbytes=0)
+    assert torch.equal(products.linear(x, matrix), F.linear(x.float(), matrix.part(0, ROWS, None).float()).bfloat16())
+    assert products._kernels is None
+
+
+def products_of(workers: Workers) -> HostProducts:
+    return HostProducts(workers, torch.bfloat16, None, kept_nbytes=0)
+
+
+def matrix_of(codec: GroupQuantCodec | None, rows: int = ROWS, columns: int = COLUMNS) -> tuple[Rows, torch.Tensor]:
+    """A matrix [rows, columns], and its numbers, float64; encoded in units of which the last is padded."""
+    if codec is None:
+        weight = random(rows, columns)
+        plain = PlainRows(weight)
+        assert plain.bfloats is not None
+        return plain, weight.double()
+    shape = 23, columns
+    units = -(-rows // shape[0])
+    data = encoded(codec, normal(units, shape, "bfloat16", seed=1), "bfloat16")
+    numbers = torch.zeros((units, *shape), dtype=torch.bfloat16)
+    codec.decode(data, numbers)
+    matrix = EncodedRows(codec, data, shape, rows=rows)
+    assert matrix.bfloats is not None
+    return matrix, numbers.view(-1, columns)[:rows].double()
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).bfloat16()
+
+
+def whole(*shape: int) -> torch.Tensor:
+    return torch.randint(-8, 8, shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16()
