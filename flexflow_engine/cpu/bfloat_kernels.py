@@ -1,5 +1,5 @@
-"""Products of bfloat16, compiled: tokens laid out for tiles, and rows of a matrix, multiplied where they lie, or where
-they were decoded to, some at a time, in the processor's cache. See flexflow_engine.cpu.bfloat_tiles.
+"""Products of bfloat16, compiled: tokens laid out in tiles, and rows of a matrix, multiplied where they lie, or where
+they were decoded to, some at a time, in the processor's cache. See flexflow_engine.cpu.bfloat_layout.
 """
 
 from __future__ import annotations
@@ -8,15 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flexflow_engine.cpu.bfloat_tiles import (
-    TILE_NBYTES,
-    configure,
-    exchange_configuration,
-    lay_out,
-    multiply_one_block,
-    multiply_two_blocks,
-    put_tile,
-)
+from flexflow_engine.cpu.bfloat_layout import TILE_NBYTES
+from flexflow_engine.cpu.bfloat_tiles import begin, end, lay_out, multiply_one_block, multiply_two_blocks, put
 from flexflow_engine.cpu.bfloats import TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
 from flexflow_engine.cpu.jit import kernel
 from flexflow_engine.cpu.pointers import call_decoder, has_flag, set_flag, take_next
@@ -31,8 +24,8 @@ _NEAR_BLOCKS = 8
 def multiply(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> None:
     """All products of some tokens, together with other threads that call it with the same.
 
-    tokens: address of the first token, bytes from token to token; tokens, columns. laid_out: address of all tokens as
-    tiles have them, which are made first. table: int64, a `Product` a line. room: addresses of what this thread alone
+    tokens: address of the first token, bytes from token to token; tokens, columns. laid_out: address of all tokens in
+    tiles, which are made first. table: int64, a `Product` a line. room: addresses of what this thread alone
     uses (`_Room` of `bfloat_products`), and how many rows it takes at a time. drawn: int64, all zeros: blocks of tokens
     and parts of matrices that have been taken, and for each block whether it is laid out.
 
@@ -50,7 +43,7 @@ def multiply(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> N
         if not has_flag(drawn, 2 + block):
             _lay_out(tokens, block, laid_out)
     (rows, sums, before, wanted), most = room
-    exchange_configuration(before, wanted)
+    begin(before, wanted)
     part, passed = take_next(drawn, 1), 0
     for product in range(len(table)):
         parts = (table[product, ROWS] + most - 1) // most
@@ -58,7 +51,7 @@ def multiply(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> N
             _multiply_part(tokens, laid_out, table[product], (rows, sums), ((part - passed) * most, most))
             part = take_next(drawn, 1)
         passed += parts
-    configure(before)
+    end(before)
 
 
 @kernel
@@ -84,8 +77,8 @@ def _multiply_part(tokens: Any, laid_out: Any, product: Any, room: Any, span: An
         rows, stride = product[ENCODED] + first * product[STRIDE], product[STRIDE]
         ahead = TILE_ROWS * stride
     for near in range(0, blocks, _NEAR_BLOCKS):
-        for begin in range(0, some, TILE_ROWS):
-            row = min(begin, some - TILE_ROWS)
+        for first_row in range(0, some, TILE_ROWS):
+            row = min(first_row, some - TILE_ROWS)
             for block in range(near, min(near + _NEAR_BLOCKS, blocks), 2):
                 several = min(2, blocks - block)
                 source = laid_out + block * TILE_TOKENS * columns * _ITEM
@@ -105,7 +98,7 @@ def _put(product: Any, tokens: Any, row: Any, sums: Any) -> None:
     (block, count), bias = tokens, product[BIAS]
     nbytes = product[OUT_STRIDE] * _ITEM
     out = product[OUT] + block * TILE_TOKENS * nbytes + row * _ITEM
-    put_tile((sums, bias + row * _ITEM if bias != 0 else 0, out, nbytes, count - block * TILE_TOKENS))
+    put((sums, bias + row * _ITEM if bias != 0 else 0, out, nbytes, count - block * TILE_TOKENS))
 
 
 @kernel

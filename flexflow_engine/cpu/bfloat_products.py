@@ -1,5 +1,6 @@
-"""Products of bfloat16 on the host, by tiles (AMX): rows of a matrix are multiplied where they lie, or where they have
-just been decoded to. torch lays every row out anew in each call, which for few tokens takes longer than multiplying.
+"""Products of bfloat16 on the host, by instructions for them: rows of a matrix are multiplied where they lie, or where
+they have just been decoded to. torch lays every row out anew in each call, which for few tokens takes longer than to
+multiply it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from math import ceil
 import numpy as np
 import torch
 
+from flexflow_engine.cpu.bfloat_amx import configuration
 from flexflow_engine.cpu.bfloat_kernels import multiply
-from flexflow_engine.cpu.bfloat_tiles import configuration
 from flexflow_engine.cpu.bfloats import CONFIGURATION_NBYTES, SUMS_NBYTES, TILE_TOKENS, cut_bfloats
 from flexflow_engine.cpu.kernel_products import KernelProducts
 from flexflow_engine.cpu.product_table import MatrixProduct, ProductTable, places
@@ -22,9 +23,10 @@ _CONFIGURATION = np.frombuffer(configuration(), np.uint8)
 
 
 class BFloatProducts(KernelProducts):
-    """Such products, of matrices that `bfloats.multiplies`."""
+    """Such products, of matrices that `cpu.bfloats` makes."""
 
     item_nbytes = 2
+    plain_speed = 8  # by AMX, as quickly as one thread reads them
 
     def _multiply_some(self, x: torch.Tensor, products: Sequence[MatrixProduct], threads: int) -> None:
         count, columns = x.shape
@@ -41,8 +43,8 @@ class BFloatProducts(KernelProducts):
 
 
 class _Room:
-    """Where what threads make lies in memory: all tokens, laid out for tiles, and for each thread the rows that it
-    decodes, a tile's sums, and the configuration of its tiles as it was before.
+    """Where what threads make lies in memory: all tokens, laid out in tiles, and for each thread the rows that it
+    decodes, sums, and how AMX was configured before.
     """
 
     def __init__(self, cut: Cut, *, tokens: int, columns: int) -> None:

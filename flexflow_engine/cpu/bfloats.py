@@ -1,6 +1,4 @@
-"""Matrices that the host multiplies in bfloat16 by kernels of its own, where there are tiles (AMX); see
-`cpu.bfloat_products`.
-"""
+"""Matrices that the host multiplies in bfloat16 by kernels of its own; see `cpu.bfloat_products`."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ TILE_COLUMNS = 32
 SUMS_NBYTES = 4 * TILE_ROWS * 2 * TILE_TOKENS
 """Of a thread's sums."""
 CONFIGURATION_NBYTES = 64
-"""Of what a thread's tiles were told before."""
+"""Of how a thread's AMX was configured before."""
 _PART_NUMBERS = 2**19
 """Of a matrix, that a thread multiplies at a time, at most: its second cache holds them beside some tokens."""
 _PARTS_A_THREAD = 4
@@ -35,9 +33,9 @@ _REQUEST_PERMISSION, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158
 
 
 def plain_matrix(weight: torch.Tensor) -> Matrix | None:
-    """weight: [rows, columns] in host memory. None where it is multiplied otherwise."""
+    """weight: [rows, columns] in host memory. None where torch multiplies it."""
     multiplies = weight.dtype == torch.bfloat16 and weight.stride(1) == 1 and _has_shape(*weight.shape)
-    if not (multiplies and has_bfloat_tiles()):
+    if not (multiplies and has_bfloat_kernels() and _plain_pays()):
         return None
     return Matrix(weight, (1, weight.shape[1]), rows=len(weight))
 
@@ -45,15 +43,17 @@ def plain_matrix(weight: torch.Tensor) -> Matrix | None:
 def encoded_matrix(
     decoder: KernelDecoder, encoded: torch.Tensor, unit_shape: tuple[int, int], *, rows: int
 ) -> Matrix | None:
-    """encoded: uint8 [units, unit_nbytes] in host memory. None as above."""
-    if not (_has_shape(rows, unit_shape[1]) and has_bfloat_tiles()):
+    """encoded: uint8 [units, unit_nbytes] in host memory. None where its numbers are
+    made for torch.
+    """
+    if not (_has_shape(rows, unit_shape[1]) and has_bfloat_kernels()):
         return None
     address = decoder.addresses["bfloat16"]
     return Matrix(encoded, unit_shape, rows=rows, decoder=address, settings=decoder.settings, owner=decoder.owner)
 
 
 def _has_shape(rows: int, columns: int) -> bool:
-    """Of what tiles multiply."""
+    """Of what kernels multiply."""
     return rows >= TILE_ROWS and columns % TILE_COLUMNS == 0
 
 
@@ -87,10 +87,24 @@ def _most(rows: int, columns: int) -> tuple[int, int]:
 
 
 @cache
-def has_bfloat_tiles() -> bool:
-    """Whether this processor has them, kernels are compiled for them, and the system lets this process use them."""
-    from flexflow_engine.cpu.jit import has_feature  # noqa: PLC0415  # Numba takes half a second to import
+def has_bfloat_kernels() -> bool:
+    """Whether kernels are compiled for this processor's instructions, and the system lets this process use them."""
+    from flexflow_engine.cpu.vectors import has_bfloat_vectors  # noqa: PLC0415  # Numba takes half a second to import
 
-    if not has_feature("amx-bf16"):
-        return False
+    return _asks_for_amx() if _has_amx() else has_bfloat_vectors()
+
+
+def _plain_pays() -> bool:
+    """Whether kernels are faster than torch where nothing need be decoded: by vectors they are not."""
+    return _has_amx()
+
+
+def _has_amx() -> bool:
+    from flexflow_engine.cpu.jit import has_feature  # noqa: PLC0415  # as above
+
+    return has_feature("amx-bf16")
+
+
+def _asks_for_amx() -> bool:
+    """Whether the system grants it."""
     return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)

@@ -21,6 +21,8 @@ class KernelProducts(ABC):
 
     item_nbytes: ClassVar[int]
     """Of the numbers that are multiplied."""
+    plain_speed: ClassVar[int] = 1
+    """How many times as many numbers one thread multiplies where they need not be decoded, before it pays to share."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers

@@ -40,11 +40,6 @@ millisecond for fewer, and half of that passes until another thread is awake.
 _SHARED_NUMBERS = 2**20
 """Of matrices, that threads share for any number of tokens: as long takes it to read them, or to make them."""
 
-_PLAIN_IN_KERNELS = 8
-"""Times as many of both where kernels of the engine's own multiply numbers as they lie, as quickly as a thread reads
-them.
-"""
-
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """As `torch.nn.functional.linear`."""
 
@@ -221,7 +216,7 @@ class HostProducts:
             self._kernels = kind(self._workers)
         numbers = x.shape[1] * sum(product.matrix.rows for product in products)
         if not any(product.matrix.is_encoded for product in products):
-            numbers //= _PLAIN_IN_KERNELS
+            numbers //= kind.plain_speed
         self._kernels.multiply(x, products, threads=self._threads(numbers, len(x), itemsize=kind.item_nbytes))
 
     def _rooms(self, cut: Cut, columns: int, dtype: torch.dtype) -> torch.Tensor:

@@ -12,10 +12,12 @@ from flexflow_engine.cpu.jit import has_feature
 
 _BYTE, _WORD, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _BFLOAT_SINCE = (20,)
-"""The version of LLVM that rounds vectors by the instruction. Older ones call a function that is not there."""
+"""The version of LLVM that makes instructions of operations on vectors of bfloat16. Older ones call functions that are
+not there.
+"""
 
 
-class _BFloat(ir.Type):  # type: ignore[misc]  # untyped, as all of llvmlite
+class BFloat(ir.Type):  # type: ignore[misc]  # untyped, as all of llvmlite
     """LLVM's type of bfloat16, which llvmlite does not have."""
 
     def _to_string(self) -> str:
@@ -50,12 +52,17 @@ def riffled(builder: Any, vectors: Sequence[Any]) -> list[Any]:
     ]
 
 
+def has_bfloat_vectors() -> bool:
+    """Whether the processor has vectors of bfloat16, and LLVM knows what to do with them."""
+    return bool(has_feature("avx512bf16") and llvm_version_info >= _BFLOAT_SINCE)
+
+
 def bfloat_bits(builder: Any, numbers: Any) -> Any:
     """Of the bfloat16 next to each float32, ties to even. Subnormal numbers may be taken for zero."""
     count = numbers.type.count
     words, shorts = ir.VectorType(_WORD, count), ir.VectorType(ir.IntType(16), count)
-    if has_feature("avx512bf16") and llvm_version_info >= _BFLOAT_SINCE:
-        return builder.bitcast(builder.fptrunc(numbers, ir.VectorType(_BFloat(), count)), shorts)
+    if has_bfloat_vectors():
+        return builder.bitcast(builder.fptrunc(numbers, ir.VectorType(BFloat(), count)), shorts)
     bits = builder.bitcast(numbers, words)
     odd = builder.and_(builder.lshr(bits, filled(words, 16)), filled(words, 1))
     rounded = builder.add(builder.add(bits, filled(words, 0x7FFF)), odd)
@@ -85,6 +92,13 @@ def repeated(
     return results
 
 
-def at(builder: Any, address: Any, nbytes: Any, kind: Any = _BYTE) -> Any:
+def at(builder: Any, address: Any, nbytes: Any, kind: Any) -> Any:
     """A pointer to what lies so many bytes behind an address."""
     return builder.inttoptr(builder.add(address, nbytes), kind.as_pointer())
+
+
+def prefetched(builder: Any, address: Any) -> None:
+    """Ask for a line of memory, to be read, for the second cache; any number may be asked for."""
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _WORD, _WORD, _WORD])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE.as_pointer()], kind)
+    builder.call(function, [builder.inttoptr(address, _BYTE.as_pointer()), _WORD(0), _WORD(2), _WORD(1)])

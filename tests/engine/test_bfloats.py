@@ -1,9 +1,10 @@
-"""Products by tiles are those of torch, whatever the shape, and leave tiles as they were."""
+"""Products of bfloat16 by the engine's own kernels are those of torch, whatever the shape."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,29 @@ from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_engine.testing.codec_suite import encoded, normal
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec, GroupQuantCodec
+from processors import run_without
 
 EPS = torch.finfo(torch.bfloat16).eps
 SHAPES = [(32, 32), (33, 64), (61, 384), (300, 96), (1000, 2048)]
 """Rows and columns; one tile, and more or less than whole ones and than a thread takes at a time."""
 ROWS, COLUMNS = 61, 384
 
-pytestmark = pytest.mark.skipif(not bfloats.has_bfloat_tiles(), reason="this processor has no tiles (AMX)")
+pytestmark = pytest.mark.skipif(
+    not bfloats.has_bfloat_kernels(), reason="this processor has no instructions for bfloat16 (AMX, AVX512_BF16)"
+)
+
+
+def has_amx() -> bool:
+    from flexflow_engine.cpu.jit import has_feature  # noqa: PLC0415  # Numba takes half a second to import
+
+    return has_feature("amx-bf16")
 
 
 @pytest.fixture(autouse=True)
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads share products of any size."""
+    """Threads share products of any size, and kernels multiply plain numbers on any processor."""
     monkeypatch.setattr(matmul, "_SHARED_NUMBERS", 0)
+    monkeypatch.setattr(bfloats, "_plain_pays", lambda: True)
 
 
 @pytest.mark.parametrize("codec", [None, GroupInt4Codec(), GroupInt8Codec()], ids=["plain", "int4", "int8"])
@@ -144,16 +155,17 @@ def test_blocks_that_another_thread_does_not_end_are_laid_out_once_more(
     assert torch.equal(products.linear(x, matrix), expected)
 
 
-def test_tiles_are_configured_as_before_when_a_kernel_has_ended() -> None:
-    """Libraries configure theirs once for many products."""
-    tiles = pytest.importorskip("flexflow_engine.cpu.bfloat_tiles")
+@pytest.mark.skipif(not has_amx(), reason="this processor has no AMX")
+def test_amx_is_configured_as_before_when_a_kernel_has_ended() -> None:
+    """Libraries configure it once for many products."""
+    amx, tiles = (pytest.importorskip(f"flexflow_engine.cpu.bfloat_{name}") for name in ("amx", "tiles"))
     from flexflow_engine.cpu.jit import kernel  # noqa: PLC0415  # it imports Numba
 
     @kernel
     def exchange(before: Any, wanted: Any) -> None:
-        tiles.exchange_configuration(before.ctypes.data, wanted.ctypes.data)
+        tiles.begin(before.ctypes.data, wanted.ctypes.data)
 
-    found, mine = np.full(64, 255, np.uint8), np.frombuffer(tiles.configuration(), np.uint8).copy()
+    found, mine = np.full(64, 255, np.uint8), np.frombuffer(amx.configuration(), np.uint8).copy()
     mine[48] = 3  # lines of the first tile
     nothing = np.zeros(64, np.uint8)
     with closing(Workers(1)) as workers:
@@ -163,6 +175,18 @@ def test_tiles_are_configured_as_before_when_a_kernel_has_ended() -> None:
             products.linear(whole(3, COLUMNS), weight)
             exchange(found, nothing)
             assert found.tolist() == configured.tolist()
+
+
+def test_processors_without_amx_make_the_same_products(tmp_path: Path) -> None:
+    """Kernels are compiled anew, for this processor's vectors."""
+    run_without(["amx"], __file__, "-k", "rounded_once or anywhere or beside or finite", cache=tmp_path)
+
+
+def test_where_the_system_grants_no_amx_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_amx():
+        pytest.skip("this processor has no AMX")
+    monkeypatch.setattr(bfloats, "_asks_for_amx", lambda: False)
+    assert not bfloats.has_bfloat_kernels.__wrapped__()
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
@@ -198,7 +222,7 @@ def test_the_bound_holds_for_any_number_of_threads(threads: int, rows: int, colu
         (torch.float32, 32, 64, False),
     ],
 )
-def test_which_matrices_are_multiplied_by_tiles(dtype: torch.dtype, rows: int, columns: int, multiplied: bool) -> None:
+def test_which_matrices_the_kernels_multiply(dtype: torch.dtype, rows: int, columns: int, multiplied: bool) -> None:
     assert (PlainRows(torch.zeros((rows, columns), dtype=dtype)).bfloats is not None) == multiplied
 
 

@@ -21,9 +21,9 @@ SHAPES = ((1, (2, 48), 2), (7, (4, 33), 26), (3, (1, 130), 3), (5, (700, 64), 30
 
 
 @pytest.fixture(autouse=True)
-def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On any processor as on one without them: see test_bfloats."""
-    monkeypatch.setattr(bfloats, "has_bfloat_tiles", lambda: False)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any processor as on one without kernels for bfloat16: see test_bfloats."""
+    monkeypatch.setattr(bfloats, "has_bfloat_kernels", lambda: False)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.key)

@@ -21,8 +21,8 @@ from flexflow_plugins.codecs.group_quant import GroupInt8Codec
 
 @pytest.fixture(params=[HostProducts, TeamProducts], ids=["by the engine's threads", "by torch's"])
 def made_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[HostProducts]:
-    """On any processor as on one without tiles: see test_bfloats."""
-    monkeypatch.setattr(bfloats, "has_bfloat_tiles", lambda: False)
+    """On any processor as on one without kernels for bfloat16: see test_bfloats."""
+    monkeypatch.setattr(bfloats, "has_bfloat_kernels", lambda: False)
     products: type[HostProducts] = request.param
     return products
 
