@@ -15,7 +15,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
 from flexflow_engine.cpu.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
-from flexflow_engine.cpu.vectors import at, prefetched, repeated
+from flexflow_engine.cpu.vectors import prefetched, repeated
 
 _NUM_TILES = 8
 _BYTE, _LONG = ir.IntType(8), ir.IntType(64)
@@ -43,16 +43,20 @@ def take_over_configuration(builder: Any, address: Any) -> None:
 def multiply(builder: Any, places: Places, blocks: int) -> None:
     """So many blocks of tokens, two at most."""
     pairs = [(half, block) for half in range(2) for block in range(blocks)]
-    for number in range(len(pairs)):
-        _call(builder, "tilezero", [_BYTE(number)])
-    steps = builder.udiv(places.columns, _LONG(LINE_COLUMNS))
-    block_nbytes = builder.mul(steps, _LONG(TILE_NBYTES))
+    sums = [builder.add(places.sums, _LONG(number * TILE_NBYTES)) for number in range(len(pairs))]
+    with builder.if_else(builder.icmp_unsigned("!=", places.adds, _LONG(0))) as (adds, begins):
+        with adds:
+            for number, address in enumerate(sums):
+                _load(builder, number, address, _LONG(LINE_NBYTES))
+        with begins:
+            for number in range(len(pairs)):
+                _call(builder, "tilezero", [_BYTE(number)])
 
     def add_columns(step: Any, _: Sequence[Any]) -> list[Any]:
         tokens = builder.add(places.tokens, builder.mul(step, _LONG(TILE_NBYTES)))
         rows = builder.add(places.rows, builder.mul(step, _LONG(LINE_NBYTES)))
         for block in range(blocks):
-            place = builder.add(tokens, builder.mul(block_nbytes, _LONG(block)))
+            place = builder.add(tokens, builder.mul(places.block_nbytes, _LONG(block)))
             _load(builder, _TOKENS_AT + block, place, _LONG(LINE_NBYTES))
         for half in range(2):
             first = builder.add(rows, builder.mul(places.stride, _LONG(half * LINES)))
@@ -65,10 +69,9 @@ def multiply(builder: Any, places: Places, blocks: int) -> None:
                 prefetched(builder, builder.add(ahead, builder.mul(places.stride, _LONG(line))))
         return []
 
-    repeated(builder, steps, [], add_columns)
-    for number in range(len(pairs)):
-        target = at(builder, places.sums, _LONG(number * TILE_NBYTES), _BYTE)
-        _call(builder, "tilestored64", [_BYTE(number), target, _LONG(LINE_NBYTES)])
+    repeated(builder, builder.udiv(places.columns, _LONG(LINE_COLUMNS)), [], add_columns)
+    for number, address in enumerate(sums):
+        _call(builder, "tilestored64", [_BYTE(number), builder.inttoptr(address, _POINTER), _LONG(LINE_NBYTES)])
 
 
 def _load(builder: Any, tile: int, address: Any, stride: Any) -> None:

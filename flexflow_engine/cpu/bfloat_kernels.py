@@ -10,12 +10,12 @@ import numpy as np
 
 from flexflow_engine.cpu.bfloat_layout import TILE_NBYTES
 from flexflow_engine.cpu.bfloat_tiles import begin, end, lay_out, multiply_one_block, multiply_two_blocks, put
-from flexflow_engine.cpu.bfloats import TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
+from flexflow_engine.cpu.bfloats import COLUMNS_AT_ONCE, TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
 from flexflow_engine.cpu.jit import kernel
 from flexflow_engine.cpu.pointers import call_decoder, has_flag, set_flag, take_next
 from flexflow_engine.cpu.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
 
-_ITEM = 2
+_ITEM, _SUM = 2, 4
 _NEAR_BLOCKS = 8
 """Of tokens, whose numbers a processor's second cache holds beside those of a part of the matrix."""
 
@@ -66,30 +66,55 @@ def _lay_out(tokens: Any, block: Any, laid_out: Any) -> None:
 
 @kernel
 def _multiply_part(tokens: Any, laid_out: Any, product: Any, room: Any, span: Any) -> None:
-    """Some rows of a matrix from the first on, times all tokens; fewer than TILE_ROWS with some before."""
+    """Some rows of a matrix from the first on, times all tokens; fewer than TILE_ROWS with some before.
+
+    Some columns of all these rows at a time, which a processor's second cache holds beside those of some tokens.
+    """
     (_, (count, columns)), (rows, sums), (first, most) = tokens, room, span
     first = min(first, product[ROWS] - TILE_ROWS)
-    some, stride, blocks = min(most, product[ROWS] - first), columns * _ITEM, (count + TILE_TOKENS - 1) // TILE_TOKENS
-    ahead = np.int64(0)
-    if product[DECODER] != 0:
-        _decode_rows(product, (first * columns, (first + some) * columns), rows)
+    some, blocks = min(most, product[ROWS] - first), (count + TILE_TOKENS - 1) // TILE_TOKENS
+    for column in range(0, columns, COLUMNS_AT_ONCE):
+        width = min(COLUMNS_AT_ONCE, columns - column)
+        if product[DECODER] != 0:
+            stride, ahead, source = width * _ITEM, np.int64(0), rows
+            for row in range(some):
+                start = (first + row) * columns + column
+                _decode(product, (start, start + width), rows + row * stride)
+        else:
+            stride = product[STRIDE]
+            ahead, source = TILE_ROWS * stride, product[ENCODED] + first * stride + column * _ITEM
+        for near in range(0, blocks, _NEAR_BLOCKS):
+            for first_row in range(0, some, TILE_ROWS):
+                row = min(first_row, some - TILE_ROWS)
+                for block in range(near, min(near + _NEAR_BLOCKS, blocks), 2):
+                    several = min(2, blocks - block)
+                    place = (
+                        sums
+                        if columns <= COLUMNS_AT_ONCE
+                        else sums + 4 * TILE_TOKENS * (first_row * blocks + block * TILE_ROWS)
+                    )
+                    _multiply_tile(
+                        laid_out + (block * columns + column) * TILE_TOKENS * _ITEM,
+                        (columns, width),
+                        (source + row * stride, stride, ahead if block == 0 else 0),
+                        (place, several, column != 0),
+                    )
+                    if column + width == columns:
+                        for tile in range(2 * several):
+                            chosen = first + row + tile // several * (TILE_ROWS // 2)
+                            _put(product, (block + tile % several, count), chosen, place + tile * TILE_NBYTES)
+
+
+@kernel
+def _multiply_tile(tokens: Any, columns: Any, rows: Any, sums: Any) -> None:
+    """TILE_ROWS rows times one or two blocks of tokens. columns: of a token, and how many are multiplied."""
+    (all_columns, width), (source, stride, ahead), (place, blocks, adds) = columns, rows, sums
+    block_nbytes = all_columns * TILE_TOKENS * _ITEM
+    places = source, stride, ahead, tokens, block_nbytes, width, place, np.int64(adds)
+    if blocks == 2:
+        multiply_two_blocks(places)
     else:
-        rows, stride = product[ENCODED] + first * product[STRIDE], product[STRIDE]
-        ahead = TILE_ROWS * stride
-    for near in range(0, blocks, _NEAR_BLOCKS):
-        for first_row in range(0, some, TILE_ROWS):
-            row = min(first_row, some - TILE_ROWS)
-            for block in range(near, min(near + _NEAR_BLOCKS, blocks), 2):
-                several = min(2, blocks - block)
-                source = laid_out + block * TILE_TOKENS * columns * _ITEM
-                places = rows + row * stride, stride, ahead if block == 0 else 0, source, columns, sums
-                if several == 2:
-                    multiply_two_blocks(places)
-                else:
-                    multiply_one_block(places)
-                for tile in range(2 * several):
-                    place = first + row + tile // several * (TILE_ROWS // 2)
-                    _put(product, (block + tile % several, count), place, sums + tile * TILE_NBYTES)
+        multiply_one_block(places)
 
 
 @kernel
@@ -102,7 +127,7 @@ def _put(product: Any, tokens: Any, row: Any, sums: Any) -> None:
 
 
 @kernel
-def _decode_rows(product: Any, span: Any, target: Any) -> None:
+def _decode(product: Any, span: Any, target: Any) -> None:
     """Numbers [start, stop), counted through all units, to an address."""
     start, stop = span
     while start < stop:

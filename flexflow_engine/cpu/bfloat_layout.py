@@ -20,16 +20,20 @@ class Places(NamedTuple):
     """
 
     rows: Any
-    """bfloat16, 32 of the matrix."""
+    """bfloat16, 32 of the matrix, and of each the columns that are multiplied."""
     stride: Any
     """Bytes from row to row."""
     ahead: Any
     """How many bytes behind each row lies one that will be wanted soon."""
     tokens: Any
-    """bfloat16 [blocks, columns / 32, 16 pairs of columns, 16 tokens, 2]."""
+    """bfloat16 [columns / 32, 16 pairs of columns, 16 tokens, 2], of the first block."""
+    block_nbytes: Any
+    """From block to block of tokens."""
     columns: Any
     sums: Any
     """float32 [2, blocks, 16 rows, 16 tokens], to be written."""
+    adds: Any
+    """Whether the products are added to what the sums are; 0 or 1."""
 
 
 class Target(NamedTuple):

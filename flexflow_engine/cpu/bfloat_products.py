@@ -14,7 +14,7 @@ import torch
 
 from flexflow_engine.cpu.bfloat_amx import configuration
 from flexflow_engine.cpu.bfloat_kernels import multiply
-from flexflow_engine.cpu.bfloats import CONFIGURATION_NBYTES, SUMS_NBYTES, TILE_TOKENS, cut_bfloats
+from flexflow_engine.cpu.bfloats import CONFIGURATION_NBYTES, TILE_TOKENS, cut_bfloats, room_nbytes, tokens_nbytes
 from flexflow_engine.cpu.kernel_products import KernelProducts
 from flexflow_engine.cpu.product_table import MatrixProduct, ProductTable, places
 from flexflow_engine.cpu.widening import Cut
@@ -49,12 +49,12 @@ class _Room:
 
     def __init__(self, cut: Cut, *, tokens: int, columns: int) -> None:
         self.cut = cut
-        _, self._tokens_nbytes = places([ceil(tokens / TILE_TOKENS) * TILE_TOKENS * columns * 2])
-        self._room = places([cut.rows * columns * 2, SUMS_NBYTES, CONFIGURATION_NBYTES])
+        _, self._tokens_nbytes = places([tokens_nbytes(tokens, columns)])
+        self._room = places([*room_nbytes(cut.rows, columns, tokens), CONFIGURATION_NBYTES])
         self.nbytes = self._tokens_nbytes + cut.threads * self._room[-1]
 
     def of_thread(self, address: int, thread: int) -> tuple[int, ...]:
-        """Addresses of rows [rows, columns], sums, the configuration before, and the one that is wanted."""
+        """Addresses of rows, sums, the configuration before, and the one that is wanted."""
         begin = address + self._tokens_nbytes + thread * self._room[-1]
         return *(begin + place for place in self._room[:-1]), _CONFIGURATION.ctypes.data
 

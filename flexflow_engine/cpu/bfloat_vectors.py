@@ -30,7 +30,6 @@ def multiply(builder: Any, places: Places, blocks: int) -> None:
         "llvm.x86.avx512bf16.dpbf16ps.512", [], ir.FunctionType(_FLOATS, [_FLOATS, _PAIRS, _PAIRS])
     )
     steps = builder.udiv(places.columns, _LONG(LINE_COLUMNS))
-    block_nbytes = builder.mul(steps, _LONG(TILE_NBYTES))
     tile = [(row, block) for row in range(_ROWS) for block in range(blocks)]
 
     def group_of_rows(group: Any, _: Sequence[Any]) -> list[Any]:
@@ -45,7 +44,7 @@ def multiply(builder: Any, places: Places, blocks: int) -> None:
             for pair in range(LINES):
                 vectors = [
                     builder.load(at(builder, builder.add(tokens, _LONG(pair * LINE_NBYTES)), beyond, _PAIRS), align=64)
-                    for beyond in (builder.mul(block_nbytes, _LONG(block)) for block in range(blocks))
+                    for beyond in (builder.mul(places.block_nbytes, _LONG(block)) for block in range(blocks))
                 ]
                 place = builder.add(skipped, _LONG(pair * _PAIR_NBYTES))
                 numbers = [
@@ -60,13 +59,25 @@ def multiply(builder: Any, places: Places, blocks: int) -> None:
                 ]
             return list(sums)
 
-        sums = repeated(builder, steps, [filled(_FLOATS, 0.0)] * len(tile), add_columns)
         half, low = builder.udiv(group, _LONG(_GROUPS // 2)), builder.urem(group, _LONG(_GROUPS // 2))
         line = builder.add(builder.mul(half, _LONG(blocks * LINES)), builder.mul(low, _LONG(_ROWS)))
         target = builder.add(places.sums, builder.mul(line, _LONG(LINE_NBYTES)))
-        for total, (row, block) in zip(sums, tile, strict=True):
-            beyond = _LONG((block * LINES + row) * LINE_NBYTES)
-            builder.store(total, at(builder, target, beyond, _FLOATS), align=LINE_NBYTES)
+        where = [at(builder, target, _LONG((block * LINES + row) * LINE_NBYTES), _FLOATS) for row, block in tile]
+        sums = repeated(builder, steps, _begun(builder, places.adds, where), add_columns)
+        for total, place in zip(sums, where, strict=True):
+            builder.store(total, place, align=LINE_NBYTES)
         return []
 
     repeated(builder, _LONG(_GROUPS), [], group_of_rows)
+
+
+def _begun(builder: Any, adds: Any, where: Sequence[Any]) -> list[Any]:
+    """What lies there, if `adds` is not 0, or else zeros."""
+    before = builder.block
+    with builder.if_then(builder.icmp_unsigned("!=", adds, _LONG(0))):
+        found, there = [builder.load(place, align=LINE_NBYTES) for place in where], builder.block
+    sums = [builder.phi(_FLOATS) for _ in where]
+    for total, loaded in zip(sums, found, strict=True):
+        total.add_incoming(filled(_FLOATS, 0.0), before)
+        total.add_incoming(loaded, there)
+    return sums

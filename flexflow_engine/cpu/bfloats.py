@@ -17,17 +17,19 @@ TILE_ROWS, TILE_TOKENS = 32, 16
 """Of a matrix, that are multiplied at once, and tokens, to a multiple of which they are filled up."""
 TILE_COLUMNS = 32
 """Columns of a matrix are a multiple of it."""
-SUMS_NBYTES = 4 * TILE_ROWS * 2 * TILE_TOKENS
-"""Of a thread's sums."""
+COLUMNS_AT_ONCE = 2048
+"""That are multiplied of a part's rows, at most, before the next ones."""
 CONFIGURATION_NBYTES = 64
 """Of how a thread's AMX was configured before."""
-_PART_NUMBERS = 2**19
-"""Of a matrix, that a thread multiplies at a time, at most: its second cache holds them beside some tokens."""
+_PART_NUMBERS = 2**18
+"""Of a matrix, that a thread multiplies at a time, at most: its second cache holds them beside as many of tokens."""
 _PARTS_A_THREAD = 4
 """Of the largest matrix, as far as there are tiles: who is kept from working takes fewer."""
 _HELD_NUMBERS = 2**23
 """That all threads hold at a time, at most."""
-_NUMBER_NBYTES = 2
+_NUMBER_NBYTES, _SUM_NBYTES = 2, 4
+SUMS_NBYTES = _SUM_NBYTES * TILE_ROWS * 2 * TILE_TOKENS
+"""Of a thread's sums with two blocks of tokens."""
 _REQUEST_PERMISSION, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158
 """Linux asks programs to ask for the tiles' eight KiB a thread: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)."""
 
@@ -61,7 +63,7 @@ def cut_bfloats(rows: int, columns: int, threads: int) -> Cut:
     """Of matrices of which the largest has so many rows, among at most so many threads."""
     most_threads, most_tiles = _most(rows, columns)
     threads = min(threads, most_threads)
-    held = min(most_tiles // threads, max(1, _PART_NUMBERS // (TILE_ROWS * columns)))
+    held = min(most_tiles // threads, max(1, _PART_NUMBERS // (TILE_ROWS * min(columns, COLUMNS_AT_ONCE))))
     return Cut(threads, TILE_ROWS * min(held, ceil(rows / (TILE_ROWS * _PARTS_A_THREAD * threads))))
 
 
@@ -69,20 +71,37 @@ def bfloat_nbytes(tokens: int, matrices: Iterable[tuple[int, int]]) -> int:
     """Bytes that products of `tokens` tokens and matrices [rows, columns] take beside their results, at most, whatever
     the number of threads; they are kept for the next product.
     """
-    padded = ceil(min(tokens, WIDENED_TOKENS) / TILE_TOKENS) * TILE_TOKENS
 
     def nbytes(rows: int, columns: int) -> int:
         threads, tiles = _most(rows, columns)
-        held = tiles * TILE_ROWS * columns * _NUMBER_NBYTES + threads * (SUMS_NBYTES + CONFIGURATION_NBYTES)
-        return padded * columns * _NUMBER_NBYTES + held
+        room = sum(room_nbytes(tiles * TILE_ROWS, columns, tokens)) + (threads - 1) * SUMS_NBYTES
+        return tokens_nbytes(tokens, columns) + room + threads * CONFIGURATION_NBYTES
 
     return max((nbytes(rows, columns) for rows, columns in matrices if _has_shape(rows, columns)), default=0)
+
+
+def tokens_nbytes(tokens: int, columns: int) -> int:
+    """Of tokens in tiles."""
+    return _padded(tokens) * columns * _NUMBER_NBYTES
+
+
+def room_nbytes(rows: int, columns: int, tokens: int) -> tuple[int, int]:
+    """Of so many rows as they are decoded, some columns at a time, and of their sums; a tile's are enough where all
+    columns are multiplied at once.
+    """
+    decoded = rows * min(columns, COLUMNS_AT_ONCE) * _NUMBER_NBYTES
+    sums = _SUM_NBYTES * rows * _padded(tokens) if columns > COLUMNS_AT_ONCE else 0
+    return decoded, max(SUMS_NBYTES, sums)
+
+
+def _padded(tokens: int) -> int:
+    return ceil(min(tokens, WIDENED_TOKENS) / TILE_TOKENS) * TILE_TOKENS
 
 
 def _most(rows: int, columns: int) -> tuple[int, int]:
     """Threads that share a matrix, and tiles of its rows that all of them hold at a time, at most."""
     parts = ceil(rows / (TILE_ROWS * _PARTS_A_THREAD))
-    tiles = min(2 * parts, max(1, _HELD_NUMBERS // (TILE_ROWS * columns)))
+    tiles = min(2 * parts, max(1, _HELD_NUMBERS // (TILE_ROWS * min(columns, COLUMNS_AT_ONCE))))
     return min(parts, tiles), tiles
 
 

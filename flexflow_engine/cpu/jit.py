@@ -1,5 +1,6 @@
 """Compiling with Numba: no compiler is needed on the user's machine, and what was compiled is kept on disk, as long as
-the kernel's own file stays as it is: who changes another one that it is made of touches that file, too.
+the files in the kernel's own folder and in this one stay as they are. Numba itself looks at the kernel's file alone,
+and would go on with numbers and functions that it took from others before these were changed.
 
 Importing this module imports Numba. Only kernels import it, and kernels are imported when the first tensor is computed
 on, so that plugins are listed without.
@@ -7,16 +8,26 @@ on, so that plugins are listed without.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 import numba.extending
 from numba.core.registry import cpu_target
 
+from flexflow_engine.user_cache import user_cache
+
 P = ParamSpec("P")
 R = TypeVar("R")
+_CONFIG: Any = numba.config
+_DECORATING = Lock()
+"""Held while Numba is told another folder than the process's."""
 _SUMS = {"reassoc", "nsz", "contract", "arcp"}
 """LLVM's names of the liberties that are taken."""
 _njit = partial(numba.njit, nogil=True, error_model="numpy")
@@ -59,7 +70,40 @@ def c_function(signature: str) -> Callable[[Callable[..., None]], Any]:
 
 
 def _kept(compiler: Callable[..., Callable[..., Any]], function: Callable[..., Any]) -> Any:
-    try:
-        return compiler(cache=True)(function)
-    except RuntimeError:  # neither this folder nor the user's cache can be written: compile in every process
+    folder = _folder_of(Path(function.__code__.co_filename))
+    if folder is None:
         return compiler()(function)
+    with _DECORATING:
+        before, _CONFIG.CACHE_DIR = _CONFIG.CACHE_DIR, str(folder)
+        try:
+            return compiler(cache=True)(function)
+        except RuntimeError:  # that folder can't be used after all
+            return compiler()(function)
+        finally:
+            _CONFIG.CACHE_DIR = before
+
+
+def _folder_of(source: Path) -> Path | None:
+    """For what is compiled of a file: the user's, beside the file, or in this user's cache. None where nothing can be
+    written, and every process compiles.
+    """
+    if not source.is_file():
+        return None
+    chosen = _CONFIG.CACHE_DIR
+    for base in [Path(chosen)] if chosen else [source.parent / "__pycache__", user_cache() / "kernels"]:
+        folder = base / f"kernels-{_digest(source.parent)}"
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    return None
+
+
+@cache
+def _digest(folder: Path) -> str:
+    """Of all files that a kernel in a folder is made of."""
+    digest = sha256()
+    for file in sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")}):
+        digest.update(b"%b\0%d\0" % (file.name.encode(), file.stat().st_size))
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -23,8 +23,8 @@ from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt8Codec, 
 from processors import run_without
 
 EPS = torch.finfo(torch.bfloat16).eps
-SHAPES = [(32, 32), (33, 64), (61, 384), (300, 96), (1000, 2048)]
-"""Rows and columns; one tile, and more or less than whole ones and than a thread takes at a time."""
+SHAPES = [(32, 32), (33, 64), (61, 384), (300, 96), (1000, 2048), (300, 4160)]
+"""Rows and columns: one tile, and more or less than whole ones, and than is multiplied at a time."""
 ROWS, COLUMNS = 61, 384
 
 pytestmark = pytest.mark.skipif(
