@@ -15,7 +15,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
 from flexflow_engine.cpu.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
-from flexflow_engine.cpu.vectors import prefetched, repeated
+from flexflow_engine.cpu.vectors import ask_for, repeated
 
 _NUM_TILES = 8
 _BYTE, _LONG = ir.IntType(8), ir.IntType(64)
@@ -66,7 +66,7 @@ def multiply(builder: Any, places: Places, blocks: int) -> None:
                 _call(builder, "tdpbf16ps", [_BYTE(tile) for tile in tiles])
             ahead = builder.add(first, places.ahead)
             for line in range(LINES):
-                prefetched(builder, builder.add(ahead, builder.mul(places.stride, _LONG(line))))
+                ask_for(builder, builder.add(ahead, builder.mul(places.stride, _LONG(line))), into=2)
         return []
 
     repeated(builder, builder.udiv(places.columns, _LONG(LINE_COLUMNS)), [], add_columns)

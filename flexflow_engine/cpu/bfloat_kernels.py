@@ -11,8 +11,9 @@ import numpy as np
 from flexflow_engine.cpu.bfloat_layout import TILE_NBYTES
 from flexflow_engine.cpu.bfloat_tiles import begin, end, lay_out, multiply_one_block, multiply_two_blocks, put
 from flexflow_engine.cpu.bfloats import COLUMNS_AT_ONCE, TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
+from flexflow_engine.cpu.decoding import decode_span
 from flexflow_engine.cpu.jit import kernel
-from flexflow_engine.cpu.pointers import call_decoder, has_flag, set_flag, take_next
+from flexflow_engine.cpu.pointers import has_flag, set_flag, take_next
 from flexflow_engine.cpu.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
 
 _ITEM, _SUM = 2, 4
@@ -79,7 +80,9 @@ def _multiply_part(tokens: Any, laid_out: Any, product: Any, room: Any, span: An
             stride, ahead, source = width * _ITEM, np.int64(0), rows
             for row in range(some):
                 start = (first + row) * columns + column
-                _decode(product, (start, start + width), rows + row * stride)
+                encoded = product[ENCODED], product[STRIDE], product[UNIT]
+                target = rows + row * stride - start * _ITEM, product[UNIT] * _ITEM, _ITEM
+                decode_span(product[DECODER], product[SETTINGS], encoded, target, (start, start + width))
         else:
             stride = product[STRIDE]
             ahead, source = TILE_ROWS * stride, product[ENCODED] + first * stride + column * _ITEM
@@ -107,7 +110,9 @@ def _multiply_part(tokens: Any, laid_out: Any, product: Any, room: Any, span: An
 
 @kernel
 def _multiply_tile(tokens: Any, columns: Any, rows: Any, sums: Any) -> None:
-    """TILE_ROWS rows times one or two blocks of tokens. columns: of a token, and how many are multiplied."""
+    """TILE_ROWS rows times one or two blocks of tokens. tokens: address of the first tile. columns: of a token, and how
+    many are multiplied. rows: as `Places` has them. sums: address, blocks, and whether products are added.
+    """
     (all_columns, width), (source, stride, ahead), (place, blocks, adds) = columns, rows, sums
     block_nbytes = all_columns * TILE_TOKENS * _ITEM
     places = source, stride, ahead, tokens, block_nbytes, width, place, np.int64(adds)
@@ -124,16 +129,3 @@ def _put(product: Any, tokens: Any, row: Any, sums: Any) -> None:
     nbytes = product[OUT_STRIDE] * _ITEM
     out = product[OUT] + block * TILE_TOKENS * nbytes + row * _ITEM
     put((sums, bias + row * _ITEM if bias != 0 else 0, out, nbytes, count - block * TILE_TOKENS))
-
-
-@kernel
-def _decode(product: Any, span: Any, target: Any) -> None:
-    """Numbers [start, stop), counted through all units, to an address."""
-    start, stop = span
-    while start < stop:
-        first = start % product[UNIT]
-        count = min(product[UNIT] - first, stop - start)
-        encoded = product[ENCODED] + start // product[UNIT] * product[STRIDE]
-        call_decoder(product[DECODER], encoded, product[SETTINGS], first, count, target)
-        start += count
-        target += count * _ITEM

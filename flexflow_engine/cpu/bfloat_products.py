@@ -26,15 +26,16 @@ class BFloatProducts(KernelProducts):
     """Such products, of matrices that `cpu.bfloats` makes."""
 
     item_nbytes = 2
-    plain_speed = 8  # by AMX, as quickly as one thread reads them
+    plain_speed = 8  # AMX multiplies 32 tokens by what a thread reads meanwhile
 
     def _multiply_some(self, x: torch.Tensor, products: Sequence[MatrixProduct], threads: int) -> None:
         count, columns = x.shape
-        room = _room(max(product.matrix.rows for product in products), columns, count, threads)
+        rows, decodes = max(p.matrix.rows for p in products), any(p.matrix.is_encoded for p in products)
+        room = _cut_room(rows, columns, count, threads, decodes)
         tokens = (x.data_ptr(), x.stride(0) * x.itemsize), (count, columns)
         table = ProductTable(products, x.dtype)
         drawn = np.zeros(2 + ceil(count / TILE_TOKENS), np.int64)
-        address = self._room(room.nbytes)
+        address = self._memory_of(room.nbytes)
 
         def work(thread: int, _: int) -> None:
             multiply(tokens, address, table.lines, (room.of_thread(address, thread), room.cut.rows), drawn)
@@ -47,19 +48,20 @@ class _Room:
     decodes, sums, and how AMX was configured before.
     """
 
-    def __init__(self, cut: Cut, *, tokens: int, columns: int) -> None:
+    def __init__(self, cut: Cut, *, tokens: int, columns: int, decodes: bool) -> None:
         self.cut = cut
         _, self._tokens_nbytes = places([tokens_nbytes(tokens, columns)])
-        self._room = places([*room_nbytes(cut.rows, columns, tokens), CONFIGURATION_NBYTES])
-        self.nbytes = self._tokens_nbytes + cut.threads * self._room[-1]
+        decoded, sums = room_nbytes(cut.rows, columns, tokens)
+        self._places = places([decoded if decodes else 0, sums, CONFIGURATION_NBYTES])
+        self.nbytes = self._tokens_nbytes + cut.threads * self._places[-1]
 
     def of_thread(self, address: int, thread: int) -> tuple[int, ...]:
         """Addresses of rows, sums, the configuration before, and the one that is wanted."""
-        begin = address + self._tokens_nbytes + thread * self._room[-1]
-        return *(begin + place for place in self._room[:-1]), _CONFIGURATION.ctypes.data
+        begin = address + self._tokens_nbytes + thread * self._places[-1]
+        return *(begin + place for place in self._places[:-1]), _CONFIGURATION.ctypes.data
 
 
 @lru_cache(maxsize=64)
-def _room(rows: int, columns: int, tokens: int, threads: int) -> _Room:
+def _cut_room(rows: int, columns: int, tokens: int, threads: int, decodes: bool) -> _Room:
     """Cut once, not for every layer."""
-    return _Room(cut_bfloats(rows, columns, threads), tokens=tokens, columns=columns)
+    return _Room(cut_bfloats(rows, columns, threads), tokens=tokens, columns=columns, decodes=decodes)

@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
 from flexflow_engine.cpu.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
-from flexflow_engine.cpu.vectors import BFloat, at, everywhere, filled, prefetched, repeated
+from flexflow_engine.cpu.vectors import BFloat, ask_for, at, everywhere, filled, repeated
 
 _ROWS = 8
 """Of the matrix, at a time: as many sums of two blocks of tokens as the processor has registers for, with what is
@@ -40,7 +40,7 @@ def multiply(builder: Any, places: Places, blocks: int) -> None:
             skipped = builder.mul(step, _LONG(LINE_NBYTES))
             tokens = builder.add(places.tokens, builder.mul(step, _LONG(TILE_NBYTES)))
             for row in rows:
-                prefetched(builder, builder.add(builder.add(row, places.ahead), skipped))
+                ask_for(builder, builder.add(builder.add(row, places.ahead), skipped), into=2)
             for pair in range(LINES):
                 vectors = [
                     builder.load(at(builder, builder.add(tokens, _LONG(pair * LINE_NBYTES)), beyond, _PAIRS), align=64)

@@ -10,16 +10,17 @@ from math import ceil
 import torch
 
 from flexflow_engine.abc.codec import KernelDecoder
+from flexflow_engine.cpu.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES
 from flexflow_engine.cpu.product_table import Matrix
 from flexflow_engine.cpu.widening import WIDENED_TOKENS, Cut
 
-TILE_ROWS, TILE_TOKENS = 32, 16
+TILE_ROWS, TILE_TOKENS = 2 * LINES, LINES
 """Of a matrix, that are multiplied at once, and tokens, to a multiple of which they are filled up."""
-TILE_COLUMNS = 32
+TILE_COLUMNS = LINE_COLUMNS
 """Columns of a matrix are a multiple of it."""
 COLUMNS_AT_ONCE = 2048
 """That are multiplied of a part's rows, at most, before the next ones."""
-CONFIGURATION_NBYTES = 64
+CONFIGURATION_NBYTES = LINE_NBYTES
 """Of how a thread's AMX was configured before."""
 _PART_NUMBERS = 2**18
 """Of a matrix, that a thread multiplies at a time, at most: its second cache holds them beside as many of tokens."""
@@ -28,7 +29,7 @@ _PARTS_A_THREAD = 4
 _HELD_NUMBERS = 2**23
 """That all threads hold at a time, at most."""
 _NUMBER_NBYTES, _SUM_NBYTES = 2, 4
-SUMS_NBYTES = _SUM_NBYTES * TILE_ROWS * 2 * TILE_TOKENS
+_SUMS_NBYTES = _SUM_NBYTES * TILE_ROWS * 2 * TILE_TOKENS
 """Of a thread's sums with two blocks of tokens."""
 _REQUEST_PERMISSION, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158
 """Linux asks programs to ask for the tiles' eight KiB a thread: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)."""
@@ -36,8 +37,7 @@ _REQUEST_PERMISSION, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158
 
 def plain_matrix(weight: torch.Tensor) -> Matrix | None:
     """weight: [rows, columns] in host memory. None where torch multiplies it."""
-    multiplies = weight.dtype == torch.bfloat16 and weight.stride(1) == 1 and _has_shape(*weight.shape)
-    if not (multiplies and has_bfloat_kernels() and _plain_pays()):
+    if weight.stride(1) != 1 or not _has_shape(*weight.shape) or not multiplies_plain(weight.dtype):
         return None
     return Matrix(weight, (1, weight.shape[1]), rows=len(weight))
 
@@ -74,7 +74,7 @@ def bfloat_nbytes(tokens: int, matrices: Iterable[tuple[int, int]]) -> int:
 
     def nbytes(rows: int, columns: int) -> int:
         threads, tiles = _most(rows, columns)
-        room = sum(room_nbytes(tiles * TILE_ROWS, columns, tokens)) + (threads - 1) * SUMS_NBYTES
+        room = sum(room_nbytes(tiles * TILE_ROWS, columns, tokens)) + (threads - 1) * _SUMS_NBYTES
         return tokens_nbytes(tokens, columns) + room + threads * CONFIGURATION_NBYTES
 
     return max((nbytes(rows, columns) for rows, columns in matrices if _has_shape(rows, columns)), default=0)
@@ -91,7 +91,7 @@ def room_nbytes(rows: int, columns: int, tokens: int) -> tuple[int, int]:
     """
     decoded = rows * min(columns, COLUMNS_AT_ONCE) * _NUMBER_NBYTES
     sums = _SUM_NBYTES * rows * _padded(tokens) if columns > COLUMNS_AT_ONCE else 0
-    return decoded, max(SUMS_NBYTES, sums)
+    return decoded, max(_SUMS_NBYTES, sums)
 
 
 def _padded(tokens: int) -> int:
@@ -99,22 +99,30 @@ def _padded(tokens: int) -> int:
 
 
 def _most(rows: int, columns: int) -> tuple[int, int]:
-    """Threads that share a matrix, and tiles of its rows that all of them hold at a time, at most."""
+    """Threads that share a matrix, and tiles of its rows that they hold at a time, at most; whole ones for each thread,
+    and no more for any number of them.
+    """
     parts = ceil(rows / (TILE_ROWS * _PARTS_A_THREAD))
     tiles = min(2 * parts, max(1, _HELD_NUMBERS // (TILE_ROWS * min(columns, COLUMNS_AT_ONCE))))
     return min(parts, tiles), tiles
 
 
+def multiplies_plain(dtype: torch.dtype) -> bool:
+    """Whether kernels multiply such numbers faster than torch where nothing need be decoded: by vectors they don't."""
+    return dtype == torch.bfloat16 and has_bfloat_kernels() and _plain_pays()
+
+
 @cache
 def has_bfloat_kernels() -> bool:
-    """Whether kernels are compiled for this processor's instructions, and the system lets this process use them."""
+    """Whether kernels are compiled for this processor's instructions, and the system lets this process use them. Where
+    it refuses AMX, vectors are not tried: kernels are kept for a processor, not for a process.
+    """
     from flexflow_engine.cpu.vectors import has_bfloat_vectors  # noqa: PLC0415  # Numba takes half a second to import
 
     return _asks_for_amx() if _has_amx() else has_bfloat_vectors()
 
 
 def _plain_pays() -> bool:
-    """Whether kernels are faster than torch where nothing need be decoded: by vectors they are not."""
     return _has_amx()
 
 

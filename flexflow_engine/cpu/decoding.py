@@ -30,9 +30,10 @@ def decode_numbers(decoder: KernelDecoder, encoded: torch.Tensor, size: int, spa
 
     encoded: uint8 [n, nbytes], each tensor contiguous. Several threads may decode to one target.
     """
-    _decode_numbers(
+    settings = np.array(decoder.settings, np.int64)
+    decode_span(
         decoder.addresses[_NAMES[target.dtype]],
-        np.array(decoder.settings, np.int64),
+        settings.ctypes.data,
         (encoded.data_ptr(), encoded.stride(0), size),
         (target.address, target.stride_nbytes, target.dtype.itemsize),
         (span.start, span.stop),
@@ -40,12 +41,15 @@ def decode_numbers(decoder: KernelDecoder, encoded: torch.Tensor, size: int, spa
 
 
 @kernel
-def _decode_numbers(function: Any, settings: Any, source: Any, target: Any, span: Any) -> None:
-    """source: address, bytes from tensor to tensor, numbers of one; target: the same, and bytes of a number."""
+def decode_span(function: Any, settings: Any, source: Any, target: Any, span: Any) -> None:
+    """Numbers [start, stop), counted through several tensors. function, settings: addresses, of a `KernelDecoder`.
+    source: address, bytes from tensor to tensor, numbers of one; target: address, bytes from tensor to tensor, and of a
+    number.
+    """
     (data, data_stride, size), (numbers, stride, item), (start, stop) = source, target, span
     while start < stop:
         tensor, first = start // size, start % size
         count = min(size - first, stop - start)
         place = numbers + tensor * stride + first * item
-        call_decoder(function, data + tensor * data_stride, settings.ctypes.data, first, count, place)
+        call_decoder(function, data + tensor * data_stride, settings, first, count, place)
         start += count

@@ -34,7 +34,7 @@ class IntegerProducts(KernelProducts):
         tokens = (like, x.data_ptr(), x.stride(0)), (count, columns, group_size)
         table = ProductTable(products, x.dtype)
         drawn = np.zeros(2 + ceil(count / TILE_TOKENS), np.int64)
-        address = self._room(room.nbytes)
+        address = self._memory_of(room.nbytes)
 
         def work(thread: int, _: int) -> None:
             multiply(tokens, room.tokens(address), table.lines, (room.of_thread(address, thread), cut.rows), drawn)

@@ -8,13 +8,15 @@ on, so that plugins are listed without.
 
 from __future__ import annotations
 
-import os
+import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
+from tempfile import TemporaryFile
+from threading import RLock
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
@@ -26,8 +28,9 @@ from flexflow_engine.user_cache import user_cache
 P = ParamSpec("P")
 R = TypeVar("R")
 _CONFIG: Any = numba.config
-_DECORATING = Lock()
+_DECORATING = RLock()
 """Held while Numba is told another folder than the process's."""
+_OLD_SECONDS = 60 * 86400
 _SUMS = {"reassoc", "nsz", "contract", "arcp"}
 """LLVM's names of the liberties that are taken."""
 _njit = partial(numba.njit, nogil=True, error_model="numpy")
@@ -70,40 +73,52 @@ def c_function(signature: str) -> Callable[[Callable[..., None]], Any]:
 
 
 def _kept(compiler: Callable[..., Callable[..., Any]], function: Callable[..., Any]) -> Any:
-    folder = _folder_of(Path(function.__code__.co_filename))
-    if folder is None:
-        return compiler()(function)
+    source = Path(function.__code__.co_filename)
     with _DECORATING:
-        before, _CONFIG.CACHE_DIR = _CONFIG.CACHE_DIR, str(folder)
+        before = _CONFIG.CACHE_DIR
+        folder = _folder_of(source.parent, before) if source.is_file() else None
+        if folder is None:
+            return compiler()(function)
+        _CONFIG.CACHE_DIR = str(folder)
         try:
             return compiler(cache=True)(function)
-        except RuntimeError:  # that folder can't be used after all
-            return compiler()(function)
         finally:
             _CONFIG.CACHE_DIR = before
 
 
-def _folder_of(source: Path) -> Path | None:
-    """For what is compiled of a file: the user's, beside the file, or in this user's cache. None where nothing can be
-    written, and every process compiles.
+@cache
+def _folder_of(sources: Path, chosen: str) -> Path | None:
+    """For what is compiled of a folder's files: the one chosen by the user, one beside them, or one in this user's
+    cache. None where nothing can be written, and every process compiles.
     """
-    if not source.is_file():
-        return None
-    chosen = _CONFIG.CACHE_DIR
-    for base in [Path(chosen)] if chosen else [source.parent / "__pycache__", user_cache() / "kernels"]:
-        folder = base / f"kernels-{_digest(source.parent)}"
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
+    return _made(sources, lambda: Path(chosen or sources / "__pycache__")) or (
+        None if chosen else _made(sources, lambda: user_cache() / "kernels")
+    )
+
+
+def _made(sources: Path, base: Callable[[], Path]) -> Path | None:
+    with suppress(OSError, RuntimeError):  # a file is gone, nothing can be written, or no home is known
+        folder = base() / f"kernels-{_digest(sources)}"
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+        if is_new:
+            _forget_old(folder.parent)
+        return folder
     return None
 
 
-@cache
-def _digest(folder: Path) -> str:
+def _digest(sources: Path) -> str:
     """Of all files that a kernel in a folder is made of."""
-    digest = sha256()
-    for file in sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")}):
+    digest, own = sha256(), Path(__file__).parent
+    for file in sorted({*sources.glob("[!.]*.py"), *own.glob("[!.]*.py")}):
         digest.update(b"%b\0%d\0" % (file.name.encode(), file.stat().st_size))
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _forget_old(base: Path) -> None:
+    """What was kept of files as they were weeks ago."""
+    for folder in base.glob("kernels-*"):
+        if folder.stat().st_mtime < time.time() - _OLD_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)

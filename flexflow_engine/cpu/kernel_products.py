@@ -22,7 +22,7 @@ class KernelProducts(ABC):
     item_nbytes: ClassVar[int]
     """Of the numbers that are multiplied."""
     plain_speed: ClassVar[int] = 1
-    """How many times as many numbers one thread multiplies where they need not be decoded, before it pays to share."""
+    """A thread alone multiplies so many times as many numbers that are not encoded, before another is woken to help."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
@@ -31,9 +31,15 @@ class KernelProducts(ABC):
     def multiply(self, x: torch.Tensor, products: Sequence[MatrixProduct], *, threads: int) -> None:
         """x [N, columns] times each matrix's transpose, plus bias [rows], rounded once.
 
-        The matrices have columns and group size in common. threads: how many share the work, at most.
+        The matrices have a group size in common. threads: how many share the work, at most. Raises ValueError where
+        shapes don't fit: kernels would read what lies beside.
         """
-        assert x.stride(1) == 1
+        for matrix, bias, _ in products:
+            if x.shape[1] != matrix.columns or (bias is not None and len(bias) != matrix.rows):
+                shapes = tuple(x.shape), (matrix.rows, matrix.columns), None if bias is None else tuple(bias.shape)
+                raise ValueError("x {}, a matrix {} and a bias {} don't fit".format(*shapes))
+        if x.stride(1) != 1:
+            x = x.contiguous()
         if len(x) <= WIDENED_TOKENS:
             self._multiply_some(x, products, threads)
             return
@@ -46,7 +52,7 @@ class KernelProducts(ABC):
     def _multiply_some(self, x: torch.Tensor, products: Sequence[MatrixProduct], threads: int) -> None:
         """Of WIDENED_TOKENS tokens at most."""
 
-    def _room(self, nbytes: int) -> int:
+    def _memory_of(self, nbytes: int) -> int:
         """The address of so much memory, of which nothing is known."""
         if len(self._memory) < nbytes:
             self._memory = torch.empty(0, dtype=torch.uint8)  # the old one ends before the larger one begins

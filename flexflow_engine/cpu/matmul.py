@@ -6,14 +6,15 @@ there, and multiplies them while they are in the processor's cache. torch emulat
 has no instructions for: with AVX2 alone those of bfloat16 run at a fifth of the float32 rate for 256 tokens, and those
 of float16 at a quarter even with AVX-512. So 16-bit numbers are widened to float32, and encoded ones decoded to it;
 sums are float32, and the result is rounded once. From how many tokens on that is faster, a hardware profile has
-measured. Where a codec says so, encoded rows are multiplied as 8-bit integers (`cpu.integer_products`).
+measured. Where a codec says so, encoded rows are multiplied as 8-bit integers (`cpu.integer_products`), and bfloat16 is
+multiplied by kernels of the engine's own where these are faster than torch's (`cpu.bfloat_products`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
@@ -21,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.arena import Arena
-from flexflow_engine.cpu.bfloats import plain_matrix
+from flexflow_engine.cpu.bfloats import multiplies_plain, plain_matrix
 from flexflow_engine.cpu.kernel_products import KernelProducts
 from flexflow_engine.cpu.product_table import Matrix, MatrixProduct
 from flexflow_engine.cpu.settings import torch_team
@@ -91,9 +92,6 @@ class PlainRows:
         return rows if room is None else room.copy_(rows)
 
 
-_Kernels = Literal["integers", "bfloats"]
-
-
 def _integer_kernels() -> type[KernelProducts]:
     from flexflow_engine.cpu.integer_products import IntegerProducts  # noqa: PLC0415  # it imports Numba
 
@@ -104,12 +102,6 @@ def _bfloat_kernels() -> type[KernelProducts]:
     from flexflow_engine.cpu.bfloat_products import BFloatProducts  # noqa: PLC0415  # as above
 
     return BFloatProducts
-
-
-_KERNELS: Mapping[_Kernels, Callable[[], type[KernelProducts]]] = {
-    "integers": _integer_kernels,
-    "bfloats": _bfloat_kernels,
-}
 
 
 class _Product(NamedTuple):
@@ -159,19 +151,23 @@ class HostProducts:
         outputs = [self._results.empty((tokens, sum(rows.out_features for rows in f[0])), x.dtype) for f in factors]
         products = [p for factor, output in zip(factors, outputs, strict=True) for p in _products(factor, output)]
         alike: dict[tuple[torch.dtype, bool], list[_Product]] = {}
-        by_kernels: dict[tuple[_Kernels, int], list[MatrixProduct]] = {}
+        by_kernels: dict[tuple[Callable[[], type[KernelProducts]], int], list[MatrixProduct]] = {}
         for product in products:
             dtype = self._dtype_of(x.dtype, tokens, product.matrix)
-            if matrix := product.matrix.integers:
-                by_kernels.setdefault(("integers", matrix.group_size), []).append(MatrixProduct(matrix, *product[1:]))
-            elif x.dtype == dtype == torch.bfloat16 and (matrix := product.matrix.bfloats):
-                by_kernels.setdefault(("bfloats", 1), []).append(MatrixProduct(matrix, *product[1:]))
-            else:
+            kernels, matrix = _integer_kernels, product.matrix.integers
+            if matrix is None and x.dtype == dtype == torch.bfloat16:
+                kernels, matrix = _bfloat_kernels, product.matrix.bfloats
+            if matrix is None:
                 alike.setdefault((dtype, product.matrix.dtype != dtype), []).append(product)
+            else:
+                several = by_kernels.setdefault((kernels, matrix.group_size), [])
+                several.append(MatrixProduct(matrix, product.bias, product.output))
+        if alike:
+            self._kernels = None  # memory is counted for one of them
         for (dtype, makes_rows), numbers in alike.items():
             self._multiply(x, dtype, numbers, makes_rows=makes_rows)
         for (kernels, _), some in by_kernels.items():
-            self._multiply_by(kernels, x, some)
+            self._multiply_by(kernels(), x, some)
         return outputs
 
     def forget_results(self) -> None:
@@ -208,11 +204,10 @@ class HostProducts:
         shared = numbers >= _SHARED_NUMBERS or tokens * numbers >= _SHARED_FROM[itemsize]
         return self._workers.threads if shared else 1
 
-    def _multiply_by(self, name: _Kernels, x: torch.Tensor, products: Sequence[MatrixProduct]) -> None:
+    def _multiply_by(self, kind: type[KernelProducts], x: torch.Tensor, products: Sequence[MatrixProduct]) -> None:
         """With matrices of one group size."""
-        kind = _KERNELS[name]()
         if not isinstance(self._kernels, kind):
-            self._room = torch.empty(0, dtype=torch.uint8)  # memory is counted for one of them
+            self._room = torch.empty(0, dtype=torch.uint8)  # as above
             self._kernels = kind(self._workers)
         numbers = x.shape[1] * sum(product.matrix.rows for product in products)
         if not any(product.matrix.is_encoded for product in products):
@@ -221,7 +216,6 @@ class HostProducts:
 
     def _rooms(self, cut: Cut, columns: int, dtype: torch.dtype) -> torch.Tensor:
         numbers = cut.threads * cut.rows * columns
-        self._kernels = None  # as above
         if len(self._room) < numbers * dtype.itemsize:
             self._room = torch.empty(0, dtype=torch.uint8)  # the old one ends before the larger one begins
             self._room = torch.empty(numbers * dtype.itemsize, dtype=torch.uint8)
@@ -229,8 +223,8 @@ class HostProducts:
 
 
 class TeamProducts(HostProducts):
-    """The same, for jobs that do nothing but compute: numbers that are multiplied as they are go to torch's own
-    threads, which stay awake for the next product a little while, but wait for each other.
+    """The same, for jobs that do nothing but compute: numbers that torch multiplies as they are go to its own threads,
+    which stay awake for the next product a little while, but wait for each other.
     """
 
     def _multiply(self, x: torch.Tensor, dtype: torch.dtype, products: Sequence[_Product], *, makes_rows: bool) -> None:
@@ -299,6 +293,8 @@ def usual_products(dtype: DType) -> type[HostProducts]:
     """Which should be faster with such numbers in jobs that do nothing but compute: torch brings its own kernels for
     16-bit ones, and leaves others to a BLAS.
     """
+    if multiplies_plain(getattr(torch, dtype)):
+        return HostProducts
     return TeamProducts if dtype != "float32" and usual_float32_from(dtype) is None else HostProducts
 
 

@@ -11,6 +11,7 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
 from flexflow_engine.cpu.jit import intrinsic
+from flexflow_engine.cpu.vectors import ask_for
 
 _WORD = ir.IntType(32)
 
@@ -41,10 +42,7 @@ def prefetch(_: Any, address: Any) -> Any:
     """In a kernel: ask for the cache line at `address`, an integer; any number may be asked for."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _WORD, _WORD, _WORD])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [ir.IntType(8).as_pointer()], kind)
-        place = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-        builder.call(function, [place, _WORD(0), _WORD(3), _WORD(1)])  # to read, into the nearest cache, data
+        ask_for(builder, arguments[0], into=3)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate

@@ -60,7 +60,8 @@ class Matrix:
         owner: whatever keeps the function in memory. group_size: of numbers that have a scale and a low in common,
         where they are decoded to integers.
         """
-        self.rows, self.group_size, self.is_encoded = rows, group_size, decoder != 0
+        self.rows, self.columns = rows, unit_shape[1]
+        self.group_size, self.is_encoded = group_size, decoder != 0
         self._settings = np.array(settings, np.int64)
         self._held = units, owner
         stride = units.stride(0) * units.itemsize

@@ -58,7 +58,9 @@ def has_bfloat_vectors() -> bool:
 
 
 def bfloat_bits(builder: Any, numbers: Any) -> Any:
-    """Of the bfloat16 next to each float32, ties to even. Subnormal numbers may be taken for zero."""
+    """Of the bfloat16 next to each float32, ties to even. Subnormal numbers may be taken for zero; of NaN only those
+    that a bfloat16 can be stay so.
+    """
     count = numbers.type.count
     words, shorts = ir.VectorType(_WORD, count), ir.VectorType(ir.IntType(16), count)
     if has_bfloat_vectors():
@@ -97,8 +99,8 @@ def at(builder: Any, address: Any, nbytes: Any, kind: Any) -> Any:
     return builder.inttoptr(builder.add(address, nbytes), kind.as_pointer())
 
 
-def prefetched(builder: Any, address: Any) -> None:
-    """Ask for a line of memory, to be read, for the second cache; any number may be asked for."""
+def ask_for(builder: Any, address: Any, *, into: int) -> None:
+    """A line of memory that will be read: any number may be asked for. into: the nearest cache is 3, the second 2."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _WORD, _WORD, _WORD])
     function = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE.as_pointer()], kind)
-    builder.call(function, [builder.inttoptr(address, _BYTE.as_pointer()), _WORD(0), _WORD(2), _WORD(1)])
+    builder.call(function, [builder.inttoptr(address, _BYTE.as_pointer()), _WORD(0), _WORD(into), _WORD(1)])

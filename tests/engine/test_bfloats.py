@@ -177,9 +177,15 @@ def test_amx_is_configured_as_before_when_a_kernel_has_ended() -> None:
             assert found.tolist() == configured.tolist()
 
 
-def test_processors_without_amx_make_the_same_products(tmp_path: Path) -> None:
-    """Kernels are compiled anew, for this processor's vectors."""
-    run_without(["amx"], __file__, "-k", "rounded_once or anywhere or beside or finite", cache=tmp_path)
+@pytest.mark.parametrize(
+    ("lacking", "tests"),
+    [("amx", "rounded_once or anywhere or beside or finite"), ("avx512bf16", "anywhere or finite")],
+)
+def test_processors_with_fewer_instructions_make_the_same_products(tmp_path: Path, lacking: str, tests: str) -> None:
+    """Kernels are compiled anew, for this processor's vectors, or to round as LLVM without bfloat16 does."""
+    if lacking == "avx512bf16" and not has_amx():
+        pytest.skip("this processor has no AMX")
+    run_without([lacking], __file__, "-k", tests, cache=tmp_path)
 
 
 def test_where_the_system_grants_no_amx_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +207,17 @@ def test_what_is_not_finite_stays_with_its_token_and_its_row(workers: Workers, n
     assert torch.equal(product[:34, others], expected[:34, others])
 
 
+@pytest.mark.parametrize(("columns", "biases"), [(COLUMNS + 32, ROWS), (COLUMNS - 32, ROWS), (COLUMNS, ROWS - 1)])
+def test_shapes_that_do_not_fit_are_refused(workers: Workers, columns: int, biases: int) -> None:
+    with pytest.raises(ValueError, match="don't fit"):
+        products_of(workers).linear(whole(3, columns), PlainRows(whole(ROWS, COLUMNS)), whole(biases))
+
+
+def test_columns_of_tokens_may_lie_apart(workers: Workers) -> None:
+    x, weight = whole(COLUMNS, 40).T, whole(ROWS, COLUMNS)
+    assert torch.equal(products_of(workers).linear(x, PlainRows(weight)), F.linear(x, weight))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 64])
 @pytest.mark.parametrize(("rows", "columns"), [*SHAPES, (40, 2**20), (12288, 49152), (50272, 12288)])
 def test_the_bound_holds_for_any_number_of_threads(threads: int, rows: int, columns: int) -> None:
@@ -209,7 +226,7 @@ def test_the_bound_holds_for_any_number_of_threads(threads: int, rows: int, colu
     assert 1 <= cut.threads <= threads
     assert cut.rows >= bfloats.TILE_ROWS
     for tokens in (1, 65, WIDENED_TOKENS):
-        room = kernels._Room(cut, tokens=tokens, columns=columns)
+        room = kernels._Room(cut, tokens=tokens, columns=columns, decodes=True)
         assert room.nbytes <= bfloats.bfloat_nbytes(tokens, [(rows, columns)])
 
 
@@ -257,7 +274,7 @@ def matrix_of(codec: GroupQuantCodec | None, rows: int = ROWS, columns: int = CO
 
 
 def random(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).bfloat16()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).bfloat16()
 
 
 def whole(*shape: int) -> torch.Tensor:

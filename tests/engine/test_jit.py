@@ -33,6 +33,8 @@ def test_a_kernel_is_kept_until_a_number_in_another_file_changes(tmp_path: Path,
     if chosen:
         environment["NUMBA_CACHE_DIR"] = str(elsewhere)
 
+    (folder / ".#kernel_of_it.py").symlink_to("nowhere")  # as editors leave them
+
     def run(number: int) -> str:
         (folder / "numbers_of_it.py").write_text(f"NUMBER = {number}\n", encoding="utf-8")
         done = subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, check=True)

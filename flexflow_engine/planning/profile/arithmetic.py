@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.hardware import Curve, ProductRates
 from flexflow_engine.abc.tier import HOST
+from flexflow_engine.cpu.bfloats import multiplies_plain
 from flexflow_engine.cpu.matmul import Multiply, Rows
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.extent import Extent
@@ -42,6 +43,8 @@ def team_rates(bench: Bench, extent: Extent) -> ProductRates | None:
 
 
 def _team_is_faster(bench: Bench, extent: Extent) -> bool:
+    if multiplies_plain(bench.torch_dtype):
+        return False  # neither way asks torch
     matrices = _matrices(bench, extent.features, extent)
     compared = [tokens for tokens in extent.tokens if tokens <= COMPARED_TOKENS]
     drawn_s, shared_s = (

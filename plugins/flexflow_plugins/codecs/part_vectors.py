@@ -107,7 +107,7 @@ def _of_parts(builder: Any, values: Any) -> Any:
 
 
 def _rounded(builder: Any, numbers: Any, number: Any) -> Any:
-    """As numbers of a type; those of 16 bits as their bits."""
+    """As numbers of a type; those of 16 bits as their bits. None is so small that an instruction takes it for zero."""
     if number == numba.float32:
         return numbers
     return (bfloat_bits if number == numba.uint16 else _half_bits)(builder, numbers)
