@@ -36,7 +36,6 @@ from flexflow_engine.abc.step import BatchStep, RowStep
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
 from flexflow_engine.cpu.jit import finite_kernel
-from flexflow_engine.cpu.matmul import HostProducts, usual_float32_from
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.graph.task import Compute, Task, Tile
@@ -45,6 +44,7 @@ from flexflow_engine.placement.laying_out import make_layout
 from flexflow_engine.placement.memory import memory_table
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
+from flexflow_engine.products.matmul import HostProducts, usual_float32_from
 from flexflow_engine.runtime.hidden import HiddenStates
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.memory import Memory

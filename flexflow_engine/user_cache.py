@@ -1,4 +1,6 @@
-"""The folder of what may be lost: measured machines, digests of files, and weights where no disk tier has them."""
+"""The folder of what may be lost: measured machines, digests of files, weights where no disk tier has them, and compiled
+kernels where none can be written beside their files.
+"""
 
 import os
 from pathlib import Path

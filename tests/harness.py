@@ -18,13 +18,13 @@ from flexflow_engine.abc.policy import AttentionPlace, Placement, Policy, Worklo
 from flexflow_engine.abc.tier import Tier
 from flexflow_engine.checkpoint.importing import import_checkpoint
 from flexflow_engine.checkpoint.source import open_checkpoint
-from flexflow_engine.cpu.matmul import HostProducts, usual_float32_from, usual_products
 from flexflow_engine.graph.lanes import lane_widths
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.placement.laying_out import make_layout
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import paged_tensors
 from flexflow_engine.planning.plan import describe_tiers
+from flexflow_engine.products.matmul import HostProducts, usual_float32_from, usual_products
 from flexflow_engine.runtime.executor import DataflowExecutor, Executor
 from flexflow_engine.runtime.next_tokens import Forced, Greedy
 from flexflow_engine.runtime.session import Session

@@ -25,9 +25,9 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.mapping import populated
-from flexflow_engine.cpu.matmul import HostProducts, Multiply, multiplication, usual_float32_from
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.products.matmul import HostProducts, Multiply, multiplication, usual_float32_from
 from flexflow_engine.store.access import READS_AT_ONCE
 from flexflow_tiers.zarr import ZarrTier
 from throughput.published import published_shape

@@ -49,6 +49,10 @@ class KernelDecoder:
     """Whatever keeps the functions in memory."""
 
 
+INTEGER_GROUP_UNIT = 4
+"""Integers that are multiplied at once: groups of whose multiples are multiplied as such."""
+
+
 @dataclass(frozen=True, slots=True)
 class IntegerDecoder:
     """Decoding to 8-bit integers for kernels of the host's processor, which multiply them by rounded activations.

@@ -1,8 +1,8 @@
 """Threads that share the work of one kernel call, or of one product.
 
 Numba's own threads are not used: its default layer may not be entered from two threads at once, and lanes do. Nor are
-torch's, but for products of jobs that move nothing (`cpu.matmul`): they split work evenly and wait for each other, and
-where something else takes a core for a while, all of them do.
+torch's, but for products of jobs that move nothing (`products.matmul`): they split work evenly and wait for each
+other, and where something else takes a core for a while, all of them do.
 """
 
 from __future__ import annotations

@@ -9,9 +9,6 @@ from flexflow_engine.abc.dtypes import ITEM_NBYTES
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import Policy, TierDescription, WorkloadShape
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.bfloats import bfloat_nbytes
-from flexflow_engine.cpu.integers import integer_nbytes
-from flexflow_engine.cpu.widening import product_nbytes
 from flexflow_engine.placement.activations import ActivationLayout, place_activations
 from flexflow_engine.placement.attention import AttentionSite, attention_site
 from flexflow_engine.placement.kv import KVLayout, place_kv
@@ -26,6 +23,9 @@ from flexflow_engine.placement.workspace import (
     pieces_nbytes,
     workspace_nbytes,
 )
+from flexflow_engine.products.bfloats import bfloat_nbytes
+from flexflow_engine.products.integers import integer_nbytes
+from flexflow_engine.products.widening import product_nbytes
 
 
 def make_layout(

@@ -16,8 +16,8 @@ from flexflow_engine.abc.dtypes import ITEM_NBYTES, DType
 from flexflow_engine.abc.hardware import PLAIN, CodecRates, Curve, Processor, ProductRates, measured_key
 from flexflow_engine.abc.model import ModelConfig
 from flexflow_engine.abc.step import RowStep
-from flexflow_engine.cpu.widening import widened_times
 from flexflow_engine.errors import HardwareError
+from flexflow_engine.products.widening import widened_times
 
 T = TypeVar("T")
 

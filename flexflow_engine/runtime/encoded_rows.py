@@ -7,12 +7,12 @@ from math import prod
 import torch
 
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.cpu.bfloats import encoded_matrix
-from flexflow_engine.cpu.integers import integer_matrix
+from flexflow_engine.products.bfloats import encoded_matrix
+from flexflow_engine.products.integers import integer_matrix
 
 
 class EncodedRows:
-    """Adjoining rows of one matrix in host memory, for codecs that decode in kernels: `Rows` of `cpu.matmul`.
+    """Adjoining rows of one matrix in host memory, for codecs that decode in kernels: `Rows` of `products.matmul`.
 
     Decoded numbers are rounded to 16 bits only where such numbers are multiplied as they are.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.hardware import HardwareProfile, Processor
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.matmul import HostProducts, TeamProducts, usual_float32_from, usual_products
 from flexflow_engine.placement.layout import Layout
+from flexflow_engine.products.matmul import HostProducts, TeamProducts, usual_float32_from, usual_products
 
 
 def float32_from(layout: Layout, dtype: DType, machine: HardwareProfile | None) -> int | None:

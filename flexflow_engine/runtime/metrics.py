@@ -7,9 +7,9 @@ from typing import Any
 
 from flexflow_engine.abc.prediction import LaneUse
 from flexflow_engine.abc.tier import Tier
-from flexflow_engine.cpu.matmul import HostProducts, TeamProducts
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.memory import placed_bytes
+from flexflow_engine.products.matmul import HostProducts, TeamProducts
 from flexflow_engine.runtime.session import StepTime
 
 

@@ -15,7 +15,6 @@ from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.policy import TierDescription
 from flexflow_engine.abc.step import Step
 from flexflow_engine.abc.tier import HOST, LaneContext, Tier
-from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.settings import one_torch_thread, quick_switches, standing_heap
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.gpu.settings import without_cudnn_attention
@@ -26,6 +25,7 @@ from flexflow_engine.graph.lanes import read_lane, write_lane
 from flexflow_engine.graph.task import ATTENTION_LANE
 from flexflow_engine.jobs.batching import Batcher, FinishedSequence
 from flexflow_engine.placement.layout import Layout
+from flexflow_engine.products.matmul import HostProducts
 from flexflow_engine.runtime.executor import ContextFor, DataflowExecutor, Executor, RunTask
 from flexflow_engine.runtime.memory import Memory
 from flexflow_engine.runtime.next_tokens import TokenArray, TokenSource

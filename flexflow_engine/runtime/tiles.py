@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerKind, LayerWeights, Model
 from flexflow_engine.abc.step import BatchStep, NextTokens
-from flexflow_engine.cpu.matmul import HostProducts
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.declared.results import check_result
 from flexflow_engine.graph.task import (
@@ -30,6 +29,7 @@ from flexflow_engine.graph.task import (
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import PlacedLayer
+from flexflow_engine.products.matmul import HostProducts
 from flexflow_engine.runtime.decoder import Decoder
 from flexflow_engine.runtime.hidden import HiddenStates
 from flexflow_engine.runtime.indices import indices

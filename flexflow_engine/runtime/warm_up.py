@@ -11,11 +11,11 @@ from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import Model
 from flexflow_engine.abc.step import RowStep
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.bfloats import TILE_ROWS
-from flexflow_engine.cpu.matmul import HostProducts, PlainRows
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.placement.kv import Rectangle
 from flexflow_engine.placement.layout import Layout
+from flexflow_engine.products.bfloats import TILE_ROWS
+from flexflow_engine.products.matmul import HostProducts, PlainRows
 from flexflow_engine.runtime.device_attention import device_kernels
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.host_attention import HostPages, HostTile

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from flexflow_engine.abc.codec import Codec
 from flexflow_engine.abc.model import LayerWeights
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.matmul import HostProducts, PlainRows, Rows, biases_of
 from flexflow_engine.placement.layout import Layout
 from flexflow_engine.placement.pages import PagedTensor
 from flexflow_engine.placement.span import Span
 from flexflow_engine.placement.weights import PlacedLayer, Run
 from flexflow_engine.placement.workspace import FAR_LOOK_UP_ROWS, LOOK_UP_ROWS
+from flexflow_engine.products.matmul import HostProducts, PlainRows, Rows, biases_of
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.runtime.indices import indices
 from flexflow_engine.runtime.memory import Memory

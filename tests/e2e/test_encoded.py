@@ -10,9 +10,9 @@ import torch
 
 from commands import CommandLine, token_ids, write_recipe
 from flexflow_engine.abc.codec import Codec
-from flexflow_engine.cpu.integers import has_integer_instructions
-from flexflow_engine.cpu.product_table import MatrixProduct
+from flexflow_engine.cpu.instructions import has_integer_instructions
 from flexflow_engine.placement.memory import memory_table
+from flexflow_engine.products.product_table import MatrixProduct
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
 from harness import JobResult, policy, random_prompts, run_job, save_opt, three_tiers
@@ -55,7 +55,7 @@ def test_placement_changes_no_token_of_an_encoded_job(tmp_path: Path, weight_cod
 def test_a_recipe_has_its_weights_multiplied_as_integers(
     command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flexflow_engine.cpu.integer_products import IntegerProducts  # noqa: PLC0415  # compiled code is of no use elsewhere
+    from flexflow_engine.products.integer_products import IntegerProducts  # noqa: PLC0415  # compiled code is of no use elsewhere
 
     multiplied, multiply = list[int](), IntegerProducts.multiply
 

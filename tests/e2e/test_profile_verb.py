@@ -18,7 +18,7 @@ from commands import CommandLine, save_tokenizer, write_prompts, write_recipe
 from flexflow_engine.abc.hardware import HardwareProfile
 from flexflow_engine.cli.hardware import HARDWARE_VARIABLE
 from flexflow_engine.cli.progress import PlainProgress
-from flexflow_engine.cpu import matmul, settings
+from flexflow_engine.cpu import settings
 from flexflow_engine.engine import recipe_needs, run_recipe
 from flexflow_engine.errors import HardwareError
 from flexflow_engine.jobs.load import load_recipe
@@ -26,6 +26,7 @@ from flexflow_engine.planning.hardware import profile_as_document
 from flexflow_engine.planning.profile.cache import this_machine
 from flexflow_engine.planning.profile.needs import Needs
 from flexflow_engine.plugins import Registry
+from flexflow_engine.products import matmul
 from harness import random_prompts, save_opt
 from profiles import TINY
 

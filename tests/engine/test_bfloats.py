@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.cpu import bfloats, matmul
-from flexflow_engine.cpu.matmul import HostProducts, PlainRows, Rows
-from flexflow_engine.cpu.widening import WIDENED_TOKENS
+from flexflow_engine.cpu import instructions
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.products import bfloats, matmul
+from flexflow_engine.products.matmul import HostProducts, PlainRows, Rows
+from flexflow_engine.products.widening import WIDENED_TOKENS
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_engine.testing.codec_suite import encoded, normal
@@ -28,14 +29,9 @@ SHAPES = [(32, 32), (33, 64), (61, 384), (300, 96), (1000, 2048), (300, 4160)]
 ROWS, COLUMNS = 61, 384
 
 pytestmark = pytest.mark.skipif(
-    not bfloats.has_bfloat_kernels(), reason="this processor has no instructions for bfloat16 (AMX, AVX512_BF16)"
+    not instructions.has_bfloat_instructions(),
+    reason="this processor has no instructions for bfloat16 (AMX, AVX512_BF16)",
 )
-
-
-def has_amx() -> bool:
-    from flexflow_engine.cpu.jit import has_feature  # noqa: PLC0415  # Numba takes half a second to import
-
-    return has_feature("amx-bf16")
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +89,8 @@ def test_tokens_and_rows_may_lie_anywhere(workers: Workers, shift: int) -> None:
 @pytest.mark.parametrize("tokens", [1, 17, 40])
 def test_nothing_is_written_beside_the_products(workers: Workers, tokens: int) -> None:
     """A matrix's columns of a wider result, and no token behind the last."""
-    from flexflow_engine.cpu.bfloat_products import BFloatProducts  # noqa: PLC0415  # it imports Numba
-    from flexflow_engine.cpu.product_table import MatrixProduct  # noqa: PLC0415  # as above
+    from flexflow_engine.products.bfloat_products import BFloatProducts  # noqa: PLC0415  # it imports Numba
+    from flexflow_engine.products.product_table import MatrixProduct  # noqa: PLC0415  # as above
 
     x, weight = whole(tokens, COLUMNS), whole(ROWS, COLUMNS)
     matrix = PlainRows(weight).bfloats
@@ -118,7 +114,7 @@ def test_threads_change_no_bit() -> None:
 
 def test_every_thread_multiplies_where_there_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that wait for each other before they draw."""
-    kernels, met = pytest.importorskip("flexflow_engine.cpu.bfloat_products"), threading.Barrier(2, timeout=60)
+    kernels, met = pytest.importorskip("flexflow_engine.products.bfloat_products"), threading.Barrier(2, timeout=60)
     multiply, rooms = kernels.multiply, list[object]()
 
     def together(*arguments: Any) -> None:
@@ -140,7 +136,7 @@ def test_every_thread_multiplies_where_there_is_enough_for_it(monkeypatch: pytes
 def test_blocks_that_another_thread_does_not_end_are_laid_out_once_more(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = pytest.importorskip("flexflow_engine.cpu.bfloat_products")
+    kernels = pytest.importorskip("flexflow_engine.products.bfloat_products")
     multiply = kernels.multiply
 
     def all_taken(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> None:
@@ -155,7 +151,7 @@ def test_blocks_that_another_thread_does_not_end_are_laid_out_once_more(
     assert torch.equal(products.linear(x, matrix), expected)
 
 
-@pytest.mark.skipif(not has_amx(), reason="this processor has no AMX")
+@pytest.mark.skipif(not instructions.has_amx(), reason="this processor has no AMX")
 def test_amx_is_configured_as_before_when_a_kernel_has_ended() -> None:
     """Libraries configure it once for many products."""
     amx, tiles = (pytest.importorskip(f"flexflow_engine.cpu.bfloat_{name}") for name in ("amx", "tiles"))
@@ -183,16 +179,16 @@ def test_amx_is_configured_as_before_when_a_kernel_has_ended() -> None:
 )
 def test_processors_with_fewer_instructions_make_the_same_products(tmp_path: Path, lacking: str, tests: str) -> None:
     """Kernels are compiled anew, for this processor's vectors, or to round as LLVM without bfloat16 does."""
-    if lacking == "avx512bf16" and not has_amx():
+    if lacking == "avx512bf16" and not instructions.has_amx():
         pytest.skip("this processor has no AMX")
     run_without([lacking], __file__, "-k", tests, cache=tmp_path)
 
 
 def test_where_the_system_grants_no_amx_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not has_amx():
+    if not instructions.has_amx():
         pytest.skip("this processor has no AMX")
-    monkeypatch.setattr(bfloats, "_asks_for_amx", lambda: False)
-    assert not bfloats.has_bfloat_kernels.__wrapped__()
+    monkeypatch.setattr(instructions, "_asks_for_amx", lambda: False)
+    assert not instructions.has_bfloat_instructions.__wrapped__()
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
@@ -221,7 +217,7 @@ def test_columns_of_tokens_may_lie_apart(workers: Workers) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 64])
 @pytest.mark.parametrize(("rows", "columns"), [*SHAPES, (40, 2**20), (12288, 49152), (50272, 12288)])
 def test_the_bound_holds_for_any_number_of_threads(threads: int, rows: int, columns: int) -> None:
-    kernels = pytest.importorskip("flexflow_engine.cpu.bfloat_products")
+    kernels = pytest.importorskip("flexflow_engine.products.bfloat_products")
     cut = bfloats.cut_bfloats(rows, columns, threads)
     assert 1 <= cut.threads <= threads
     assert cut.rows >= bfloats.TILE_ROWS

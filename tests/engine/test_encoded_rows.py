@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.cpu import bfloats
-from flexflow_engine.cpu.matmul import HostProducts
-from flexflow_engine.cpu.widening import cut_rows, product_nbytes
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.products import bfloats
+from flexflow_engine.products.matmul import HostProducts
+from flexflow_engine.products.widening import cut_rows, product_nbytes
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_engine.testing.codec_suite import encoded, normal
@@ -23,7 +23,7 @@ SHAPES = ((1, (2, 48), 2), (7, (4, 33), 26), (3, (1, 130), 3), (5, (700, 64), 30
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """On any processor as on one without kernels for bfloat16: see test_bfloats."""
-    monkeypatch.setattr(bfloats, "has_bfloat_kernels", lambda: False)
+    monkeypatch.setattr(bfloats, "has_bfloat_instructions", lambda: False)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.key)

@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.cpu import integers, matmul
-from flexflow_engine.cpu.matmul import HostProducts
-from flexflow_engine.cpu.widening import WIDENED_TOKENS, product_nbytes
+from flexflow_engine.cpu.instructions import has_integer_instructions
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.products import integers, matmul
+from flexflow_engine.products.matmul import HostProducts
+from flexflow_engine.products.widening import WIDENED_TOKENS, product_nbytes
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_engine.testing.codec_suite import encoded, normal
@@ -40,7 +41,7 @@ UNITS, UNIT_ROWS, ROWS = 3, 23, 61
 """The last unit is padded, and neither unit nor matrix are whole tiles."""
 
 pytestmark = pytest.mark.skipif(
-    not integers.has_integer_instructions(), reason="this processor has no instructions for 8-bit integers (VNNI)"
+    not has_integer_instructions(), reason="this processor has no instructions for 8-bit integers (VNNI)"
 )
 
 
@@ -94,7 +95,7 @@ def test_threads_change_no_bit() -> None:
 
 def test_every_thread_multiplies_where_there_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that wait for each other before they draw."""
-    kernels, met = pytest.importorskip("flexflow_engine.cpu.integer_products"), threading.Barrier(2, timeout=60)
+    kernels, met = pytest.importorskip("flexflow_engine.products.integer_products"), threading.Barrier(2, timeout=60)
     multiply, rooms = kernels.multiply, list[object]()
 
     def together(*arguments: Any) -> None:
@@ -116,7 +117,7 @@ def test_every_thread_multiplies_where_there_is_enough_for_it(monkeypatch: pytes
 def test_tiles_that_another_thread_does_not_end_are_rounded_once_more(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = pytest.importorskip("flexflow_engine.cpu.integer_products")
+    kernels = pytest.importorskip("flexflow_engine.products.integer_products")
     multiply = kernels.multiply
 
     def all_taken(tokens: Any, rounded: Any, table: Any, room: Any, drawn: Any) -> None:
@@ -139,7 +140,7 @@ def test_tiles_that_another_thread_does_not_end_are_rounded_once_more(
 def test_the_bound_holds_for_any_number_of_threads(
     threads: int, rows: int, columns: int, group_size: int, tokens: int
 ) -> None:
-    kernels = pytest.importorskip("flexflow_engine.cpu.integer_products")
+    kernels = pytest.importorskip("flexflow_engine.products.integer_products")
     cut = integers.cut_integers(rows, columns, threads)
     assert cut.rows * max(cut.threads, 1) >= min(rows, cut.rows)
     room = kernels._Room(cut, tokens=min(tokens, WIDENED_TOKENS), columns=columns, group_size=group_size)

@@ -10,10 +10,11 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexflow_engine.cpu import arena, bfloats
-from flexflow_engine.cpu.matmul import Factor, HostProducts, PlainRows, TeamProducts, is_emulated
-from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, cut_rows, product_nbytes
+from flexflow_engine.cpu import arena
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.products import bfloats
+from flexflow_engine.products.matmul import Factor, HostProducts, PlainRows, TeamProducts, is_emulated
+from flexflow_engine.products.widening import WIDENED_FROM, WIDENED_TOKENS, cut_rows, product_nbytes
 from flexflow_engine.runtime.encoded_rows import EncodedRows
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_plugins.codecs.group_quant import GroupInt8Codec
@@ -22,7 +23,7 @@ from flexflow_plugins.codecs.group_quant import GroupInt8Codec
 @pytest.fixture(params=[HostProducts, TeamProducts], ids=["by the engine's threads", "by torch's"])
 def made_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[HostProducts]:
     """On any processor as on one without kernels for bfloat16: see test_bfloats."""
-    monkeypatch.setattr(bfloats, "has_bfloat_kernels", lambda: False)
+    monkeypatch.setattr(bfloats, "has_bfloat_instructions", lambda: False)
     products: type[HostProducts] = request.param
     return products
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from flexflow_engine.abc.prediction import LaneUse
 from flexflow_engine.abc.step import BatchStep, Phase, RowStep, Step
 from flexflow_engine.abc.tier import NoOptions
-from flexflow_engine.cpu.matmul import HostProducts
+from flexflow_engine.products.matmul import HostProducts
 from flexflow_engine.runtime.metrics import collect, phase_seconds
 from flexflow_engine.runtime.session import StepTime
 from flexflow_tiers.cpu import CpuTier

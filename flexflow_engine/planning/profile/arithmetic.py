@@ -11,11 +11,11 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
 from flexflow_engine.abc.hardware import Curve, ProductRates
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.bfloats import multiplies_plain
-from flexflow_engine.cpu.matmul import Multiply, Rows
 from flexflow_engine.planning.profile.bench import Bench
 from flexflow_engine.planning.profile.extent import Extent
 from flexflow_engine.planning.profile.load import Load
+from flexflow_engine.products.bfloats import multiplies_plain
+from flexflow_engine.products.matmul import Multiply, Rows
 
 LOAD_TOKENS = 16
 """Rows of the matmuls that run beside links: enough to keep the host's processor and its memory busy."""

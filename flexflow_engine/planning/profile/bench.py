@@ -11,9 +11,9 @@ import torch
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST, Tier
-from flexflow_engine.cpu.matmul import HostProducts, Multiply, TeamProducts, multiplication, usual_float32_from
 from flexflow_engine.cpu.settings import one_torch_thread
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.products.matmul import HostProducts, Multiply, TeamProducts, multiplication, usual_float32_from
 
 BATCHES = 5
 """How often a time is taken; their median counts."""

@@ -37,10 +37,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
-from flexflow_engine.abc.codec import Codec, DeviceDecoder, IntegerDecoder, KernelDecoder
+from flexflow_engine.abc.codec import INTEGER_GROUP_UNIT, Codec, DeviceDecoder, IntegerDecoder, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.integers import GROUP_UNIT, has_integer_instructions
+from flexflow_engine.cpu.instructions import has_integer_instructions
 from flexflow_engine.errors import CorruptDataError
 from flexflow_plugins.codecs import on_device, on_device_parts, threads
 from flexflow_plugins.codecs.part_format import MAX_HALF
@@ -177,8 +177,8 @@ class GroupQuantCodec(Codec):
         """Why products with weights in this memory are not of integers."""
         if memory != HOST:
             return f"the host multiplies integers, and {memory} computes"
-        if self.group_size % GROUP_UNIT:
-            return f"groups of {self.group_size} numbers are not of a multiple of {GROUP_UNIT}"
+        if self.group_size % INTEGER_GROUP_UNIT:
+            return f"groups of {self.group_size} numbers are not of a multiple of {INTEGER_GROUP_UNIT}"
         if not has_integer_instructions():
             return "this processor has neither AVX-512 VNNI nor AVX-VNNI"
         return None

@@ -12,18 +12,18 @@ from math import ceil
 import numpy as np
 import torch
 
-from flexflow_engine.cpu.bfloat_amx import configuration
-from flexflow_engine.cpu.bfloat_kernels import multiply
-from flexflow_engine.cpu.bfloats import CONFIGURATION_NBYTES, TILE_TOKENS, cut_bfloats, room_nbytes, tokens_nbytes
-from flexflow_engine.cpu.kernel_products import KernelProducts
-from flexflow_engine.cpu.product_table import MatrixProduct, ProductTable, places
-from flexflow_engine.cpu.widening import Cut
+from flexflow_engine.products.bfloat_amx import configuration
+from flexflow_engine.products.bfloat_kernels import multiply
+from flexflow_engine.products.bfloats import CONFIGURATION_NBYTES, TILE_TOKENS, cut_bfloats, room_nbytes, tokens_nbytes
+from flexflow_engine.products.kernel_products import KernelProducts
+from flexflow_engine.products.product_table import MatrixProduct, ProductTable, places
+from flexflow_engine.products.widening import Cut
 
 _CONFIGURATION = np.frombuffer(configuration(), np.uint8)
 
 
 class BFloatProducts(KernelProducts):
-    """Such products, of matrices that `cpu.bfloats` makes."""
+    """Such products, of matrices that `products.bfloats` makes."""
 
     item_nbytes = 2
     plain_speed = 8  # AMX multiplies 32 tokens by what a thread reads meanwhile

@@ -1,20 +1,18 @@
-"""Matrices that the host multiplies as 8-bit integers, as their codec decodes them; see `cpu.integer_products`."""
+"""Matrices that the host multiplies as 8-bit integers, as their codec decodes them; see `products.integer_products`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
 from math import ceil
 from typing import NamedTuple
 
 import torch
 
-from flexflow_engine.abc.codec import Codec
-from flexflow_engine.cpu.product_table import Matrix
-from flexflow_engine.cpu.widening import WIDENED_TOKENS, rows_at_once
+from flexflow_engine.abc.codec import INTEGER_GROUP_UNIT, Codec
+from flexflow_engine.cpu.instructions import has_integer_instructions
+from flexflow_engine.products.product_table import Matrix
+from flexflow_engine.products.widening import WIDENED_TOKENS, rows_at_once
 
-GROUP_UNIT = 4
-"""Numbers of a group that are multiplied at once: groups are of a multiple of it."""
 _LARGEST_GROUP = 2**16
 """Whose sums have room in 32 bits."""
 PADDED_TOKENS, PADDED_ROWS = 32, 8
@@ -41,7 +39,7 @@ def integer_matrix(codec: Codec, encoded: torch.Tensor, unit_shape: tuple[int, i
         return None
     decoder = codec.integer_decoder(unit_shape)
     size = decoder.group_size
-    if size % GROUP_UNIT or size > _LARGEST_GROUP or unit_shape[1] % size:
+    if size % INTEGER_GROUP_UNIT or size > _LARGEST_GROUP or unit_shape[1] % size:
         return None
     return Matrix(
         encoded,
@@ -73,11 +71,3 @@ def integer_nbytes(tokens: int, matrices: Iterable[tuple[int, int]]) -> int:
         return _NUMBER_NBYTES * columns * (padded + held) + _ROW_NBYTES * held
 
     return max(nbytes(rows, columns) for rows, columns in matrices)
-
-
-@cache
-def has_integer_instructions() -> bool:
-    """Whether this processor has them, and kernels are compiled for them."""
-    from flexflow_engine.cpu.jit import has_feature  # noqa: PLC0415  # Numba takes half a second to import
-
-    return has_feature("avx512vnni") or has_feature("avxvnni")

@@ -1,5 +1,5 @@
 """Products of bfloat16, compiled: tokens laid out in tiles, and rows of a matrix, multiplied where they lie, or where
-they were decoded to, some at a time, in the processor's cache. See flexflow_engine.cpu.bfloat_layout.
+they were decoded to, some at a time, in the processor's cache. See flexflow_engine.products.bfloat_layout.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from flexflow_engine.cpu.bfloat_layout import TILE_NBYTES
-from flexflow_engine.cpu.bfloat_tiles import begin, end, lay_out, multiply_one_block, multiply_two_blocks, put
-from flexflow_engine.cpu.bfloats import COLUMNS_AT_ONCE, TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
 from flexflow_engine.cpu.decoding import decode_span
 from flexflow_engine.cpu.jit import kernel
 from flexflow_engine.cpu.pointers import has_flag, set_flag, take_next
-from flexflow_engine.cpu.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
+from flexflow_engine.products.bfloat_layout import TILE_NBYTES
+from flexflow_engine.products.bfloat_tiles import begin, end, lay_out, multiply_one_block, multiply_two_blocks, put
+from flexflow_engine.products.bfloats import COLUMNS_AT_ONCE, TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
+from flexflow_engine.products.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
 
 _ITEM, _SUM = 2, 4
 _NEAR_BLOCKS = 8

@@ -10,8 +10,8 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
-from flexflow_engine.cpu.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
 from flexflow_engine.cpu.vectors import BFloat, ask_for, at, everywhere, filled, repeated
+from flexflow_engine.products.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
 
 _ROWS = 8
 """Of the matrix, at a time: as many sums of two blocks of tokens as the processor has registers for, with what is

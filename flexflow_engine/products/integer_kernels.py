@@ -1,5 +1,5 @@
 """Products of 8-bit integers, compiled: tokens rounded to integers, and rows of a matrix that are decoded to integers
-some at a time and multiplied while they are in the processor's cache. See flexflow_engine.cpu.integer_tiles.
+some at a time and multiplied while they are in the processor's cache. See flexflow_engine.products.integer_tiles.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from flexflow_engine.cpu.integer_tiles import LANES, QUAD, TILE_ROWS, TILE_TOKENS, VECTORS, multiply_tile
 from flexflow_engine.cpu.jit import kernel
 from flexflow_engine.cpu.numbers import round_to, widen
 from flexflow_engine.cpu.pointers import call_integer_decoder, has_flag, offset, pointer, set_flag, take_next
-from flexflow_engine.cpu.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
+from flexflow_engine.products.integer_tiles import LANES, QUAD, TILE_ROWS, TILE_TOKENS, VECTORS, multiply_tile
+from flexflow_engine.products.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
 
 _MOST = np.float32(127)
 _ROUNDER = np.float32(1.5 * 2**23)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from flexflow_engine.cpu.arrays import ARRAY_TYPES
-from flexflow_engine.cpu.integer_kernels import multiply
-from flexflow_engine.cpu.integer_tiles import TILE_TOKENS
-from flexflow_engine.cpu.integers import PADDED_ROWS, PADDED_TOKENS, IntegerCut, cut_integers
-from flexflow_engine.cpu.kernel_products import KernelProducts
-from flexflow_engine.cpu.product_table import MatrixProduct, ProductTable, places
+from flexflow_engine.products.integer_kernels import multiply
+from flexflow_engine.products.integer_tiles import TILE_TOKENS
+from flexflow_engine.products.integers import PADDED_ROWS, PADDED_TOKENS, IntegerCut, cut_integers
+from flexflow_engine.products.kernel_products import KernelProducts
+from flexflow_engine.products.product_table import MatrixProduct, ProductTable, places
 
 
 class IntegerProducts(KernelProducts):

@@ -6,8 +6,8 @@ there, and multiplies them while they are in the processor's cache. torch emulat
 has no instructions for: with AVX2 alone those of bfloat16 run at a fifth of the float32 rate for 256 tokens, and those
 of float16 at a quarter even with AVX-512. So 16-bit numbers are widened to float32, and encoded ones decoded to it;
 sums are float32, and the result is rounded once. From how many tokens on that is faster, a hardware profile has
-measured. Where a codec says so, encoded rows are multiplied as 8-bit integers (`cpu.integer_products`), and bfloat16 is
-multiplied by kernels of the engine's own where these are faster than torch's (`cpu.bfloat_products`).
+measured. Where a codec says so, encoded rows are multiplied as 8-bit integers (`integer_products`), and bfloat16 is
+multiplied by kernels of the engine's own where these are faster than torch's (`bfloat_products`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
 from flexflow_engine.cpu.arena import Arena
-from flexflow_engine.cpu.bfloats import multiplies_plain, plain_matrix
-from flexflow_engine.cpu.kernel_products import KernelProducts
-from flexflow_engine.cpu.product_table import Matrix, MatrixProduct
 from flexflow_engine.cpu.settings import torch_team
-from flexflow_engine.cpu.widening import WIDENED_FROM, WIDENED_TOKENS, Cut, cut_rows
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.products.bfloats import multiplies_plain, plain_matrix
+from flexflow_engine.products.kernel_products import KernelProducts
+from flexflow_engine.products.product_table import Matrix, MatrixProduct
+from flexflow_engine.products.widening import WIDENED_FROM, WIDENED_TOKENS, Cut, cut_rows
 
 _INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
@@ -93,13 +93,13 @@ class PlainRows:
 
 
 def _integer_kernels() -> type[KernelProducts]:
-    from flexflow_engine.cpu.integer_products import IntegerProducts  # noqa: PLC0415  # it imports Numba
+    from flexflow_engine.products.integer_products import IntegerProducts  # noqa: PLC0415  # it imports Numba
 
     return IntegerProducts
 
 
 def _bfloat_kernels() -> type[KernelProducts]:
-    from flexflow_engine.cpu.bfloat_products import BFloatProducts  # noqa: PLC0415  # as above
+    from flexflow_engine.products.bfloat_products import BFloatProducts  # noqa: PLC0415  # as above
 
     return BFloatProducts
 

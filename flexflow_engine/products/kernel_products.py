@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from flexflow_engine.cpu.product_table import MatrixProduct
-from flexflow_engine.cpu.widening import WIDENED_TOKENS
 from flexflow_engine.cpu.workers import Workers
+from flexflow_engine.products.product_table import MatrixProduct
+from flexflow_engine.products.widening import WIDENED_TOKENS
 
 
 class KernelProducts(ABC):

@@ -14,8 +14,8 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
-from flexflow_engine.cpu.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
 from flexflow_engine.cpu.vectors import ask_for, repeated
+from flexflow_engine.products.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
 
 _NUM_TILES = 8
 _BYTE, _LONG = ir.IntType(8), ir.IntType(64)

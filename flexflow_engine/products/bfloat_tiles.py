@@ -8,15 +8,16 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
-from flexflow_engine.cpu import bfloat_amx, bfloat_vectors
-from flexflow_engine.cpu.bfloat_layout import LINE_NBYTES, LINES, Places, Target
-from flexflow_engine.cpu.jit import has_feature, intrinsic
+from flexflow_engine.cpu.instructions import has_amx
+from flexflow_engine.cpu.jit import intrinsic
 from flexflow_engine.cpu.vectors import at, bfloat_bits, filled, riffled
+from flexflow_engine.products import bfloat_amx, bfloat_vectors
+from flexflow_engine.products.bfloat_layout import LINE_NBYTES, LINES, Places, Target
 
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 _FLOATS, _WORDS = ir.VectorType(ir.FloatType(), LINES), ir.VectorType(_WORD, LINES)
 _SHORTS = ir.VectorType(ir.IntType(16), LINES)
-_AMX = has_feature("amx-bf16")
+_AMX = has_amx()
 
 
 def _tuple_of(count: int) -> Any:

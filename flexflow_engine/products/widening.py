@@ -1,4 +1,4 @@
-"""How much of a matrix is widened or decoded, and multiplied, at a time (`cpu.matmul`), and the memory that takes."""
+"""How much of a matrix is widened or decoded, and multiplied, at a time (`matmul`), and the memory that takes."""
 
 from __future__ import annotations
 

@@ -1,18 +1,17 @@
-"""Matrices that the host multiplies in bfloat16 by kernels of its own; see `cpu.bfloat_products`."""
+"""Matrices that the host multiplies in bfloat16 by kernels of its own; see `products.bfloat_products`."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
-from functools import cache
 from math import ceil
 
 import torch
 
 from flexflow_engine.abc.codec import KernelDecoder
-from flexflow_engine.cpu.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES
-from flexflow_engine.cpu.product_table import Matrix
-from flexflow_engine.cpu.widening import WIDENED_TOKENS, Cut
+from flexflow_engine.cpu.instructions import has_amx, has_bfloat_instructions
+from flexflow_engine.products.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES
+from flexflow_engine.products.product_table import Matrix
+from flexflow_engine.products.widening import WIDENED_TOKENS, Cut
 
 TILE_ROWS, TILE_TOKENS = 2 * LINES, LINES
 """Of a matrix, that are multiplied at once, and tokens, to a multiple of which they are filled up."""
@@ -31,8 +30,6 @@ _HELD_NUMBERS = 2**23
 _NUMBER_NBYTES, _SUM_NBYTES = 2, 4
 _SUMS_NBYTES = _SUM_NBYTES * TILE_ROWS * 2 * TILE_TOKENS
 """Of a thread's sums with two blocks of tokens."""
-_REQUEST_PERMISSION, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158
-"""Linux asks programs to ask for the tiles' eight KiB a thread: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)."""
 
 
 def plain_matrix(weight: torch.Tensor) -> Matrix | None:
@@ -48,7 +45,7 @@ def encoded_matrix(
     """encoded: uint8 [units, unit_nbytes] in host memory. None where its numbers are
     made for torch.
     """
-    if not (_has_shape(rows, unit_shape[1]) and has_bfloat_kernels()):
+    if not (_has_shape(rows, unit_shape[1]) and has_bfloat_instructions()):
         return None
     address = decoder.addresses["bfloat16"]
     return Matrix(encoded, unit_shape, rows=rows, decoder=address, settings=decoder.settings, owner=decoder.owner)
@@ -109,29 +106,8 @@ def _most(rows: int, columns: int) -> tuple[int, int]:
 
 def multiplies_plain(dtype: torch.dtype) -> bool:
     """Whether kernels multiply such numbers faster than torch where nothing need be decoded: by vectors they don't."""
-    return dtype == torch.bfloat16 and has_bfloat_kernels() and _plain_pays()
-
-
-@cache
-def has_bfloat_kernels() -> bool:
-    """Whether kernels are compiled for this processor's instructions, and the system lets this process use them. Where
-    it refuses AMX, vectors are not tried: kernels are kept for a processor, not for a process.
-    """
-    from flexflow_engine.cpu.vectors import has_bfloat_vectors  # noqa: PLC0415  # Numba takes half a second to import
-
-    return _asks_for_amx() if _has_amx() else has_bfloat_vectors()
+    return dtype == torch.bfloat16 and has_bfloat_instructions() and _plain_pays()
 
 
 def _plain_pays() -> bool:
-    return _has_amx()
-
-
-def _has_amx() -> bool:
-    from flexflow_engine.cpu.jit import has_feature  # noqa: PLC0415  # as above
-
-    return has_feature("amx-bf16")
-
-
-def _asks_for_amx() -> bool:
-    """Whether the system grants it."""
-    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
+    return has_amx()

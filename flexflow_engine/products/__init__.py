@@ -1,0 +1,1 @@
+"""How the host multiplies. Importing it imports nothing."""
