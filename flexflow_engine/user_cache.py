@@ -1,5 +1,5 @@
-"""The folder of what may be lost: measured machines, digests of files, weights where no disk tier has them, and compiled
-kernels where none can be written beside their files.
+"""The folder of what may be lost: measured machines, digests of files, weights where no disk tier has them, and kernels
+where none can be written beside their files.
 """
 
 import os

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_threads_change_no_bit() -> None:
 
 def test_every_thread_multiplies_where_there_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that wait for each other before they draw."""
-    kernels, met = pytest.importorskip("flexflow_engine.products.bfloat_products"), threading.Barrier(2, timeout=60)
+    kernels, met = import_module("flexflow_engine.products.bfloat_products"), threading.Barrier(2, timeout=60)
     multiply, rooms = kernels.multiply, list[object]()
 
     def together(*arguments: Any) -> None:
@@ -136,7 +137,7 @@ def test_every_thread_multiplies_where_there_is_enough_for_it(monkeypatch: pytes
 def test_blocks_that_another_thread_does_not_end_are_laid_out_once_more(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = pytest.importorskip("flexflow_engine.products.bfloat_products")
+    kernels = import_module("flexflow_engine.products.bfloat_products")
     multiply = kernels.multiply
 
     def all_taken(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> None:
@@ -154,8 +155,9 @@ def test_blocks_that_another_thread_does_not_end_are_laid_out_once_more(
 @pytest.mark.skipif(not instructions.has_amx(), reason="this processor has no AMX")
 def test_amx_is_configured_as_before_when_a_kernel_has_ended() -> None:
     """Libraries configure it once for many products."""
-    amx, tiles = (pytest.importorskip(f"flexflow_engine.cpu.bfloat_{name}") for name in ("amx", "tiles"))
     from flexflow_engine.cpu.jit import kernel  # noqa: PLC0415  # it imports Numba
+
+    amx, tiles = (import_module(f"flexflow_engine.products.bfloat_{name}") for name in ("amx", "tiles"))
 
     @kernel
     def exchange(before: Any, wanted: Any) -> None:
@@ -176,6 +178,7 @@ def test_amx_is_configured_as_before_when_a_kernel_has_ended() -> None:
 @pytest.mark.parametrize(
     ("lacking", "tests"),
     [("amx", "rounded_once or anywhere or beside or finite"), ("avx512bf16", "anywhere or finite")],
+    ids=["AMX", "vectors"],
 )
 def test_processors_with_fewer_instructions_make_the_same_products(tmp_path: Path, lacking: str, tests: str) -> None:
     """Kernels are compiled anew, for this processor's vectors, or to round as LLVM without bfloat16 does."""
@@ -217,7 +220,7 @@ def test_columns_of_tokens_may_lie_apart(workers: Workers) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 64])
 @pytest.mark.parametrize(("rows", "columns"), [*SHAPES, (40, 2**20), (12288, 49152), (50272, 12288)])
 def test_the_bound_holds_for_any_number_of_threads(threads: int, rows: int, columns: int) -> None:
-    kernels = pytest.importorskip("flexflow_engine.products.bfloat_products")
+    kernels = import_module("flexflow_engine.products.bfloat_products")
     cut = bfloats.cut_bfloats(rows, columns, threads)
     assert 1 <= cut.threads <= threads
     assert cut.rows >= bfloats.TILE_ROWS

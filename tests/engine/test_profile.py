@@ -196,11 +196,14 @@ def test_widening_is_chosen_where_it_takes_less_time(bench: Bench, monkeypatch: 
     assert arithmetic.float32_from(bench, replace(TINY, tokens=(1, 2, 4, 8, 512))) == 4
 
 
-@pytest.mark.parametrize(("faster", "chosen"), [((1, 2, 512), True), ((1, 512), False)])
+@pytest.mark.parametrize(
+    ("faster", "by_kernels", "chosen"), [((1, 2, 512), False, True), ((1, 512), False, False), ((1, 2, 4), True, False)]
+)
 def test_torchs_threads_are_chosen_where_most_products_take_less_time(
-    bench: Bench, faster: tuple[int, ...], chosen: bool, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, faster: tuple[int, ...], by_kernels: bool, chosen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the clock alone; of those with few tokens."""
+    """Of the clock alone; of those with few tokens. by_kernels: torch multiplies nothing."""
+    monkeypatch.setattr(arithmetic, "multiplies_plain", lambda dtype: by_kernels)
 
     def product_s(_: Bench, matrices: object, tokens: int, multiply: object) -> float:
         return 1.0 if multiply is bench.multiply else 0.5 if tokens in faster else 2.0
