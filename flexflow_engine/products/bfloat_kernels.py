@@ -76,26 +76,14 @@ def _multiply_part(tokens: Any, laid_out: Any, product: Any, room: Any, span: An
     some, blocks = min(most, product[ROWS] - first), (count + TILE_TOKENS - 1) // TILE_TOKENS
     for column in range(0, columns, COLUMNS_AT_ONCE):
         width = min(COLUMNS_AT_ONCE, columns - column)
-        if product[DECODER] != 0:
-            stride, ahead, source = width * _ITEM, np.int64(0), rows
-            for row in range(some):
-                start = (first + row) * columns + column
-                encoded = product[ENCODED], product[STRIDE], product[UNIT]
-                target = rows + row * stride - start * _ITEM, product[UNIT] * _ITEM, _ITEM
-                decode_span(product[DECODER], product[SETTINGS], encoded, target, (start, start + width))
-        else:
-            stride = product[STRIDE]
-            ahead, source = TILE_ROWS * stride, product[ENCODED] + first * stride + column * _ITEM
+        source, stride, ahead = _rows_at(product, (first, some), (columns, column, width), rows)
         for near in range(0, blocks, _NEAR_BLOCKS):
             for first_row in range(0, some, TILE_ROWS):
                 row = min(first_row, some - TILE_ROWS)
                 for block in range(near, min(near + _NEAR_BLOCKS, blocks), 2):
                     several = min(2, blocks - block)
-                    place = (
-                        sums
-                        if columns <= COLUMNS_AT_ONCE
-                        else sums + 4 * TILE_TOKENS * (first_row * blocks + block * TILE_ROWS)
-                    )
+                    kept = first_row * blocks + block * TILE_ROWS if columns > COLUMNS_AT_ONCE else 0
+                    place = sums + kept * TILE_TOKENS * _SUM
                     _multiply_tile(
                         laid_out + (block * columns + column) * TILE_TOKENS * _ITEM,
                         (columns, width),
@@ -106,6 +94,23 @@ def _multiply_part(tokens: Any, laid_out: Any, product: Any, room: Any, span: An
                         for tile in range(2 * several):
                             chosen = first + row + tile // several * (TILE_ROWS // 2)
                             _put(product, (block + tile % several, count), chosen, place + tile * TILE_NBYTES)
+
+
+@kernel
+def _rows_at(product: Any, span: Any, columns: Any, room: Any) -> Any:
+    """Where some columns of some rows are, decoded if they need be: address, bytes from row to row, and from a row to
+    one that will be wanted soon. span: first row, how many; columns: of a row, first, how many.
+    """
+    (first, some), (all_columns, column, width) = span, columns
+    if product[DECODER] == 0:
+        stride = product[STRIDE]
+        return product[ENCODED] + first * stride + column * _ITEM, stride, TILE_ROWS * stride
+    encoded = product[ENCODED], product[STRIDE], product[UNIT]
+    for row in range(some):
+        start = (first + row) * all_columns + column
+        target = room + (row * width - start) * _ITEM, product[UNIT] * _ITEM, _ITEM
+        decode_span(product[DECODER], product[SETTINGS], encoded, target, (start, start + width))
+    return room, width * _ITEM, np.int64(0)
 
 
 @kernel

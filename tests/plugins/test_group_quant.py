@@ -379,6 +379,7 @@ def test_activations_of_8_bits_change_no_bytes_but_what_is_measured_and_complete
 
 def test_activations_of_8_bits_that_change_nothing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_device, "notices", lambda memory: ())
+    monkeypatch.setattr(group_quant, "has_amx", lambda: False)
     for works in (True, False):
         monkeypatch.setattr(group_quant, "has_integer_instructions", lambda works=works: works)
         assert GroupInt4Codec().notices("cpu") == ()
@@ -386,3 +387,14 @@ def test_activations_of_8_bits_that_change_nothing_are_told(monkeypatch: pytest.
         assert "cuda computes" in INTEGERS[0].notices("cuda")[0]
         odd = GroupInt4Codec(GroupInt4Options(int8_activations=True, group_size=50))
         assert "groups of 50" in odd.notices("cpu")[0]
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_activations_of_8_bits_are_told_to_be_slower_than_amx(granted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_device, "notices", lambda memory: ())
+    for name, has in (("integer_instructions", True), ("amx", True), ("bfloat_instructions", granted)):
+        monkeypatch.setattr(group_quant, f"has_{name}", lambda has=has: has)
+    assert GroupInt4Codec().notices("cpu") == ()
+    notices = INTEGERS[0].notices("cpu")
+    assert len(notices) == granted
+    assert all("AMX" in notice for notice in notices)

@@ -40,7 +40,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's usual name
 from flexflow_engine.abc.codec import INTEGER_GROUP_UNIT, Codec, DeviceDecoder, IntegerDecoder, KernelDecoder
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.abc.tier import HOST
-from flexflow_engine.cpu.instructions import has_integer_instructions
+from flexflow_engine.cpu.instructions import has_amx, has_bfloat_instructions, has_integer_instructions
 from flexflow_engine.errors import CorruptDataError
 from flexflow_plugins.codecs import on_device, on_device_parts, threads
 from flexflow_plugins.codecs.part_format import MAX_HALF
@@ -150,9 +150,17 @@ class GroupQuantCodec(Codec):
         return on_device.decoding(self, pairs) or super().decoding(pairs)
 
     def notices(self, memory: str) -> tuple[str, ...]:
-        hindrance = self._integer_hindrance(memory) if self.multiplies_integers else None
-        idle = () if hindrance is None else (f"`int8_activations` changes nothing: {hindrance}",)
-        return (*on_device.notices(memory), *idle)
+        notices = on_device.notices(memory)
+        if not self.multiplies_integers:
+            return notices
+        if hindrance := self._integer_hindrance(memory):
+            return (*notices, f"`int8_activations` changes nothing: {hindrance}")
+        if has_amx() and has_bfloat_instructions():
+            return (
+                *notices,
+                "`int8_activations` is slower where `dtype` is bfloat16: this processor has AMX",
+            )
+        return notices
 
     def kernel_decoder(self, shape: tuple[int, ...]) -> KernelDecoder:
         return threads.decoder(self, prod(shape))
