@@ -41,10 +41,17 @@ def shuffled(builder: Any, a: Any, b: Any, places: Sequence[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_WORD, len(places)), list(places)))
 
 
-def riffled(builder: Any, vectors: Sequence[Any]) -> list[Any]:
-    """The elements of vector i and of vector i + n / 2 in turn, of their first halves and of their second ones. log2(n)
-    times, that transposes n vectors of n elements.
+def transposed(builder: Any, vectors: Sequence[Any]) -> list[Any]:
+    """The first elements of all n vectors, their second ones, and so on, in vectors as long as before; n is a power of
+    two, and of a vector's length a divisor.
     """
+    for _ in range(len(vectors).bit_length() - 1):
+        vectors = _riffled(builder, vectors)
+    return list(vectors)
+
+
+def _riffled(builder: Any, vectors: Sequence[Any]) -> list[Any]:
+    """The elements of vector i and of vector i + n / 2 in turn, of their first halves and of their second ones."""
     half, count = len(vectors) // 2, vectors[0].type.count
     turns = [[place for i in range(first, first + count // 2) for place in (i, count + i)] for first in (0, count // 2)]
     return [

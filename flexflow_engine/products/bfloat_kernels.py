@@ -10,10 +10,10 @@ import numpy as np
 
 from flexflow_engine.cpu.decoding import decode_span
 from flexflow_engine.cpu.jit import kernel
-from flexflow_engine.cpu.pointers import has_flag, set_flag, take_next
 from flexflow_engine.products.bfloat_layout import TILE_NBYTES
 from flexflow_engine.products.bfloat_tiles import begin, end, lay_out, multiply_one_block, multiply_two_blocks, put
 from flexflow_engine.products.bfloats import COLUMNS_AT_ONCE, TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
+from flexflow_engine.products.drawing import next_part, next_to_make
 from flexflow_engine.products.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
 
 _ITEM, _SUM = 2, 4
@@ -26,32 +26,21 @@ def multiply(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> N
     """All products of some tokens, together with other threads that call it with the same.
 
     tokens: address of the first token, bytes from token to token; tokens, columns. laid_out: address of all tokens in
-    tiles, which are made first. table: int64, a `Product` a line. room: addresses of what this thread alone
-    uses (`_Room` of `bfloat_products`), and how many rows it takes at a time. drawn: int64, all zeros: blocks of tokens
-    and parts of matrices that have been taken, and for each block whether it is laid out.
-
-    A block that another thread has taken and not laid out yet is laid out once more, the same: nobody waits for who is
-    kept from working.
+    tiles, which are made first. table: int64, a `Product` a line. room: addresses of what this thread alone uses
+    (`_Room` of `bfloat_products`), and how many rows it takes at a time. drawn: see `drawing`.
     """
     _, (count, _) = tokens
     blocks = (count + TILE_TOKENS - 1) // TILE_TOKENS
-    block = take_next(drawn, 0)
+    block = next_to_make(drawn, -1, blocks)
     while block < blocks:
         _lay_out(tokens, block, laid_out)
-        set_flag(drawn, 2 + block)
-        block = take_next(drawn, 0)
-    for block in range(blocks):
-        if not has_flag(drawn, 2 + block):
-            _lay_out(tokens, block, laid_out)
+        block = next_to_make(drawn, block, blocks)
     (rows, sums, before, wanted), most = room
     begin(before, wanted)
-    part, passed = take_next(drawn, 1), 0
-    for product in range(len(table)):
-        parts = (table[product, ROWS] + most - 1) // most
-        while part < passed + parts:
-            _multiply_part(tokens, laid_out, table[product], (rows, sums), ((part - passed) * most, most))
-            part = take_next(drawn, 1)
-        passed += parts
+    product, first = next_part(drawn, table, most)
+    while product < len(table):
+        _multiply_part(tokens, laid_out, table[product], (rows, sums), (first, most))
+        product, first = next_part(drawn, table, most)
     end(before)
 
 

@@ -10,7 +10,7 @@ from numba import types
 
 from flexflow_engine.cpu.instructions import has_amx
 from flexflow_engine.cpu.jit import intrinsic
-from flexflow_engine.cpu.vectors import at, bfloat_bits, filled, riffled
+from flexflow_engine.cpu.vectors import at, bfloat_bits, filled, transposed
 from flexflow_engine.products import bfloat_amx, bfloat_vectors
 from flexflow_engine.products.bfloat_layout import LINE_NBYTES, LINES, Places, Target
 
@@ -66,7 +66,7 @@ def lay_out(_: Any, source: Any, target: Any) -> Any:
             lane = _LONG(token)
             there = builder.select(builder.icmp_signed("<", lane, last), lane, last)
             tokens.append(builder.load(at(builder, first, builder.mul(there, stride), _WORDS), align=2))
-        for line, pairs in enumerate(_transposed(builder, tokens)):
+        for line, pairs in enumerate(transposed(builder, tokens)):
             builder.store(pairs, at(builder, arguments[1], _LONG(line * LINE_NBYTES), _WORDS), align=LINE_NBYTES)
         return context.get_dummy_value()
 
@@ -97,7 +97,7 @@ def put(_: Any, target: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target = Target(*_unpacked(builder, arguments[0], Target._fields))
         places = [at(builder, target.sums, _LONG(row * LINE_NBYTES), _FLOATS) for row in range(LINES)]
-        sums = _transposed(builder, [builder.load(place, align=LINE_NBYTES) for place in places])
+        sums = transposed(builder, [builder.load(place, align=LINE_NBYTES) for place in places])
         bias = _bias(builder, target.bias)
         for token in range(LINES):
             with builder.if_then(builder.icmp_signed("<", _LONG(token), target.tokens)):
@@ -110,12 +110,6 @@ def put(_: Any, target: Any) -> Any:
 
 def _unpacked(builder: Any, numbers: Any, names: tuple[str, ...]) -> list[Any]:
     return [builder.extract_value(numbers, i) for i in range(len(names))]
-
-
-def _transposed(builder: Any, lines: list[Any]) -> list[Any]:
-    for _ in range(LINES.bit_length() - 1):
-        lines = riffled(builder, lines)
-    return lines
 
 
 def _bias(builder: Any, address: Any) -> Any:

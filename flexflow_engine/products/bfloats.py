@@ -42,9 +42,7 @@ def plain_matrix(weight: torch.Tensor) -> Matrix | None:
 def encoded_matrix(
     decoder: KernelDecoder, encoded: torch.Tensor, unit_shape: tuple[int, int], *, rows: int
 ) -> Matrix | None:
-    """encoded: uint8 [units, unit_nbytes] in host memory. None where its numbers are
-    made for torch.
-    """
+    """encoded: uint8 [units, unit_nbytes] in host memory. None where its numbers are made for torch."""
     if not (_has_shape(rows, unit_shape[1]) and has_bfloat_instructions()):
         return None
     address = decoder.addresses["bfloat16"]
@@ -106,8 +104,4 @@ def _most(rows: int, columns: int) -> tuple[int, int]:
 
 def multiplies_plain(dtype: torch.dtype) -> bool:
     """Whether kernels multiply such numbers faster than torch where nothing need be decoded: by vectors they don't."""
-    return dtype == torch.bfloat16 and has_bfloat_instructions() and _plain_pays()
-
-
-def _plain_pays() -> bool:
-    return has_amx()
+    return dtype == torch.bfloat16 and has_bfloat_instructions() and has_amx()

@@ -10,7 +10,8 @@ import numpy as np
 
 from flexflow_engine.cpu.jit import kernel
 from flexflow_engine.cpu.numbers import round_to, widen
-from flexflow_engine.cpu.pointers import call_integer_decoder, has_flag, offset, pointer, set_flag, take_next
+from flexflow_engine.cpu.pointers import call_integer_decoder, offset, pointer
+from flexflow_engine.products.drawing import next_part, next_to_make
 from flexflow_engine.products.integer_tiles import LANES, QUAD, TILE_ROWS, TILE_TOKENS, VECTORS, multiply_tile
 from flexflow_engine.products.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
 
@@ -31,29 +32,18 @@ def multiply(tokens: Any, rounded: Any, table: Any, room: Any, drawn: Any) -> No
     tokens: array of one of the number formats, of which only the type counts, address of the first token, numbers from
     token to token; tokens, columns, group size. rounded: addresses of all tokens' integers and scales, as
     `multiply_tile` takes them, which are made first. table: int64, a `Product` a line. room: addresses of what this
-    thread alone uses (`_Room` of `integer_products`), and how many rows it has room for. drawn: int64, all zeros:
-    tiles and parts of matrices that have been taken, and for each tile whether it is rounded.
-
-    A tile that another thread has taken and not rounded yet is rounded once more, to the same numbers: nobody waits for
-    who is kept from working.
+    thread alone uses (`_Room` of `integer_products`), and how many rows it has room for. drawn: see `drawing`.
     """
     (_, _, _), (count, _, _) = tokens
     tiles = (count + TILE_TOKENS - 1) // TILE_TOKENS
-    tile = take_next(drawn, 0)
+    tile = next_to_make(drawn, -1, tiles)
     while tile < tiles:
         _round_tile(tokens, tile, rounded)
-        set_flag(drawn, 2 + tile)
-        tile = take_next(drawn, 0)
-    for tile in range(tiles):
-        if not has_flag(drawn, 2 + tile):
-            _round_tile(tokens, tile, rounded)
-    part, before = take_next(drawn, 1), 0
-    for product in range(len(table)):
-        parts = (table[product, ROWS] + room[1] - 1) // room[1]
-        while part < before + parts:
-            _multiply_part(tokens, rounded, table[product], room, (part - before) * room[1])
-            part = take_next(drawn, 1)
-        before += parts
+        tile = next_to_make(drawn, tile, tiles)
+    product, first = next_part(drawn, table, room[1])
+    while product < len(table):
+        _multiply_part(tokens, rounded, table[product], room, first)
+        product, first = next_part(drawn, table, room[1])
 
 
 @kernel

@@ -15,9 +15,10 @@ import torch
 from flexflow_engine.cpu.arrays import ARRAY_TYPES
 from flexflow_engine.products.integer_kernels import multiply
 from flexflow_engine.products.integer_tiles import TILE_TOKENS
-from flexflow_engine.products.integers import PADDED_ROWS, PADDED_TOKENS, IntegerCut, cut_integers
+from flexflow_engine.products.integers import PADDED_ROWS, PADDED_TOKENS, cut_integers
 from flexflow_engine.products.kernel_products import KernelProducts
 from flexflow_engine.products.product_table import MatrixProduct, ProductTable, places
+from flexflow_engine.products.widening import Cut
 
 
 class IntegerProducts(KernelProducts):
@@ -47,7 +48,7 @@ class _Room:
     that it decodes and sums.
     """
 
-    def __init__(self, cut: IntegerCut, *, tokens: int, columns: int, group_size: int) -> None:
+    def __init__(self, cut: Cut, *, tokens: int, columns: int, group_size: int) -> None:
         padded, groups = ceil(tokens / PADDED_TOKENS) * PADDED_TOKENS, columns // group_size
         self._tokens = places([padded * columns, 8 * padded * groups])
         scales, sums, results = 4 * cut.rows * groups, 4 * PADDED_TOKENS * PADDED_ROWS, 4 * PADDED_TOKENS * cut.rows

@@ -16,7 +16,7 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
 from flexflow_engine.cpu.jit import has_feature, intrinsic
-from flexflow_engine.cpu.vectors import at, everywhere, filled, repeated, riffled, shuffled
+from flexflow_engine.cpu.vectors import at, everywhere, filled, repeated, shuffled, transposed
 
 LANES = 16 if has_feature("avx512vnni") else 8
 """Tokens of a vector."""
@@ -124,12 +124,10 @@ class _Tile:
         ]
 
     def _put(self) -> None:
-        """The sums token by token: vectors are riffled until all rows of a token adjoin."""
+        """The sums token by token: transposed, all rows of a token adjoin."""
         builder = self._builder
         for vector in range(VECTORS):
-            numbers = [builder.load(self._sum(row, vector)) for row in range(TILE_ROWS)]
-            for _ in range(TILE_ROWS.bit_length() - 1):
-                numbers = riffled(builder, numbers)
+            numbers = transposed(builder, [builder.load(self._sum(row, vector)) for row in range(TILE_ROWS)])
             for i, some in enumerate(numbers):
                 for j in range(LANES // TILE_ROWS):
                     token = vector * LANES + i * (LANES // TILE_ROWS) + j

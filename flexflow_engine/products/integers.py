@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import ceil
-from typing import NamedTuple
 
 import torch
 
 from flexflow_engine.abc.codec import INTEGER_GROUP_UNIT, Codec
 from flexflow_engine.cpu.instructions import has_integer_instructions
 from flexflow_engine.products.product_table import Matrix
-from flexflow_engine.products.widening import WIDENED_TOKENS, rows_at_once
+from flexflow_engine.products.widening import WIDENED_TOKENS, Cut, rows_at_once
 
 _LARGEST_GROUP = 2**16
 """Whose sums have room in 32 bits."""
@@ -23,14 +22,6 @@ _NUMBER_NBYTES = 3
 """An integer, and at most what a group of four has: a scale and a low of a matrix's, a scale and a sum of tokens'."""
 _ROW_NBYTES = 4 * PADDED_TOKENS + 4 * PADDED_TOKENS + 64
 """Of a row that a thread makes: its products with a tile of tokens, its sums in a tile, and what aligns the rest."""
-
-
-class IntegerCut(NamedTuple):
-    """How the rows of matrices with as many columns are cut into parts."""
-
-    threads: int
-    rows: int
-    """That a thread takes at a time, a multiple of PADDED_ROWS."""
 
 
 def integer_matrix(codec: Codec, encoded: torch.Tensor, unit_shape: tuple[int, int], *, rows: int) -> Matrix | None:
@@ -52,12 +43,12 @@ def integer_matrix(codec: Codec, encoded: torch.Tensor, unit_shape: tuple[int, i
     )
 
 
-def cut_integers(rows: int, columns: int, threads: int) -> IntegerCut:
-    """Of matrices of which the largest has so many rows, among at most so many threads."""
+def cut_integers(rows: int, columns: int, threads: int) -> Cut:
+    """Of matrices of which the largest has so many rows, among at most so many threads; parts of whole PADDED_ROWS."""
     most = max(PADDED_ROWS, rows_at_once(columns) // PADDED_ROWS * PADDED_ROWS)
     threads = min(threads, most // PADDED_ROWS, ceil(rows / PADDED_ROWS))
     held = min(most // threads, max(PADDED_ROWS, _ROOM_NUMBERS // columns)) // PADDED_ROWS * PADDED_ROWS
-    return IntegerCut(threads, min(held, ceil(rows / threads / PADDED_ROWS) * PADDED_ROWS))
+    return Cut(threads, min(held, ceil(rows / threads / PADDED_ROWS) * PADDED_ROWS))
 
 
 def integer_nbytes(tokens: int, matrices: Iterable[tuple[int, int]]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
+from drawn_products import (
+    check_that_every_thread_multiplies,
+    check_that_threads_change_no_bit,
+    check_that_what_another_thread_does_not_end_is_made_once_more,
+)
 from flexflow_engine.cpu import instructions
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.products import bfloats, matmul
@@ -39,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads share products of any size, and kernels multiply plain numbers on any processor."""
     monkeypatch.setattr(matmul, "_SHARED_NUMBERS", 0)
-    monkeypatch.setattr(bfloats, "_plain_pays", lambda: True)
+    monkeypatch.setattr(bfloats, "has_amx", lambda: True)
 
 
 @pytest.mark.parametrize("codec", [None, GroupInt4Codec(), GroupInt8Codec()], ids=["plain", "int4", "int8"])
@@ -105,51 +109,21 @@ def test_nothing_is_written_beside_the_products(workers: Workers, tokens: int) -
 
 
 def test_threads_change_no_bit() -> None:
-    matrix, _ = matrix_of(GroupInt4Codec(), 1000, 2048)
-    x, results = random(200, 2048), []
-    for threads in (1, 2, 5):
-        with closing(Workers(threads)) as workers:
-            results += [products_of(workers).linear(x, matrix) for _ in range(20 if threads > 1 else 1)]
-    assert all(torch.equal(result, results[0]) for result in results)
+    check_that_threads_change_no_bit(matrix_of(GroupInt4Codec(), 1000, 2048)[0], random(200, 2048))
 
 
 def test_every_thread_multiplies_where_there_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads that wait for each other before they draw."""
-    kernels, met = import_module("flexflow_engine.products.bfloat_products"), threading.Barrier(2, timeout=60)
-    multiply, rooms = kernels.multiply, list[object]()
-
-    def together(*arguments: Any) -> None:
-        rooms.append(arguments[3])
-        met.wait()
-        multiply(*arguments)
-
-    matrix, _ = matrix_of(GroupInt4Codec(), 300)
-    x = random(200, COLUMNS)
-    with closing(Workers(2)) as workers:
-        products = products_of(workers)
-        expected = products.linear(x, matrix)
-        monkeypatch.setattr(kernels, "multiply", together)
-        for _ in range(20):
-            assert torch.equal(products.linear(x, matrix), expected)
-    assert len(set(rooms)) == 2
+    kernels = import_module("flexflow_engine.products.bfloat_products")
+    check_that_every_thread_multiplies(kernels, matrix_of(GroupInt4Codec(), 300)[0], random(200, COLUMNS), monkeypatch)
 
 
 def test_blocks_that_another_thread_does_not_end_are_laid_out_once_more(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels = import_module("flexflow_engine.products.bfloat_products")
-    multiply = kernels.multiply
-
-    def all_taken(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> None:
-        drawn[0] = len(drawn)
-        multiply(tokens, laid_out, table, room, drawn)
-
-    matrix, _ = matrix_of(GroupInt4Codec())
-    x, products = random(200, COLUMNS), products_of(workers)
-    expected = products.linear(x, matrix)
-    products.linear(2 * x, matrix)
-    monkeypatch.setattr(kernels, "multiply", all_taken)
-    assert torch.equal(products.linear(x, matrix), expected)
+    check_that_what_another_thread_does_not_end_is_made_once_more(
+        kernels, matrix_of(GroupInt4Codec())[0], random(200, COLUMNS), workers, monkeypatch
+    )
 
 
 @pytest.mark.skipif(not instructions.has_amx(), reason="this processor has no AMX")

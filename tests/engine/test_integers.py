@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's usual name
 
+from drawn_products import (
+    check_that_every_thread_multiplies,
+    check_that_threads_change_no_bit,
+    check_that_what_another_thread_does_not_end_is_made_once_more,
+)
 from flexflow_engine.cpu.instructions import has_integer_instructions
 from flexflow_engine.cpu.workers import Workers
 from flexflow_engine.products import integers, matmul
@@ -81,56 +83,23 @@ def test_several_matrices_are_multiplied_at_once_and_tokens_may_lie_apart(worker
 
 
 def test_threads_change_no_bit() -> None:
-    matrix, _ = matrix_of(CODECS[0])
-    x = random((200, COLUMNS), torch.bfloat16)
-    results = []
-    for threads in (1, 2, 5):
-        with closing(Workers(threads)) as workers:
-            results += [
-                HostProducts(workers, torch.bfloat16, None, kept_nbytes=0).linear(x, matrix)
-                for _ in range(20 if threads > 1 else 1)
-            ]
-    assert all(torch.equal(result, results[0]) for result in results)
+    check_that_threads_change_no_bit(matrix_of(CODECS[0])[0], random((200, COLUMNS), torch.bfloat16))
 
 
 def test_every_thread_multiplies_where_there_is_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads that wait for each other before they draw."""
-    kernels, met = pytest.importorskip("flexflow_engine.products.integer_products"), threading.Barrier(2, timeout=60)
-    multiply, rooms = kernels.multiply, list[object]()
-
-    def together(*arguments: Any) -> None:
-        rooms.append(arguments[3])
-        met.wait()
-        multiply(*arguments)
-
-    matrix, _ = matrix_of(CODECS[0])
-    x = random((200, COLUMNS), torch.bfloat16)
-    with closing(Workers(2)) as workers:
-        products = HostProducts(workers, torch.bfloat16, None, kept_nbytes=0)
-        expected = products.linear(x, matrix)
-        monkeypatch.setattr(kernels, "multiply", together)
-        for _ in range(20):
-            assert torch.equal(products.linear(x, matrix), expected)
-    assert len(set(rooms)) == 2
+    kernels = pytest.importorskip("flexflow_engine.products.integer_products")
+    check_that_every_thread_multiplies(
+        kernels, matrix_of(CODECS[0])[0], random((200, COLUMNS), torch.bfloat16), monkeypatch
+    )
 
 
 def test_tiles_that_another_thread_does_not_end_are_rounded_once_more(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels = pytest.importorskip("flexflow_engine.products.integer_products")
-    multiply = kernels.multiply
-
-    def all_taken(tokens: Any, rounded: Any, table: Any, room: Any, drawn: Any) -> None:
-        drawn[0] = len(drawn)
-        multiply(tokens, rounded, table, room, drawn)
-
-    matrix, _ = matrix_of(CODECS[0])
-    x = random((200, COLUMNS), torch.bfloat16)
-    products = HostProducts(workers, torch.bfloat16, None, kept_nbytes=0)
-    expected = products.linear(x, matrix)
-    products.linear(2 * x, matrix)
-    monkeypatch.setattr(kernels, "multiply", all_taken)
-    assert torch.equal(products.linear(x, matrix), expected)
+    check_that_what_another_thread_does_not_end_is_made_once_more(
+        kernels, matrix_of(CODECS[0])[0], random((200, COLUMNS), torch.bfloat16), workers, monkeypatch
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 64])

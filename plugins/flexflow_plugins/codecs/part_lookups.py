@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
+from flexflow_engine.cpu.vectors import filled, shuffled
 from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, NUM_PARTS
 
 _PART = GROUP_SIZE // NUM_PARTS
@@ -32,7 +33,7 @@ def multiples_looked_up(builder: Any, source: Any, grids: Any) -> Iterator[Any]:
     for part, table in enumerate(_tables(builder, grids, _FLOATS, [[float(m) for m in row] for row in _TABLES])):
         place = builder.gep(source, [_LONG(part * _PART // 2)])
         halves = builder.load(builder.bitcast(place, ir.VectorType(_WORD, 2).as_pointer()), align=1)
-        eight_times = builder.shuffle_vector(halves, halves, ir.Constant(_CODES, [n // 8 for n in range(_PART)]))
+        eight_times = shuffled(builder, halves, halves, [n // 8 for n in range(_PART)])
         yield builder.call(look_up, [table, builder.lshr(eight_times, shifts)])
 
 
@@ -44,8 +45,8 @@ def integers_looked_up(builder: Any, source: Any, grids: Any) -> Any:
     halves = [_joined(builder, *tables[part : part + 2]) for part in (0, 2)]
     packed = builder.load(builder.bitcast(source, ir.VectorType(_BYTE, GROUP_SIZE // 2).as_pointer()), align=1)
     pairs = builder.zext(packed, _PAIRS)
-    spread = builder.or_(pairs, builder.shl(pairs, ir.Constant(_PAIRS, [4] * _PAIRS.count)))
-    codes = builder.and_(spread, ir.Constant(_PAIRS, [0x0F0F] * _PAIRS.count))
+    spread = builder.or_(pairs, builder.shl(pairs, filled(_PAIRS, 4)))
+    codes = builder.and_(spread, filled(_PAIRS, 0x0F0F))
     return builder.call(look_up, [_joined(builder, *halves), builder.bitcast(codes, _INTEGERS)])
 
 
@@ -62,5 +63,4 @@ def _tables(builder: Any, grids: Any, kind: Any, rows: Sequence[Sequence[Any]]) 
 
 
 def _joined(builder: Any, a: Any, b: Any) -> Any:
-    places = ir.Constant(ir.VectorType(_WORD, 2 * a.type.count), list(range(2 * a.type.count)))
-    return builder.shuffle_vector(a, b, places)
+    return shuffled(builder, a, b, range(2 * a.type.count))
