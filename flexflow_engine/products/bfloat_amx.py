@@ -55,19 +55,26 @@ def multiply(builder: Any, places: Places, blocks: int) -> None:
     def add_columns(step: Any, _: Sequence[Any]) -> list[Any]:
         tokens = builder.add(places.tokens, builder.mul(step, _LONG(TILE_NBYTES)))
         rows = builder.add(places.rows, builder.mul(step, _LONG(LINE_NBYTES)))
-        for block in range(blocks):
-            place = builder.add(tokens, builder.mul(places.block_nbytes, _LONG(block)))
-            _load(builder, _TOKENS_AT + block, place, _LONG(LINE_NBYTES))
         for half in range(2):
             first = builder.add(rows, builder.mul(places.stride, _LONG(half * LINES)))
             _load(builder, _ROWS_AT + half, first, places.stride)
             for block in range(blocks):
+                if half == 0:
+                    place = builder.add(tokens, builder.mul(places.block_nbytes, _LONG(block)))
+                    _load(builder, _TOKENS_AT + block, place, _LONG(LINE_NBYTES))
                 tiles = [pairs.index((half, block)), _ROWS_AT + half, _TOKENS_AT + block]
                 _call(builder, "tdpbf16ps", [_BYTE(tile) for tile in tiles])
-            ahead = builder.add(first, places.ahead)
-            for line in range(LINES):
-                ask_for(builder, builder.add(ahead, builder.mul(places.stride, _LONG(line))), into=2)
+        with builder.if_then(builder.icmp_unsigned("!=", places.eights, _LONG(0))):
+            wanted = builder.add(places.wanted, builder.mul(step, _LONG(LINE_NBYTES)))
+            repeated(builder, places.eights, [wanted], ask_for_eight)
         return []
+
+    def ask_for_eight(_: Any, carried: Sequence[Any]) -> list[Any]:
+        line = carried[0]
+        for _ in range(8):
+            ask_for(builder, line, into=2)
+            line = builder.add(line, places.stride)
+        return [line]
 
     repeated(builder, builder.udiv(places.columns, _LONG(LINE_COLUMNS)), [], add_columns)
     for number, address in enumerate(sums):

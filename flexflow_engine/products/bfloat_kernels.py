@@ -10,7 +10,7 @@ import numpy as np
 
 from flexflow_engine.cpu.decoding import decode_span
 from flexflow_engine.cpu.jit import kernel
-from flexflow_engine.products.bfloat_layout import TILE_NBYTES
+from flexflow_engine.products.bfloat_layout import LINE_NBYTES, TILE_NBYTES
 from flexflow_engine.products.bfloat_tiles import begin, end, lay_out, multiply_one_block, multiply_two_blocks, put
 from flexflow_engine.products.bfloats import COLUMNS_AT_ONCE, TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
 from flexflow_engine.products.drawing import next_part, next_to_make
@@ -29,7 +29,7 @@ def multiply(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> N
     tiles, which are made first. table: int64, a `Product` a line. room: addresses of what this thread alone uses
     (`_Room` of `bfloat_products`), and how many rows it takes at a time. drawn: see `drawing`.
     """
-    _, (count, _) = tokens
+    _, (count, columns) = tokens
     blocks = (count + TILE_TOKENS - 1) // TILE_TOKENS
     block = next_to_make(drawn, -1, blocks)
     while block < blocks:
@@ -37,10 +37,11 @@ def multiply(tokens: Any, laid_out: Any, table: Any, room: Any, drawn: Any) -> N
         block = next_to_make(drawn, block, blocks)
     (rows, sums, before, wanted), most = room
     begin(before, wanted)
-    product, first = next_part(drawn, table, most)
-    while product < len(table):
-        _multiply_part(tokens, laid_out, table[product], (rows, sums), (first, most))
-        product, first = next_part(drawn, table, most)
+    piece = _next_piece(drawn, table, most, columns, (len(table), 0, 0, columns, 0))
+    while piece[0] < len(table):
+        following = _next_piece(drawn, table, most, columns, piece)
+        _multiply_piece(tokens, laid_out, table, (piece, following), (rows, sums))
+        piece = following
     end(before)
 
 
@@ -55,51 +56,100 @@ def _lay_out(tokens: Any, block: Any, laid_out: Any) -> None:
 
 
 @kernel
-def _multiply_part(tokens: Any, laid_out: Any, product: Any, room: Any, span: Any) -> None:
-    """Some rows of a matrix from the first on, times all tokens; fewer than TILE_ROWS with some before.
+def _next_piece(drawn: Any, table: Any, most: Any, columns: Any, piece: Any) -> Any:
+    """What a thread multiplies at a time: some columns of some rows of a matrix, which a processor's second cache holds
+    beside those of some tokens. First all columns of the same rows, then other rows, of TILE_ROWS at least.
 
-    Some columns of all these rows at a time, which a processor's second cache holds beside those of some tokens.
+    A piece is: line of the table, or as many as there are when none is left; first row, how many; first column, how
+    many.
     """
-    (_, (count, columns)), (rows, sums), (first, most) = tokens, room, span
-    first = min(first, product[ROWS] - TILE_ROWS)
-    some, blocks = min(most, product[ROWS] - first), (count + TILE_TOKENS - 1) // TILE_TOKENS
-    for column in range(0, columns, COLUMNS_AT_ONCE):
-        width = min(COLUMNS_AT_ONCE, columns - column)
-        source, stride, ahead = _rows_at(product, (first, some), (columns, column, width), rows)
-        for near in range(0, blocks, _NEAR_BLOCKS):
-            for first_row in range(0, some, TILE_ROWS):
-                row = min(first_row, some - TILE_ROWS)
-                for block in range(near, min(near + _NEAR_BLOCKS, blocks), 2):
-                    several = min(2, blocks - block)
-                    kept = first_row * blocks + block * TILE_ROWS if columns > COLUMNS_AT_ONCE else 0
-                    place = sums + kept * TILE_TOKENS * _SUM
-                    _multiply_tile(
-                        laid_out + (block * columns + column) * TILE_TOKENS * _ITEM,
-                        (columns, width),
-                        (source + row * stride, stride, ahead if block == 0 else 0),
-                        (place, several, column != 0),
-                    )
-                    if column + width == columns:
-                        for tile in range(2 * several):
-                            chosen = first + row + tile // several * (TILE_ROWS // 2)
-                            _put(product, (block + tile % several, count), chosen, place + tile * TILE_NBYTES)
+    product, first, some, column, width = piece
+    if column + width < columns:
+        column += width
+        return product, first, some, column, min(COLUMNS_AT_ONCE, columns - column)
+    product, first = next_part(drawn, table, most)
+    if product < len(table):
+        first = min(first, table[product, ROWS] - TILE_ROWS)
+        some = min(most, table[product, ROWS] - first)
+    return product, first, some, 0, min(COLUMNS_AT_ONCE, columns)
 
 
 @kernel
-def _rows_at(product: Any, span: Any, columns: Any, room: Any) -> Any:
-    """Where some columns of some rows are, decoded if they need be: address, bytes from row to row, and from a row to
-    one that will be wanted soon. span: first row, how many; columns: of a row, first, how many.
+def _multiply_piece(tokens: Any, laid_out: Any, table: Any, pieces: Any, room: Any) -> None:
+    """A piece times all tokens. pieces: that one, and the one that follows, which is asked for."""
+    (_, (count, columns)), (piece, following), (rows, sums) = tokens, pieces, room
+    line, first, some, column, width = piece
+    product, blocks = table[line], (count + TILE_TOKENS - 1) // TILE_TOKENS
+    source, stride = _rows_at(product, piece, columns, rows)
+    for near in range(0, blocks, _NEAR_BLOCKS):
+        for first_row in range(0, some, TILE_ROWS):
+            row = min(first_row, some - TILE_ROWS)
+            wanted = _wanted_after(table, piece, following, row) if near == 0 else 0
+            for block in range(near, min(near + _NEAR_BLOCKS, blocks), 2):
+                several = min(2, blocks - block)
+                kept = first_row * blocks + block * TILE_ROWS if columns > COLUMNS_AT_ONCE else 0
+                place = sums + kept * TILE_TOKENS * _SUM
+                _multiply_tile(
+                    laid_out + (block * columns + column) * TILE_TOKENS * _ITEM,
+                    (columns, width),
+                    (source + row * stride, stride, _share_of(wanted, stride, block, blocks)),
+                    (place, several, column != 0),
+                )
+                if column + width == columns:
+                    for tile in range(2 * several):
+                        chosen = first + row + tile // several * (TILE_ROWS // 2)
+                        _put(product, (block + tile % several, count), chosen, place + tile * TILE_NBYTES)
+
+
+@kernel
+def _rows_at(product: Any, piece: Any, columns: Any, room: Any) -> Any:
+    """Where the rows of a piece are, decoded if they need be: address, and bytes from row to row. Decoded rows begin
+    in different lines of a cache.
     """
-    (first, some), (all_columns, column, width) = span, columns
+    _, first, some, column, width = piece
     if product[DECODER] == 0:
-        stride = product[STRIDE]
-        return product[ENCODED] + first * stride + column * _ITEM, stride, TILE_ROWS * stride
-    encoded = product[ENCODED], product[STRIDE], product[UNIT]
+        return _plain_row(product, first, column), product[STRIDE]
+    stride, encoded = width * _ITEM + LINE_NBYTES, (product[ENCODED], product[STRIDE], product[UNIT])
     for row in range(some):
-        start = (first + row) * all_columns + column
-        target = room + (row * width - start) * _ITEM, product[UNIT] * _ITEM, _ITEM
+        start = (first + row) * columns + column
+        target = room + row * stride - start * _ITEM, product[UNIT] * _ITEM, _ITEM
         decode_span(product[DECODER], product[SETTINGS], encoded, target, (start, start + width))
-    return room, width * _ITEM, np.int64(0)
+    return room, stride
+
+
+@kernel
+def _wanted_after(table: Any, piece: Any, following: Any, row: Any) -> Any:
+    """Address of the rows that are multiplied after those from `row` of a piece on, of this one or of the following; 0
+    where they are decoded, or none are left.
+
+    Near ends of pieces they are others than those that lie behind, and that is where every thread would wait.
+    """
+    line, first, some, column, _ = piece
+    if row + TILE_ROWS < some:
+        first += row + TILE_ROWS
+    else:
+        line, first, _, column, _ = following
+    if line == len(table) or table[line, DECODER] != 0:
+        return 0
+    return _plain_row(table[line], first, column)
+
+
+@kernel
+def _share_of(wanted: Any, stride: Any, block: Any, blocks: Any) -> Any:
+    """Of wanted rows, those that are asked for beside two blocks of tokens, so that all are when the near ones have
+    been multiplied: address, and how many times eight.
+    """
+    pairs, eights = (min(_NEAR_BLOCKS, blocks) + 1) // 2, TILE_ROWS // 8
+    share = (eights + pairs - 1) // pairs
+    first = block // 2 * share
+    if wanted == 0 or first >= eights:
+        return 0, 0
+    return wanted + 8 * first * stride, share
+
+
+@kernel
+def _plain_row(product: Any, row: Any, column: Any) -> Any:
+    return product[ENCODED] + row * product[STRIDE] + column * _ITEM
 
 
 @kernel
@@ -107,9 +157,9 @@ def _multiply_tile(tokens: Any, columns: Any, rows: Any, sums: Any) -> None:
     """TILE_ROWS rows times one or two blocks of tokens. tokens: address of the first tile. columns: of a token, and how
     many are multiplied. rows: as `Places` has them. sums: address, blocks, and whether products are added.
     """
-    (all_columns, width), (source, stride, ahead), (place, blocks, adds) = columns, rows, sums
+    (all_columns, width), (source, stride, (wanted, eights)), (place, blocks, adds) = columns, rows, sums
     block_nbytes = all_columns * TILE_TOKENS * _ITEM
-    places = source, stride, ahead, tokens, block_nbytes, width, place, np.int64(adds)
+    places = source, stride, wanted, eights, tokens, block_nbytes, width, place, np.int64(adds)
     if blocks == 2:
         multiply_two_blocks(places)
     else:

@@ -23,8 +23,10 @@ class Places(NamedTuple):
     """bfloat16, 32 of the matrix, and of each the columns that are multiplied."""
     stride: Any
     """Bytes from row to row."""
-    ahead: Any
-    """How many bytes behind each row lies one that will be wanted soon."""
+    wanted: Any
+    """Address of rows that will be wanted soon, as far apart."""
+    eights: Any
+    """How many times eight of these are asked for."""
     tokens: Any
     """bfloat16 [columns / 32, 16 pairs of columns, 16 tokens, 2], of the first block."""
     block_nbytes: Any

@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
-from flexflow_engine.cpu.vectors import BFloat, ask_for, at, everywhere, filled, repeated
+from flexflow_engine.cpu.vectors import BFloat, at, everywhere, filled, repeated
 from flexflow_engine.products.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
 
 _ROWS = 8
@@ -39,8 +39,6 @@ def multiply(builder: Any, places: Places, blocks: int) -> None:
         def add_columns(step: Any, sums: Sequence[Any]) -> list[Any]:
             skipped = builder.mul(step, _LONG(LINE_NBYTES))
             tokens = builder.add(places.tokens, builder.mul(step, _LONG(TILE_NBYTES)))
-            for row in rows:
-                ask_for(builder, builder.add(builder.add(row, places.ahead), skipped), into=2)
             for pair in range(LINES):
                 vectors = [
                     builder.load(at(builder, builder.add(tokens, _LONG(pair * LINE_NBYTES)), beyond, _PAIRS), align=64)

@@ -84,7 +84,7 @@ def room_nbytes(rows: int, columns: int, tokens: int) -> tuple[int, int]:
     """Of so many rows as they are decoded, some columns at a time, and of their sums; a tile's are enough where all
     columns are multiplied at once.
     """
-    decoded = rows * min(columns, COLUMNS_AT_ONCE) * _NUMBER_NBYTES
+    decoded = rows * (min(columns, COLUMNS_AT_ONCE) * _NUMBER_NBYTES + LINE_NBYTES)
     sums = _SUM_NBYTES * rows * _padded(tokens) if columns > COLUMNS_AT_ONCE else 0
     return decoded, max(_SUMS_NBYTES, sums)
 
