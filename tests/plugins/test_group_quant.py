@@ -191,6 +191,9 @@ def test_any_grids_are_read_alike(group_size: int, dtype: torch.dtype) -> None:
     codec = GroupInt4Codec(GroupInt4Options(group_size=group_size))
     nbytes = codec.encoded_nbytes((1500,), "float32")
     data = torch.randint(256, (8, nbytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    words = data[:, 750:].view(8, -1, 4)
+    words[0, 5, 0], words[1, [0, 7], 0] = 0, 255  # between others, a group of equal numbers, and of none
+    words[2, :, 0] = torch.arange(1, words.shape[1] + 1) * 254 // words.shape[1]  # from small steps to large ones
     by_kernels, by_torch = torch.empty(8, 1500, dtype=dtype), torch.empty(8, 1500, dtype=dtype)
     codec.decode(data, by_kernels)
     on_device.decode(codec, data, by_torch)

@@ -32,6 +32,13 @@ def step_of(word: Any) -> Any:
 
 
 @kernel
+def has_grids(word: Any) -> Any:
+    """Whether a group's numbers are some, and not all the same."""
+    exponent = np.uint32(word & np.uint32(0xFF))
+    return np.uint32(0) < exponent <= MAX_EXPONENT
+
+
+@kernel
 def constant_of(word: Any) -> Any:
     """The number that a constant group consists of."""
     return np.uint32(word & _CONSTANT).view(np.float32)

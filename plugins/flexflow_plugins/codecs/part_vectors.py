@@ -11,7 +11,8 @@ loop over codes only where it has many rounds; sixteen between one grid and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import numba
@@ -19,9 +20,17 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
 from flexflow_engine.cpu.jit import has_feature, intrinsic
-from flexflow_engine.cpu.vectors import bfloat_bits, everywhere, filled
-from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, MAX_HALF, NUM_PARTS
-from flexflow_plugins.codecs.part_lookups import integers_looked_up, multiples_looked_up
+from flexflow_engine.cpu.vectors import ask_for, bfloat_bits, everywhere, filled, repeated
+from flexflow_plugins.codecs.part_format import (
+    FIRST_EXPONENT,
+    GROUP_SIZE,
+    LEAST,
+    LOW_EIGHTHS,
+    MAX_HALF,
+    NO_NUMBER,
+    NUM_PARTS,
+)
+from flexflow_plugins.codecs.part_lookups import bfloats_looked_up, integers_looked_up, multiples_looked_up
 
 _PART = GROUP_SIZE // NUM_PARTS
 _BYTES, _SPREAD = ir.VectorType(ir.IntType(8), GROUP_SIZE // 2), ir.VectorType(ir.IntType(32), GROUP_SIZE // 2)
@@ -29,37 +38,63 @@ _INTEGERS = ir.VectorType(ir.IntType(8), GROUP_SIZE)
 _SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.IntType(32), NUM_PARTS)
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
+_AHEAD_NBYTES = 2048
+"""How far ahead of a group's codes those are that are asked for."""
+_FIRST_OF_EIGHTHS = FIRST_EXPONENT - 3 * 8
+"""What is to be added to a step's eight bits to have the upper bits of its eighth."""
 
 
 @intrinsic
-def decode_group(_: Any, pairs: Any, eighth: Any, grids: Any, numbers: Any) -> Any:
-    """In a kernel: the numbers whose codes are in the 32 bytes at `pairs`, to `numbers`, rounded as `narrow` rounds.
-
-    Both are pointers, at any address. eighth: of the group's step, float32. grids: uint32, six bits a part, c and l,
-    the first part's lowest.
+def decode_groups(_: Any, pairs: Any, words: Any, count: Any, numbers: Any) -> Any:
+    """In a kernel: so many groups, one at least, whose codes and words begin at `pairs` and `words`, to `numbers`,
+    rounded as `narrow` rounds; pointers, at any address. Returns whether any group is one of equal or no numbers, which
+    have no grids: what is written for these means nothing.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, eighth, grids, target = arguments
-        several: Iterable[Any]
-        if has_feature("avx512f"):
-            several = multiples_looked_up(builder, source, grids)
-        else:
-            several = [builder.sitofp(builder.sext(_multiples(builder, source, grids), _WORDS), _FLOATS)]
-        for number, multiples in enumerate(several):
-            floats = builder.fmul(multiples, everywhere(builder, eighth, multiples.type.count))
-            result = _rounded(builder, floats, signature.args[3].dtype)
-            place = builder.gep(target, [_LONG(number * multiples.type.count)])
-            builder.store(result, builder.bitcast(place, result.type.as_pointer()), align=2)
-        return context.get_dummy_value()
+        codes, words, count, target = arguments
+        words = builder.bitcast(words, _WORD.as_pointer())
 
-    return types.void(pairs, types.float32, types.uint32, numbers), generate
+        def decode(group: Any, carried: Sequence[Any]) -> list[Any]:
+            word = builder.load(builder.gep(words, [group]), align=1)
+            source, place = (
+                builder.gep(start, [builder.mul(group, _LONG(size))])
+                for start, size in ((codes, GROUP_SIZE // 2), (target, GROUP_SIZE))
+            )
+            for part, result in enumerate(_decoded(builder, source, word, signature.args[3].dtype)):
+                where = builder.gep(place, [_LONG(part * result.type.count)])
+                builder.store(result, builder.bitcast(where, result.type.as_pointer()), align=2)
+            ask_for(builder, builder.ptrtoint(builder.gep(source, [_LONG(_AHEAD_NBYTES)]), _LONG), into=3)
+            exponent = builder.and_(word, _WORD(0xFF))
+            none = (builder.icmp_unsigned("==", exponent, _WORD(other)) for other in (0, NO_NUMBER))
+            return [reduce(builder.or_, none, carried[0])]
+
+        return repeated(builder, count, [ir.IntType(1)(0)], decode)[0]
+
+    return types.boolean(pairs, words, types.int64, numbers), generate
+
+
+def _decoded(builder: Any, source: Any, word: Any, number: Any) -> Iterator[Any]:
+    """Vectors of a group's numbers. number: their type."""
+    grids, exponent = builder.lshr(word, _WORD(8)), builder.and_(word, _WORD(0xFF))
+    if number == numba.uint16 and has_feature("avx512bw"):
+        yield from bfloats_looked_up(builder, source, grids, exponent)
+        return
+    several: Iterable[Any]
+    if has_feature("avx512f"):
+        several = multiples_looked_up(builder, source, grids)
+    else:
+        several = [builder.sitofp(builder.sext(_multiples(builder, source, grids), _WORDS), _FLOATS)]
+    eighth = builder.bitcast(builder.shl(builder.add(exponent, _WORD(_FIRST_OF_EIGHTHS)), _WORD(20)), ir.FloatType())
+    for multiples in several:
+        floats = builder.fmul(multiples, everywhere(builder, eighth, multiples.type.count))
+        yield _rounded(builder, floats, number)
 
 
 @intrinsic
 def decode_group_integers(_: Any, pairs: Any, grids: Any, integers: Any) -> Any:
     """In a kernel: the multiples of an eighth of the group's step whose codes are in the 32 bytes at `pairs`, less
-    LEAST, to `integers`. Pointers and grids as `decode_group` has them.
+    LEAST, to `integers`. Pointers; grids: uint32, six bits a part, c and l, the first part's lowest.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

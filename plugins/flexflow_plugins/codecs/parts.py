@@ -30,9 +30,9 @@ from flexflow_engine.cpu.numbers import narrow
 from flexflow_engine.cpu.pointers import offset
 from flexflow_plugins.codecs.kernels import HALF_BYTE, INTEGER_DECODER, NIBBLE, decode_nibbles, load
 from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, NUM_PARTS
-from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, constant_of, grid_of, part_size, step_of
+from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, constant_of, grid_of, has_grids, part_size, step_of
 from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, find_grids, make_room, quantise
-from flexflow_plugins.codecs.part_vectors import decode_group, decode_group_integers
+from flexflow_plugins.codecs.part_vectors import decode_group_integers, decode_groups
 
 
 def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
@@ -42,16 +42,42 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
     group = first // group_size
     start = group * group_size
     while start < stop:
-        word, begin, end = _word(encoded, words + 4 * group), max(first, start), min(stop, start + group_size)
-        step, grids, numbers = step_of(word), np.uint32(word >> np.uint32(8)), offset(out, begin - first)
-        if step == 0:
-            _fill(numbers, end - begin, constant_of(word))
-        elif end - begin == GROUP_SIZE == group_size:
-            decode_group(offset(encoded, begin // 2), step * np.float32(0.125), grids, numbers)
+        word, several = offset(encoded, words + 4 * group), 1
+        begin, end = max(first, start), min(stop, start + group_size)
+        numbers = offset(out, begin - first)
+        if end - begin == GROUP_SIZE == group_size:
+            several = (stop - start) // GROUP_SIZE
+            if decode_groups(offset(encoded, start // 2), word, several, numbers):
+                _decode_others(encoded, word, (start, several), numbers)
         else:
-            _decode_parts(encoded, (step, grids), (start, begin, end), group_size, numbers)
-        group += 1
-        start += group_size
+            _decode_group(encoded, _word(word, 0), (start, begin, end), group_size, numbers)
+        group += several
+        start += several * group_size
+
+
+@kernel
+def _decode_others(encoded: Any, words: Any, groups: Any, numbers: Any) -> None:
+    """Of whole groups of GROUP_SIZE, those that `decode_groups` does not decode. words: pointer to the first one's.
+    groups: the first one's first number in the tensor, and how many.
+    """
+    first, count = groups
+    for group in range(count):
+        word, start = _word(words, 4 * group), first + group * GROUP_SIZE
+        if not has_grids(word):
+            span = start, start, start + GROUP_SIZE
+            _decode_group(encoded, word, span, GROUP_SIZE, offset(numbers, group * GROUP_SIZE))
+
+
+@kernel
+def _decode_group(encoded: Any, word: Any, span: Any, group_size: Any, numbers: Any) -> None:
+    """The numbers [first, end) of the group that begins at `start`, all counted through the tensor. span: start, first
+    and end. numbers: pointer to the place of number `first`.
+    """
+    step = step_of(word)
+    if step == 0:
+        _fill(numbers, span[2] - span[1], constant_of(word))
+    else:
+        _decode_parts(encoded, (step, np.uint32(word >> np.uint32(8))), span, group_size, numbers)
 
 
 @kernel
@@ -62,11 +88,7 @@ def _fill(numbers: Any, count: Any, number: Any) -> None:
 
 @kernel
 def _decode_parts(encoded: Any, grids: Any, span: Any, group_size: Any, numbers: Any) -> None:
-    """The numbers [first, end) of the group that begins at `start`, all counted through the tensor.
-
-    grids: the group's step, and the bits of its parts. span: start, first and end. numbers: pointer to the place of
-    number `first`.
-    """
+    """The same of a group whose numbers differ. grids: its step, and the bits of its parts."""
     (step, bits), (start, first, end), part = grids, span, part_size(group_size)
     begin = start
     for _ in range(NUM_PARTS):
