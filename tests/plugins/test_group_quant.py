@@ -186,14 +186,18 @@ def test_torch_operators_do_what_the_kernels_do(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("group_size", [64, 6])
-def test_any_grids_are_read_alike(group_size: int, dtype: torch.dtype) -> None:
-    codec = GroupInt4Codec(GroupInt4Options(group_size=group_size))
+@pytest.mark.parametrize(
+    "codec",
+    [GroupInt4Codec(), GroupInt4Codec(GroupInt4Options(group_size=6)), GroupInt8Codec()],
+    ids=["4", "4g6", "8"],
+)
+def test_any_grids_are_read_alike(codec: GroupQuantCodec, dtype: torch.dtype) -> None:
     nbytes = codec.encoded_nbytes((1500,), "float32")
     data = torch.randint(256, (8, nbytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-    words = data[:, 750:].view(8, -1, 4)
-    words[0, 5, 0], words[1, [0, 7], 0] = 0, 255  # between others, a group of equal numbers, and of none
-    words[2, :, 0] = torch.arange(1, words.shape[1] + 1) * 254 // words.shape[1]  # from small steps to large ones
+    if codec.bits == 4:
+        words = data[:, 750:].view(8, -1, 4)
+        words[0, 5, 0], words[1, [0, 7], 0] = 0, 255  # between others, a group of equal numbers, and of none
+        words[2, :, 0] = torch.arange(1, words.shape[1] + 1) * 254 // words.shape[1]  # from small steps to large ones
     by_kernels, by_torch = torch.empty(8, 1500, dtype=dtype), torch.empty(8, 1500, dtype=dtype)
     codec.decode(data, by_kernels)
     on_device.decode(codec, data, by_torch)

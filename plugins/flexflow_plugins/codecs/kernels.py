@@ -22,6 +22,7 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
 from flexflow_engine.cpu.numbers import NAN_HALF, half_to_float, narrow, put_pair, widen
 from flexflow_engine.cpu.pointers import offset
+from flexflow_plugins.codecs.byte_vectors import LANES, decode_bytes
 from flexflow_plugins.codecs.fitting import cover, quantise
 
 NIBBLE, HALF_BYTE = np.uint8(15), np.uint8(4)
@@ -30,25 +31,29 @@ NIBBLE, HALF_BYTE = np.uint8(15), np.uint8(4)
 def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> None:
     """Numbers [first, first + count) of one tensor, by pointers; settings: shape. See `KernelDecoder`."""
     size, group_size, bits = settings[0], settings[1], settings[2]
-    start, stop = first, first + count
+    stop, places = first + count, _grid_places(size, group_size, bits)
+    group = first // group_size
+    start = group * group_size
     while start < stop:
-        group = start // group_size
-        end = min(stop, (group + 1) * group_size)
-        scale, low = _grid_of(encoded, (size, group_size, bits), group)
-        numbers = offset(out, start - first)
+        begin, end = max(first, start), min(stop, start + group_size)
+        scale, low = _grid_of(encoded, places, group)
+        numbers = offset(out, begin - first)
         if bits == 4:
-            decode_nibbles(encoded, start, end, scale, low, numbers)
+            decode_nibbles(encoded, begin, end, scale, low, numbers)
         else:
-            codes = offset(encoded, start)
-            for i in range(end - start):
+            codes, several = offset(encoded, begin), (end - begin) // LANES * LANES
+            if several:
+                decode_bytes(codes, several, scale, low, numbers)
+            for i in range(several, end - begin):
                 numbers[i] = narrow(np.float32(np.int32(codes[i])) * scale + low, numbers)
-        start = end
+        group += 1
+        start += group_size
 
 
 def decode_integers(encoded: Any, settings: Any, first: Any, count: Any, integers: Any, scales: Any, lows: Any) -> None:
     """The same as codes. See `IntegerDecoder`."""
     size, group_size, bits = settings[0], settings[1], settings[2]
-    begin = first // group_size
+    begin, places = first // group_size, _grid_places(size, group_size, bits)
     for group in range(begin, (first + count) // group_size):
         numbers = offset(integers, (group - begin) * group_size)
         codes = offset(encoded, group * group_size * bits // 8)
@@ -59,15 +64,20 @@ def decode_integers(encoded: Any, settings: Any, first: Any, count: Any, integer
         else:
             for i in range(group_size):
                 numbers[i] = codes[i]
-        scales[group - begin], lows[group - begin] = _grid_of(encoded, (size, group_size, bits), group)
+        scales[group - begin], lows[group - begin] = _grid_of(encoded, places, group)
 
 
 @kernel
-def _grid_of(encoded: Any, shape: Any, group: Any) -> Any:
-    """Scale and low of a group, float32."""
-    size, group_size, bits = shape
+def _grid_places(size: Any, group_size: Any, bits: Any) -> Any:
+    """Where the scales begin, and the lows."""
     scales = (size * bits + 7) // 8
-    lows = scales + 2 * ((size + group_size - 1) // group_size)
+    return scales, scales + 2 * ((size + group_size - 1) // group_size)
+
+
+@kernel
+def _grid_of(encoded: Any, places: Any, group: Any) -> Any:
+    """Scale and low of a group, float32."""
+    scales, lows = places
     return half_to_float(_half_bits(encoded, scales + 2 * group)), half_to_float(_half_bits(encoded, lows + 2 * group))
 
 

@@ -20,17 +20,17 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
 from flexflow_engine.cpu.jit import has_feature, intrinsic
-from flexflow_engine.cpu.vectors import ask_for, bfloat_bits, everywhere, filled, repeated
+from flexflow_engine.cpu.vectors import ask_for, everywhere, filled, repeated
 from flexflow_plugins.codecs.part_format import (
     FIRST_EXPONENT,
     GROUP_SIZE,
     LEAST,
     LOW_EIGHTHS,
-    MAX_HALF,
     NO_NUMBER,
     NUM_PARTS,
 )
 from flexflow_plugins.codecs.part_lookups import bfloats_looked_up, integers_looked_up, multiples_looked_up
+from flexflow_plugins.codecs.rounding import rounded
 
 _PART = GROUP_SIZE // NUM_PARTS
 _BYTES, _SPREAD = ir.VectorType(ir.IntType(8), GROUP_SIZE // 2), ir.VectorType(ir.IntType(32), GROUP_SIZE // 2)
@@ -88,7 +88,7 @@ def _decoded(builder: Any, source: Any, word: Any, number: Any) -> Iterator[Any]
     eighth = builder.bitcast(builder.shl(builder.add(exponent, _WORD(_FIRST_OF_EIGHTHS)), _WORD(20)), ir.FloatType())
     for multiples in several:
         floats = builder.fmul(multiples, everywhere(builder, eighth, multiples.type.count))
-        yield _rounded(builder, floats, number)
+        yield rounded(builder, floats, number)
 
 
 @intrinsic
@@ -139,19 +139,3 @@ def _of_parts(builder: Any, values: Any) -> Any:
     mask = ir.Constant(_WORDS, [number // _PART for number in range(GROUP_SIZE)])
     short = builder.trunc(values, ir.VectorType(ir.IntType(16), NUM_PARTS))
     return builder.shuffle_vector(short, ir.Constant(short.type, ir.Undefined), mask)
-
-
-def _rounded(builder: Any, numbers: Any, number: Any) -> Any:
-    """As numbers of a type; those of 16 bits as their bits. None is so small that an instruction takes it for zero."""
-    if number == numba.float32:
-        return numbers
-    return (bfloat_bits if number == numba.uint16 else _half_bits)(builder, numbers)
-
-
-def _half_bits(builder: Any, numbers: Any) -> Any:
-    """Of the finite float16 next to each number; NaN stays NaN."""
-    most, least, count = filled(numbers.type, MAX_HALF), filled(numbers.type, -MAX_HALF), numbers.type.count
-    numbers = builder.select(builder.fcmp_ordered(">", numbers, most), most, numbers)
-    numbers = builder.select(builder.fcmp_ordered("<", numbers, least), least, numbers)
-    halves = builder.fptrunc(numbers, ir.VectorType(ir.HalfType(), count))
-    return builder.bitcast(halves, ir.VectorType(ir.IntType(16), count))

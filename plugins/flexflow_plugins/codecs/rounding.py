@@ -1,0 +1,27 @@
+"""Numbers that vector instructions have made, rounded as kernels round (flexflow_engine.cpu.numbers)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
+
+from flexflow_engine.cpu.vectors import bfloat_bits, filled
+from flexflow_plugins.codecs.part_format import MAX_HALF
+
+
+def rounded(builder: Any, numbers: Any, number: Any) -> Any:
+    """As numbers of a type; those of 16 bits as their bits. None may be so small that instructions take it for zero."""
+    if number == numba.float32:
+        return numbers
+    return (bfloat_bits if number == numba.uint16 else _half_bits)(builder, numbers)
+
+
+def _half_bits(builder: Any, numbers: Any) -> Any:
+    """Of the finite float16 next to each number; NaN stays NaN."""
+    most, least, count = filled(numbers.type, MAX_HALF), filled(numbers.type, -MAX_HALF), numbers.type.count
+    numbers = builder.select(builder.fcmp_ordered(">", numbers, most), most, numbers)
+    numbers = builder.select(builder.fcmp_ordered("<", numbers, least), least, numbers)
+    halves = builder.fptrunc(numbers, ir.VectorType(ir.HalfType(), count))
+    return builder.bitcast(halves, ir.VectorType(ir.IntType(16), count))
