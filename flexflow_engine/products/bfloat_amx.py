@@ -15,7 +15,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
 from flexflow_engine.cpu.vectors import ask_for, repeated
-from flexflow_engine.products.bfloat_layout import LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
+from flexflow_engine.products.bfloat_layout import ASKED_ROWS, LINE_COLUMNS, LINE_NBYTES, LINES, TILE_NBYTES, Places
 
 _NUM_TILES = 8
 _BYTE, _LONG = ir.IntType(8), ir.IntType(64)
@@ -64,16 +64,16 @@ def multiply(builder: Any, places: Places, blocks: int) -> None:
                     _load(builder, _TOKENS_AT + block, place, _LONG(LINE_NBYTES))
                 tiles = [pairs.index((half, block)), _ROWS_AT + half, _TOKENS_AT + block]
                 _call(builder, "tdpbf16ps", [_BYTE(tile) for tile in tiles])
-        with builder.if_then(builder.icmp_unsigned("!=", places.eights, _LONG(0))):
-            wanted = builder.add(places.wanted, builder.mul(step, _LONG(LINE_NBYTES)))
-            repeated(builder, places.eights, [wanted], ask_for_eight)
+        with builder.if_then(builder.icmp_unsigned("!=", places.wanted_rows, _LONG(0))):
+            first = builder.add(places.wanted, builder.mul(step, _LONG(LINE_NBYTES)))
+            repeated(builder, builder.udiv(places.wanted_rows, _LONG(ASKED_ROWS)), [first], ask_for_rows)
         return []
 
-    def ask_for_eight(_: Any, carried: Sequence[Any]) -> list[Any]:
+    def ask_for_rows(_: Any, carried: Sequence[Any]) -> list[Any]:
         line = carried[0]
-        for _ in range(8):
+        for _ in range(ASKED_ROWS):
             ask_for(builder, line, into=2)
-            line = builder.add(line, places.stride)
+            line = builder.add(line, places.wanted_stride)
         return [line]
 
     repeated(builder, builder.udiv(places.columns, _LONG(LINE_COLUMNS)), [], add_columns)

@@ -10,15 +10,19 @@ import numpy as np
 
 from flexflow_engine.cpu.decoding import decode_span
 from flexflow_engine.cpu.jit import kernel
-from flexflow_engine.products.bfloat_layout import LINE_NBYTES, TILE_NBYTES
+from flexflow_engine.products.bfloat_layout import ASKED_ROWS, TILE_NBYTES
 from flexflow_engine.products.bfloat_tiles import begin, end, lay_out, multiply_one_block, multiply_two_blocks, put
-from flexflow_engine.products.bfloats import COLUMNS_AT_ONCE, TILE_COLUMNS, TILE_ROWS, TILE_TOKENS
+from flexflow_engine.products.bfloats import COLUMNS_AT_ONCE, TILE_COLUMNS, TILE_ROWS, TILE_TOKENS, decoded_stride
 from flexflow_engine.products.drawing import next_part, next_to_make
 from flexflow_engine.products.product_table import BIAS, DECODER, ENCODED, OUT, OUT_STRIDE, ROWS, SETTINGS, STRIDE, UNIT
 
 _ITEM, _SUM = 2, 4
+_COLUMNS = 2 * TILE_COLUMNS
+"""Pieces but a row's last have a multiple of it, so that codecs' groups are seldom cut."""
 _NEAR_BLOCKS = 8
 """Of tokens, whose numbers a processor's second cache holds beside those of a part of the matrix."""
+
+_decoded_stride = kernel(decoded_stride)
 
 
 @kernel
@@ -57,21 +61,29 @@ def _lay_out(tokens: Any, block: Any, laid_out: Any) -> None:
 
 @kernel
 def _next_piece(drawn: Any, table: Any, most: Any, columns: Any, piece: Any) -> Any:
-    """What a thread multiplies at a time: some columns of some rows of a matrix, which a processor's second cache holds
-    beside those of some tokens. First all columns of the same rows, then other rows, of TILE_ROWS at least.
+    """The piece after `piece`, drawn if no columns of its rows are left.
 
-    A piece is: line of the table, or as many as there are when none is left; first row, how many; first column, how
-    many.
+    A piece is what a thread multiplies at a time, some columns of some rows of a matrix, TILE_ROWS at least, which a
+    processor's second cache holds beside those of some tokens: line of the table, or as many as there are when none is
+    left; first row, how many; first column, how many.
     """
     product, first, some, column, width = piece
     if column + width < columns:
         column += width
-        return product, first, some, column, min(COLUMNS_AT_ONCE, columns - column)
-    product, first = next_part(drawn, table, most)
-    if product < len(table):
-        first = min(first, table[product, ROWS] - TILE_ROWS)
-        some = min(most, table[product, ROWS] - first)
-    return product, first, some, 0, min(COLUMNS_AT_ONCE, columns)
+    else:
+        product, first = next_part(drawn, table, most)
+        column = 0
+        if product < len(table):
+            first = min(first, table[product, ROWS] - TILE_ROWS)
+            some = min(most, table[product, ROWS] - first)
+    return product, first, some, column, min(_columns_at_once(columns), columns - column)
+
+
+@kernel
+def _columns_at_once(columns: Any) -> Any:
+    """COLUMNS_AT_ONCE at most, as many in each piece as far as may be."""
+    pieces = (columns + COLUMNS_AT_ONCE - 1) // COLUMNS_AT_ONCE
+    return (columns + pieces * _COLUMNS - 1) // (pieces * _COLUMNS) * _COLUMNS
 
 
 @kernel
@@ -84,7 +96,7 @@ def _multiply_piece(tokens: Any, laid_out: Any, table: Any, pieces: Any, room: A
     for near in range(0, blocks, _NEAR_BLOCKS):
         for first_row in range(0, some, TILE_ROWS):
             row = min(first_row, some - TILE_ROWS)
-            wanted = _wanted_after(table, piece, following, row) if near == 0 else 0
+            wanted = _wanted_after(table, piece, following, first_row)
             for block in range(near, min(near + _NEAR_BLOCKS, blocks), 2):
                 several = min(2, blocks - block)
                 kept = first_row * blocks + block * TILE_ROWS if columns > COLUMNS_AT_ONCE else 0
@@ -92,7 +104,7 @@ def _multiply_piece(tokens: Any, laid_out: Any, table: Any, pieces: Any, room: A
                 _multiply_tile(
                     laid_out + (block * columns + column) * TILE_TOKENS * _ITEM,
                     (columns, width),
-                    (source + row * stride, stride, _share_of(wanted, stride, block, blocks)),
+                    (source + row * stride, stride, _share_of(wanted, block, blocks)),
                     (place, several, column != 0),
                 )
                 if column + width == columns:
@@ -103,13 +115,13 @@ def _multiply_piece(tokens: Any, laid_out: Any, table: Any, pieces: Any, room: A
 
 @kernel
 def _rows_at(product: Any, piece: Any, columns: Any, room: Any) -> Any:
-    """Where the rows of a piece are, decoded if they need be: address, and bytes from row to row. Decoded rows begin
-    in different lines of a cache.
+    """Where the rows of a piece are, decoded if they need be: address, and bytes from row to row. columns: of a whole
+    row. room: address, for decoded ones.
     """
     _, first, some, column, width = piece
     if product[DECODER] == 0:
         return _plain_row(product, first, column), product[STRIDE]
-    stride, encoded = width * _ITEM + LINE_NBYTES, (product[ENCODED], product[STRIDE], product[UNIT])
+    stride, encoded = _decoded_stride(width), (product[ENCODED], product[STRIDE], product[UNIT])
     for row in range(some):
         start = (first + row) * columns + column
         target = room + row * stride - start * _ITEM, product[UNIT] * _ITEM, _ITEM
@@ -119,32 +131,30 @@ def _rows_at(product: Any, piece: Any, columns: Any, room: Any) -> Any:
 
 @kernel
 def _wanted_after(table: Any, piece: Any, following: Any, row: Any) -> Any:
-    """Address of the rows that are multiplied after those from `row` of a piece on, of this one or of the following; 0
-    where they are decoded, or none are left.
-
-    Near ends of pieces they are others than those that lie behind, and that is where every thread would wait.
+    """Address of the rows that are multiplied after those from `row` of a piece on, of this one or of the following,
+    and bytes from row to row; 0 where they are decoded, or none are left.
     """
     line, first, some, column, _ = piece
     if row + TILE_ROWS < some:
-        first += row + TILE_ROWS
+        first += min(row + TILE_ROWS, some - TILE_ROWS)
     else:
         line, first, _, column, _ = following
     if line == len(table) or table[line, DECODER] != 0:
-        return 0
-    return _plain_row(table[line], first, column)
+        return 0, 0
+    return _plain_row(table[line], first, column), table[line, STRIDE]
 
 
 @kernel
-def _share_of(wanted: Any, stride: Any, block: Any, blocks: Any) -> Any:
-    """Of wanted rows, those that are asked for beside two blocks of tokens, so that all are when the near ones have
-    been multiplied: address, and how many times eight.
+def _share_of(wanted: Any, block: Any, blocks: Any) -> Any:
+    """Of TILE_ROWS wanted rows, those that are asked for beside two blocks of tokens: address, bytes from row to row,
+    and how many. All are when the near blocks have been multiplied.
     """
-    pairs, eights = (min(_NEAR_BLOCKS, blocks) + 1) // 2, TILE_ROWS // 8
-    share = (eights + pairs - 1) // pairs
+    (address, stride), pairs = wanted, (min(_NEAR_BLOCKS, blocks) + 1) // 2
+    share = (TILE_ROWS + pairs * ASKED_ROWS - 1) // (pairs * ASKED_ROWS) * ASKED_ROWS
     first = block // 2 * share
-    if wanted == 0 or first >= eights:
-        return 0, 0
-    return wanted + 8 * first * stride, share
+    if address == 0 or first >= TILE_ROWS:
+        return 0, 0, 0
+    return address + first * stride, stride, share
 
 
 @kernel
@@ -157,9 +167,9 @@ def _multiply_tile(tokens: Any, columns: Any, rows: Any, sums: Any) -> None:
     """TILE_ROWS rows times one or two blocks of tokens. tokens: address of the first tile. columns: of a token, and how
     many are multiplied. rows: as `Places` has them. sums: address, blocks, and whether products are added.
     """
-    (all_columns, width), (source, stride, (wanted, eights)), (place, blocks, adds) = columns, rows, sums
+    (all_columns, width), (source, stride, wanted), (place, blocks, adds) = columns, rows, sums
     block_nbytes = all_columns * TILE_TOKENS * _ITEM
-    places = source, stride, wanted, eights, tokens, block_nbytes, width, place, np.int64(adds)
+    places = source, stride, *wanted, tokens, block_nbytes, width, place, np.int64(adds)
     if blocks == 2:
         multiply_two_blocks(places)
     else:

@@ -13,6 +13,9 @@ TILE_NBYTES = LINES * LINE_NBYTES
 LINE_COLUMNS = LINE_NBYTES // 2
 """Of a row of the matrix that lie in a line."""
 
+ASKED_ROWS = 8
+"""Rows that are asked for one after the other."""
+
 
 class Places(NamedTuple):
     """Of 32 rows of a matrix and of blocks of 16 tokens that are multiplied, as addresses; integers of 64 bits, as all
@@ -24,9 +27,11 @@ class Places(NamedTuple):
     stride: Any
     """Bytes from row to row."""
     wanted: Any
-    """Address of rows that will be wanted soon, as far apart."""
-    eights: Any
-    """How many times eight of these are asked for."""
+    """Address of rows that are multiplied next."""
+    wanted_stride: Any
+    """Bytes from row to row of these."""
+    wanted_rows: Any
+    """How many of them are asked for, as many columns of each; a multiple of ASKED_ROWS."""
     tokens: Any
     """bfloat16 [columns / 32, 16 pairs of columns, 16 tokens, 2], of the first block."""
     block_nbytes: Any

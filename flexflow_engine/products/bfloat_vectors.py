@@ -1,6 +1,7 @@
 """Products of bfloat16 by AVX-512: an instruction multiplies pairs of columns and adds both products to a float32.
 
-A vector's lanes are tokens: 32 bits are two columns of one, and the same two columns of a row are every lane's.
+A vector's lanes are tokens: 32 bits are two columns of one, and the same two columns of a row are every lane's. Rows
+that come next are not asked for: they are decoded first (`bfloats.multiplies_plain`).
 """
 
 from __future__ import annotations

@@ -84,9 +84,14 @@ def room_nbytes(rows: int, columns: int, tokens: int) -> tuple[int, int]:
     """Of so many rows as they are decoded, some columns at a time, and of their sums; a tile's are enough where all
     columns are multiplied at once.
     """
-    decoded = rows * (min(columns, COLUMNS_AT_ONCE) * _NUMBER_NBYTES + LINE_NBYTES)
+    decoded = rows * decoded_stride(min(columns, COLUMNS_AT_ONCE))
     sums = _SUM_NBYTES * rows * _padded(tokens) if columns > COLUMNS_AT_ONCE else 0
     return decoded, max(_SUMS_NBYTES, sums)
+
+
+def decoded_stride(columns: int) -> int:
+    """Bytes from row to row of decoded rows: an odd number of lines, so that a tile's lie all over a cache."""
+    return (columns // LINE_COLUMNS | 1) * LINE_NBYTES
 
 
 def _padded(tokens: int) -> int:

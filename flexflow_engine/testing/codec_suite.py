@@ -196,7 +196,8 @@ class CodecTests:
         values = normal(1, shape, dtype)
         data, expected = encoded(codec, values, dtype), round_trip(codec, values, dtype).flatten()
         decoder = codec.kernel_decoder(shape)
-        for first, count in {(0, size), (size // 3, size - size // 3), (size // 2, 1), (size - 1, 1), (1, size // 2)}:
+        few = {(size // 2, 1), (size - 1, 1), (1, size // 2), (size // 2 | 1, 0)}
+        for first, count in {(0, size), (size // 3, size - size // 3), *few}:
             part = expected[first : first + count]
             room = torch.full((len(part) + 2,), 9.0, dtype=values.dtype)
             _decode_part(decoder, data, range(first, first + len(part)), room[1:], dtype)

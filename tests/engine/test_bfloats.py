@@ -81,6 +81,37 @@ def test_whole_numbers_have_the_products_that_torch_makes(workers: Workers, monk
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.parametrize("tokens", [1, 40, 300])
+def test_matrices_of_several_pieces_are_multiplied_together_as_alone(workers: Workers, tokens: int) -> None:
+    """Plain and encoded ones, of many columns and of rows that lie apart."""
+    columns, x = SHAPES[-1][1], random(tokens, SHAPES[-1][1])
+    apart = PlainRows(random(ROWS, columns + 64)[:, :columns])
+    matrices = [matrix_of(codec, rows, columns)[0] for codec, rows in ((GroupInt4Codec(), 150), (None, 300))]
+    matrices += [apart, matrix_of(GroupInt8Codec(), ROWS, columns)[0]]
+    products = products_of(workers)
+    found = products.linear_each(x, [([matrix], None) for matrix in matrices])
+    assert all(torch.equal(product, products.linear(x, m)) for product, m in zip(found, matrices, strict=True))
+
+
+def test_rows_that_come_next_are_asked_for_once() -> None:
+    """Of the same piece, of another matrix, and none where they are decoded first or nothing follows."""
+    kernels = import_module("flexflow_engine.products.bfloat_kernels")
+    from flexflow_engine.products.product_table import Product  # noqa: PLC0415  # as above
+
+    plain = Product(0, 0, encoded=10_000, stride=300, unit=100, rows=200, bias=0, out=0, out_stride=0)
+    table = np.array([plain, plain._replace(encoded=90_000, stride=500), plain._replace(decoder=1)], np.int64)
+    piece, end = (0, 64, 61, 96, 32), (3, 0, 0, 0, 0)
+    of_next_piece = {(1, 32, 40, 0, 96): (90_000 + 32 * 500, 500), (2, 0, 40, 0, 96): (0, 0), end: (0, 0)}
+    for following, expected in of_next_piece.items():
+        assert kernels._wanted_after(table, piece, following, 0) == (10_000 + (64 + 29) * 300 + 96 * 2, 300)
+        assert kernels._wanted_after(table, piece, following, 32) == expected
+    for blocks in (*range(1, 12), 32):
+        shares = [kernels._share_of((90_000, 500), block, blocks) for block in range(0, blocks, 2)]
+        asked = [address + 500 * row for address, _, rows in shares for row in range(rows)]
+        assert asked == [90_000 + 500 * row for row in range(32)]
+    assert kernels._share_of((0, 0), 0, 8) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_tokens_and_rows_may_lie_anywhere(workers: Workers, shift: int) -> None:
     """Apart from each other, and where only numbers of 16 bits are aligned."""

@@ -16,7 +16,7 @@ from flexflow_plugins.codecs.rounding import rounded
 
 LANES = 16
 """Codes that are decoded at once."""
-_AHEAD_NBYTES = 2048
+AHEAD_NBYTES = 2048
 """How far ahead of codes those are that are asked for."""
 _LONG = ir.IntType(64)
 _BYTES, _WORDS = ir.VectorType(ir.IntType(8), LANES), ir.VectorType(ir.IntType(32), LANES)
@@ -26,7 +26,8 @@ _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 @intrinsic
 def decode_bytes(_: Any, codes: Any, count: Any, scale: Any, low: Any, numbers: Any) -> Any:
     """In a kernel: low + code * scale of so many codes, a multiple of LANES and not 0, to `numbers`, rounded as
-    `narrow` rounds. Pointers, at any address; scale, low: float32.
+    `narrow` rounds; NaN stays NaN. Pointers, codes at any address; scale, low: float32 that float16 has, so that no
+    number is tiny.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -41,10 +42,10 @@ def decode_bytes(_: Any, codes: Any, count: Any, scale: Any, low: Any, numbers: 
             result = rounded(builder, builder.fadd(builder.fmul(floats, factor), summand), signature.args[4].dtype)
             place = builder.bitcast(builder.gep(target, [first]), result.type.as_pointer())
             builder.store(result, place, align=2)
+            ask_for(builder, builder.ptrtoint(builder.gep(source, [_LONG(AHEAD_NBYTES)]), _LONG), into=3)
             return []
 
         repeated(builder, builder.udiv(count, _LONG(LANES)), [], decode)
-        ask_for(builder, builder.ptrtoint(builder.gep(codes, [_LONG(_AHEAD_NBYTES)]), _LONG), into=3)
         return context.get_dummy_value()
 
     return types.void(codes, types.int64, types.float32, types.float32, numbers), generate

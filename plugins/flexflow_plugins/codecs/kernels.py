@@ -32,10 +32,9 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
     """Numbers [first, first + count) of one tensor, by pointers; settings: shape. See `KernelDecoder`."""
     size, group_size, bits = settings[0], settings[1], settings[2]
     stop, places = first + count, _grid_places(size, group_size, bits)
-    group = first // group_size
-    start = group * group_size
-    while start < stop:
-        begin, end = max(first, start), min(stop, start + group_size)
+    group, begin = first // group_size, first
+    while begin < stop:
+        end = min(stop, (group + 1) * group_size)
         scale, low = _grid_of(encoded, places, group)
         numbers = offset(out, begin - first)
         if bits == 4:
@@ -47,7 +46,7 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
             for i in range(several, end - begin):
                 numbers[i] = narrow(np.float32(np.int32(codes[i])) * scale + low, numbers)
         group += 1
-        start += group_size
+        begin = end
 
 
 def decode_integers(encoded: Any, settings: Any, first: Any, count: Any, integers: Any, scales: Any, lows: Any) -> None:

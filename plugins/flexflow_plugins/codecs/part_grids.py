@@ -33,7 +33,7 @@ def step_of(word: Any) -> Any:
 
 @kernel
 def has_grids(word: Any) -> Any:
-    """Whether a group's numbers are some, and not all the same."""
+    """Whether a word says grids, and not one number or none."""
     exponent = np.uint32(word & np.uint32(0xFF))
     return np.uint32(0) < exponent <= MAX_EXPONENT
 

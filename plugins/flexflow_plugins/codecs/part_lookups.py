@@ -11,18 +11,18 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
+import torch
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
 from flexflow_engine.cpu.vectors import everywhere, filled, shuffled
-from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, MAX_EXPONENT, NUM_PARTS
+from flexflow_plugins.codecs.part_format import FIRST_EXPONENT, GROUP_SIZE, LEAST, LOW_EIGHTHS, MAX_EXPONENT, NUM_PARTS
 
 _PART = GROUP_SIZE // NUM_PARTS
 """Numbers of a part; a code has as many values."""
 _NUM_TABLES = 64
 _ALIGNMENT = 64
 """Of the longest vector, in bytes."""
-_LARGEST_POWER = 2.0 ** (MAX_EXPONENT // 8 - 18)
+_LARGEST_POWER = 2.0 ** ((FIRST_EXPONENT + MAX_EXPONENT) // 8 - 127)
 """Of two, that is not above the largest steps."""
 _BYTE, _WORD, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _FLOATS, _CODES = ir.VectorType(ir.FloatType(), _PART), ir.VectorType(_WORD, _PART)
@@ -87,13 +87,10 @@ def integers_looked_up(builder: Any, source: Any, grids: Any) -> Any:
 
 @cache
 def _bfloat_tables() -> list[list[int]]:
-    """Of the steps of _LARGEST_POWER and so many eighths of it more, 64 each: the bits of the bfloat16 next to each
-    number.
-    """
-    eighths = _LARGEST_POWER / 64 * np.arange(8, 16, dtype=np.float32)
-    words = np.multiply.outer(eighths, np.array(_TABLES, np.float32)).view(np.uint32)
-    rounded: list[list[int]] = (words + 0x7FFF + (words >> 16 & 1) >> 16).reshape(-1, _PART).tolist()
-    return rounded
+    """Of the steps of _LARGEST_POWER and so many eighths of it more, 64 each: bits of the bfloat16 next to a number."""
+    eighths, multiples = _LARGEST_POWER / 64 * torch.arange(8, 16), torch.tensor(_TABLES)
+    bits = (eighths[:, None, None] * multiples).bfloat16().view(torch.int16).view(-1, _PART)
+    return [[number & 0xFFFF for number in row] for row in bits.tolist()]
 
 
 def _table_numbers(builder: Any, grids: Any) -> list[Any]:

@@ -21,6 +21,7 @@ from numba import types
 
 from flexflow_engine.cpu.jit import has_feature, intrinsic
 from flexflow_engine.cpu.vectors import ask_for, everywhere, filled, repeated
+from flexflow_plugins.codecs.byte_vectors import AHEAD_NBYTES
 from flexflow_plugins.codecs.part_format import (
     FIRST_EXPONENT,
     GROUP_SIZE,
@@ -38,8 +39,6 @@ _INTEGERS = ir.VectorType(ir.IntType(8), GROUP_SIZE)
 _SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.IntType(32), NUM_PARTS)
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
-_AHEAD_NBYTES = 2048
-"""How far ahead of a group's codes those are that are asked for."""
 _FIRST_OF_EIGHTHS = FIRST_EXPONENT - 3 * 8
 """What is to be added to a step's eight bits to have the upper bits of its eighth."""
 
@@ -47,24 +46,24 @@ _FIRST_OF_EIGHTHS = FIRST_EXPONENT - 3 * 8
 @intrinsic
 def decode_groups(_: Any, pairs: Any, words: Any, count: Any, numbers: Any) -> Any:
     """In a kernel: so many groups, one at least, whose codes and words begin at `pairs` and `words`, to `numbers`,
-    rounded as `narrow` rounds; pointers, at any address. Returns whether any group is one of equal or no numbers, which
-    have no grids: what is written for these means nothing.
+    rounded as `narrow` rounds; pointers, those of bytes at any address. Returns whether any group has no grids
+    (`part_grids.has_grids`): what is written for such a one means nothing.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        codes, words, count, target = arguments
+        pairs, words, count, target = arguments
         words = builder.bitcast(words, _WORD.as_pointer())
 
         def decode(group: Any, carried: Sequence[Any]) -> list[Any]:
             word = builder.load(builder.gep(words, [group]), align=1)
             source, place = (
                 builder.gep(start, [builder.mul(group, _LONG(size))])
-                for start, size in ((codes, GROUP_SIZE // 2), (target, GROUP_SIZE))
+                for start, size in ((pairs, GROUP_SIZE // 2), (target, GROUP_SIZE))
             )
-            for part, result in enumerate(_decoded(builder, source, word, signature.args[3].dtype)):
-                where = builder.gep(place, [_LONG(part * result.type.count)])
+            for number, result in enumerate(_decoded(builder, source, word, signature.args[3].dtype)):
+                where = builder.gep(place, [_LONG(number * result.type.count)])
                 builder.store(result, builder.bitcast(where, result.type.as_pointer()), align=2)
-            ask_for(builder, builder.ptrtoint(builder.gep(source, [_LONG(_AHEAD_NBYTES)]), _LONG), into=3)
+            ask_for(builder, builder.ptrtoint(builder.gep(source, [_LONG(AHEAD_NBYTES)]), _LONG), into=3)
             exponent = builder.and_(word, _WORD(0xFF))
             none = (builder.icmp_unsigned("==", exponent, _WORD(other)) for other in (0, NO_NUMBER))
             return [reduce(builder.or_, none, carried[0])]
@@ -77,11 +76,11 @@ def decode_groups(_: Any, pairs: Any, words: Any, count: Any, numbers: Any) -> A
 def _decoded(builder: Any, source: Any, word: Any, number: Any) -> Iterator[Any]:
     """Vectors of a group's numbers. number: their type."""
     grids, exponent = builder.lshr(word, _WORD(8)), builder.and_(word, _WORD(0xFF))
-    if number == numba.uint16 and has_feature("avx512bw"):
-        yield from bfloats_looked_up(builder, source, grids, exponent)
-        return
     several: Iterable[Any]
-    if has_feature("avx512f"):
+    if has_feature("avx512bw"):
+        if number == numba.uint16:
+            yield from bfloats_looked_up(builder, source, grids, exponent)
+            return
         several = multiples_looked_up(builder, source, grids)
     else:
         several = [builder.sitofp(builder.sext(_multiples(builder, source, grids), _WORDS), _FLOATS)]

@@ -39,20 +39,19 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
     """Numbers [first, first + count) of one tensor, by pointers; settings: shape. See `KernelDecoder`."""
     size, group_size = settings[0], settings[1]
     words, stop = (size + 1) // 2, first + count
-    group = first // group_size
-    start = group * group_size
-    while start < stop:
-        word, several = offset(encoded, words + 4 * group), 1
-        begin, end = max(first, start), min(stop, start + group_size)
-        numbers = offset(out, begin - first)
+    group, begin = first // group_size, first
+    while begin < stop:
+        word, numbers, several = offset(encoded, words + 4 * group), offset(out, begin - first), 1
+        start, end = group * group_size, min(stop, (group + 1) * group_size)
         if end - begin == GROUP_SIZE == group_size:
-            several = (stop - start) // GROUP_SIZE
-            if decode_groups(offset(encoded, start // 2), word, several, numbers):
-                _decode_others(encoded, word, (start, several), numbers)
+            several = (stop - begin) // GROUP_SIZE
+            end = begin + several * GROUP_SIZE
+            if decode_groups(offset(encoded, begin // 2), word, several, numbers):
+                _decode_others(encoded, word, (begin, several), numbers)
         else:
             _decode_group(encoded, _word(word, 0), (start, begin, end), group_size, numbers)
         group += several
-        start += several * group_size
+        begin = end
 
 
 @kernel

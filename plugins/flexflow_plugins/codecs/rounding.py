@@ -7,8 +7,8 @@ from typing import Any
 import numba
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
+from flexflow_engine.cpu.numbers import MAX_HALF
 from flexflow_engine.cpu.vectors import bfloat_bits, filled
-from flexflow_plugins.codecs.part_format import MAX_HALF
 
 
 def rounded(builder: Any, numbers: Any, number: Any) -> Any:
@@ -20,8 +20,8 @@ def rounded(builder: Any, numbers: Any, number: Any) -> Any:
 
 def _half_bits(builder: Any, numbers: Any) -> Any:
     """Of the finite float16 next to each number; NaN stays NaN."""
-    most, least, count = filled(numbers.type, MAX_HALF), filled(numbers.type, -MAX_HALF), numbers.type.count
+    most, least = (filled(numbers.type, float(end)) for end in (MAX_HALF, -MAX_HALF))
     numbers = builder.select(builder.fcmp_ordered(">", numbers, most), most, numbers)
     numbers = builder.select(builder.fcmp_ordered("<", numbers, least), least, numbers)
-    halves = builder.fptrunc(numbers, ir.VectorType(ir.HalfType(), count))
-    return builder.bitcast(halves, ir.VectorType(ir.IntType(16), count))
+    halves = builder.fptrunc(numbers, ir.VectorType(ir.HalfType(), numbers.type.count))
+    return builder.bitcast(halves, ir.VectorType(ir.IntType(16), numbers.type.count))
