@@ -12,7 +12,6 @@ LINES, LINE_NBYTES = 16, 64
 TILE_NBYTES = LINES * LINE_NBYTES
 LINE_COLUMNS = LINE_NBYTES // 2
 """Of a row of the matrix that lie in a line."""
-
 ASKED_ROWS = 8
 """Rows that are asked for one after the other."""
 

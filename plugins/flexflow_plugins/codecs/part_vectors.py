@@ -76,18 +76,17 @@ def decode_groups(_: Any, pairs: Any, words: Any, count: Any, numbers: Any) -> A
 def _decoded(builder: Any, source: Any, word: Any, number: Any) -> Iterator[Any]:
     """Vectors of a group's numbers. number: their type."""
     grids, exponent = builder.lshr(word, _WORD(8)), builder.and_(word, _WORD(0xFF))
+    looks_up = has_feature("avx512bw")
+    if looks_up and number == numba.uint16:
+        return bfloats_looked_up(builder, source, grids, exponent)
     several: Iterable[Any]
-    if has_feature("avx512bw"):
-        if number == numba.uint16:
-            yield from bfloats_looked_up(builder, source, grids, exponent)
-            return
+    if looks_up:
         several = multiples_looked_up(builder, source, grids)
     else:
         several = [builder.sitofp(builder.sext(_multiples(builder, source, grids), _WORDS), _FLOATS)]
     eighth = builder.bitcast(builder.shl(builder.add(exponent, _WORD(_FIRST_OF_EIGHTHS)), _WORD(20)), ir.FloatType())
-    for multiples in several:
-        floats = builder.fmul(multiples, everywhere(builder, eighth, multiples.type.count))
-        yield rounded(builder, floats, number)
+    floats = (builder.fmul(some, everywhere(builder, eighth, some.type.count)) for some in several)
+    return (rounded(builder, some, number) for some in floats)
 
 
 @intrinsic
