@@ -31,6 +31,27 @@ class NoCodecOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelProducts:
+    """Products with matrices of an encoded tensor [matrices, rows, columns], for kernels of the host's processor, which
+    attend to pages of keys and values without decoding them.
+
+    Functions are called from several threads at once, without Python's lock. Their C type, little-endian throughout:
+
+        void product(const uint8_t *encoded, const int64_t *settings, int64_t first, int64_t count,
+                     float *vectors, float *weights, int64_t stride)
+
+    `encoded` is one encoded tensor, at any address, and `settings` those of its `KernelDecoder`. Each of its matrices
+    [first, first + count) has a vector of `columns` numbers, one behind the other, and `rows` weights, those of the
+    next matrix `stride` numbers further. All is computed in float32, in any order.
+    """
+
+    multiply: int
+    """Address of the function that sets the weights: weights[r] = sum over c of matrix[r, c] * vectors[c]."""
+    accumulate: int
+    """Address of the function that adds to the vectors: vectors[c] += sum over r of weights[r] * matrix[r, c]."""
+
+
+@dataclass(frozen=True, slots=True)
 class KernelDecoder:
     """Decoding for kernels of the host's processor, which decode a few numbers at a time into their cache.
 
@@ -47,6 +68,8 @@ class KernelDecoder:
     """Handed to each call; what the codec's options and the tensor's shape decide."""
     owner: Any
     """Whatever keeps the functions in memory."""
+    products: KernelProducts | None = None
+    """Of a tensor of three dimensions, if that is faster than decoding it and multiplying its numbers."""
 
 
 INTEGER_GROUP_UNIT = 4

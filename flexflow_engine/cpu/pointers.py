@@ -119,6 +119,25 @@ def call_decoder(_: Any, function: Any, encoded: Any, settings: Any, first: Any,
 
 
 @intrinsic
+def call_product(_: Any, function: Any, encoded: Any, settings: Any, span: Any, out: Any) -> Any:
+    """In a kernel: call the C function at address `function`, one of `KernelProducts`. span: first and count, integers
+    as are function, encoded and settings; out: pointers to vectors and weights, and the stride.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, address = ir.IntType(64), ir.IntType(8).as_pointer()
+        floats = ir.FloatType().as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [address, address, word, word, floats, floats, word])
+        target, data, numbers, span, out = arguments
+        source, settings = (builder.inttoptr(x, address) for x in (data, numbers))
+        places = [builder.extract_value(pair, i) for pair, count in ((span, 2), (out, 3)) for i in range(count)]
+        builder.call(builder.inttoptr(target, kind.as_pointer()), [source, settings, *places])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3, span, out), generate
+
+
+@intrinsic
 def call_integer_decoder(_: Any, function: Any, encoded: Any, settings: Any, span: Any, out: Any) -> Any:
     """In a kernel: call the C function at address `function`, of an `IntegerDecoder`. span: first and count; out: where
     integers, scales and lows go; all are integers.

@@ -59,6 +59,27 @@ def _riffled(builder: Any, vectors: Sequence[Any]) -> list[Any]:
     ]
 
 
+def sums(builder: Any, vectors: Sequence[Any]) -> Any:
+    """Of the elements of each of n vectors, a vector [n]; n is as of `transposed`."""
+    count = len(vectors)
+    while len(vectors) > 1:
+        turns = _riffled(builder, vectors)
+        vectors = [builder.fadd(first, second) for first, second in zip(turns[::2], turns[1::2], strict=True)]
+    total = vectors[0]
+    while total.type.count > count:
+        half = total.type.count // 2
+        first, second = (shuffled(builder, total, total, range(start, start + half)) for start in (0, half))
+        total = builder.fadd(first, second)
+    return total
+
+
+def multiplied_and_added(builder: Any, a: Any, b: Any, summand: Any) -> Any:
+    """a * b + summand of vectors of float32, rounded once."""
+    kind = a.type
+    function = ir.FunctionType(kind, [kind] * 3)
+    return builder.call(builder.module.declare_intrinsic(f"llvm.fma.v{kind.count}f32", [], function), [a, b, summand])
+
+
 def has_bfloat_vectors() -> bool:
     """Whether the processor has vectors of bfloat16, and LLVM knows what to do with them."""
     return bool(has_feature("avx512bf16") and llvm_version_info >= _BFLOAT_SINCE)

@@ -59,7 +59,7 @@ class HostTile:
         self._tails = keys, values, tail_rows.start, tail_rows.stop
         decoders = [part.decoder for part in pages if part.decoder is not None]
         self._settings = np.array(decoders[0].settings if decoders else (), np.int64)
-        self._decoder = decoders[0].addresses["float32"] if decoders else 0, self._settings.ctypes.data
+        self._decoder = _addresses(decoders[0] if decoders else None, self._settings)
         self._memory = tuple(pages), tails
         self._page, self._dtype, self._workers = page, dtype, workers
         self._numbers: NDArray[np.generic] = np.empty(0, ARRAY_TYPES[dtype])
@@ -88,6 +88,13 @@ class HostTile:
 
         self._workers.share(work, parts)
         return query.flatten(1)
+
+
+def _addresses(decoder: KernelDecoder | None, settings: NDArray[np.int64]) -> tuple[int, int, int, int]:
+    """The kernel's, of what reads encoded pages."""
+    products = None if decoder is None else decoder.products
+    multiply, accumulate = (0, 0) if products is None else (products.multiply, products.accumulate)
+    return 0 if decoder is None else decoder.addresses["float32"], settings.ctypes.data, multiply, accumulate
 
 
 class _Rooms:

@@ -8,7 +8,8 @@ cache, then all pages of values. Sums are float32. Memory comes as addresses. Ta
     rows      a line a row: its place in the GPU batch, tokens cached before this one
     tails     address of the tail keys, of the tail values, first row with a tail, the row behind the last
     shape     num_heads, num_kv_heads, page_tokens, head_dim
-    decoder   address of the function that decodes to float32, and of its settings; any numbers where nothing is encoded
+    decoder   addresses of the function that decodes to float32, of its settings, of its products `multiply` and
+              `accumulate`, 0 where there are none; any numbers where nothing is encoded
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import numpy as np
 
 from flexflow_engine.cpu.jit import finite_kernel, kernel, summing_kernel
 from flexflow_engine.cpu.numbers import narrow, widen
-from flexflow_engine.cpu.pointers import call_decoder, offset, pointer, prefetch
+from flexflow_engine.cpu.pointers import call_decoder, call_product, offset, pointer, prefetch
 
 _FLOATS = np.empty(0, np.float32)
 _LINE_NBYTES = 64
 """Of a cache line. Where lines are longer, some are asked for twice."""
 _AHEAD_NBYTES = 8192
 """How far ahead of plain pages' numbers those are that are asked for."""
+_MULTIPLIED_NBYTES = 1024
+"""Of encoded heads that are multiplied by one call; as many bytes of what follows are asked for before."""
 _LOG2_E, _LN_2_HIGH, _LN_2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 
 
@@ -134,10 +137,14 @@ def _walk(read: Any, column: Any, vectors: Any, weights: Any, numbers: Any) -> N
     (pages, count, heads, shape, decoder, (chunk, chunk_heads)), (scores, cached) = read, weights
     first, stop = heads
     group, page_tokens, head_dim = shape[0] // shape[1], shape[2], shape[3]
+    product = decoder[2 + column] if group == 1 else 0
     for p in range(count):
         page, encoded, nbytes = pages[p, column], pages[p, 3], pages[p, 4]
         following = _next_page(pages, p, count, column)
         sizes, place = (group, head_dim, cached, pages[p, 2]), offset(scores, p * page_tokens)
+        if encoded and product:
+            _multiply((product, decoder[1]), (page, following, nbytes), heads, (vectors, head_dim), (place, cached))
+            continue
         ahead = stop - first if encoded else min(stop - first, (_AHEAD_NBYTES + nbytes - 1) // nbytes)
         decoded = first
         for head in range(first, stop):
@@ -154,6 +161,26 @@ def _walk(read: Any, column: Any, vectors: Any, weights: Any, numbers: Any) -> N
                 floats = offset(floats, page_tokens * head_dim)
             else:
                 _use(column, pointer(page + head * nbytes, numbers), chosen, sizes, (asked, pages[p, 5]))
+
+
+@kernel
+def _multiply(function: Any, memory: Any, heads: Any, vectors: Any, weights: Any) -> None:
+    """The key heads [first, stop) of an encoded page, without decoding them.
+
+    function: addresses of a product of the codec's, and of its settings. memory: addresses of the page and of the one
+    that follows, and bytes of a head. vectors: as of `_walk`, and numbers of one. weights: of the page's first token,
+    and how many numbers further those of the next head are.
+    """
+    (product, settings), (page, following, nbytes) = function, memory
+    (numbers, size), (places, stride), (head, stop) = vectors, weights, heads
+    at_once = max(1, _MULTIPLIED_NBYTES // nbytes)
+    while head < stop:
+        count = min(at_once, stop - head)
+        for line in range(0, count * nbytes, _LINE_NBYTES):
+            prefetch(following + head * nbytes + line)
+        out = offset(numbers, head * size), offset(places, head * stride), stride
+        call_product(product, page, settings, (head, count), out)
+        head += count
 
 
 @kernel

@@ -24,7 +24,7 @@ import ctypes
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -47,6 +47,8 @@ NUM_THREADS = 4
 GOLDEN_SHAPE = (3, 5, 16)
 """A tensor of 240 values: no multiple of 64, and longer than one group."""
 SHAPES = ((1,), (7,), (64,), (2, 80), (16, 4, 80), (5, 3, 7), (33, 64))
+MATRICES = ((3, 4, 64), (4, 8, 192), (2, 3, 80))
+"""Shapes of pages of a cache: matrices, rows, columns."""
 
 Shape = tuple[int, ...]
 
@@ -203,6 +205,28 @@ class CodecTests:
             _decode_part(decoder, data, range(first, first + len(part)), room[1:], dtype)
             assert torch.equal(room[1:-1], part)
             assert room[0] == room[-1] == 9
+
+    @pytest.mark.parametrize("alike", [0.0, 1.5, -3e-7, torch.nan])
+    @pytest.mark.parametrize("shape", MATRICES)
+    def test_kernels_multiply_any_matrices(self, shape: tuple[int, int, int], alike: float) -> None:
+        codec = self.make_codec()
+        if not codec.decodes_in_kernels:
+            pytest.skip("this codec does not decode in kernels")
+        decoder = codec.kernel_decoder(shape)
+        if decoder.products is None:
+            pytest.skip("this codec has no products with such matrices here")
+        values = normal(1, shape, "float32")
+        values[:, 1:, 1, :64], values[:, -1, -1] = alike, 100 * alike  # one that is not finite makes rows so
+        data, matrices = encoded(codec, values, "float32"), round_trip(codec, values, "float32")[0].double()
+        for part in (range(shape[0]), range(1, shape[0] - 1), range(shape[0] - 1, shape[0])):
+            given = vectors, weights = [normal(1, (len(part), n), "float32")[0] for n in (shape[2], shape[1])]
+            some = matrices[part.start : part.stop]
+            same, found = _multiply(decoder.products.multiply, decoder, data, part, given)
+            assert torch.equal(same, vectors)
+            _assert_close(found, torch.einsum("mrc,mc->mr", some, vectors.double()))
+            found, same = _multiply(decoder.products.accumulate, decoder, data, part, given)
+            assert torch.equal(same, weights)
+            _assert_close(found, vectors + torch.einsum("mrc,mr->mc", some, weights.double()))
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("shape", SHAPES)
@@ -374,6 +398,31 @@ def _decode_part(decoder: KernelDecoder, data: torch.Tensor, part: range, out: t
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
     arguments = data.data_ptr(), ctypes.addressof(settings), part.start, len(part), out.data_ptr()
     kind(decoder.addresses[dtype])(*arguments)
+
+
+def _multiply(
+    address: int, decoder: KernelDecoder, data: torch.Tensor, part: range, given: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Call a product as a kernel does: what becomes of vectors [matrices, columns] and weights [matrices, rows].
+
+    What is written beside them is an error.
+    """
+    vectors, weights = given
+    settings, apart = (ctypes.c_int64 * len(decoder.settings))(*decoder.settings), weights.shape[1] + 3
+    numbers, places = torch.full((vectors.numel() + 2,), 9.0), torch.full((len(part), apart), 9.0)
+    found = numbers[1:-1].view_as(vectors).copy_(vectors), places[:, 1:-2].copy_(weights)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    kind = ctypes.CFUNCTYPE(None, pointer, pointer, number, number, pointer, pointer, number)
+    out = found[0].data_ptr(), found[1].data_ptr(), apart
+    kind(address)(data.data_ptr(), ctypes.addressof(settings), part.start, len(part), *out)
+    assert numbers[0] == numbers[-1] == 9
+    assert (places[:, [0, -2, -1]] == 9).all()
+    return found
+
+
+def _assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """But for the rounding of float32."""
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
 def _decode_groups(

@@ -204,6 +204,16 @@ class Elsewhere(GroupInt8Codec):
         return KernelDecoder(addresses, decoder.settings, functions)
 
 
+class Forgetful(GroupInt8Codec):
+    """What kernels add up begins at zero for each page: `multiply` is told for both."""
+
+    def kernel_decoder(self, shape: tuple[int, ...]) -> KernelDecoder:
+        decoder = super().kernel_decoder(shape)
+        if decoder.products is None:
+            pytest.skip("this processor has no products")
+        return replace(decoder, products=replace(decoder.products, accumulate=decoder.products.multiply))
+
+
 class OtherGroups(GroupInt8Codec):
     """Kernels get the integers of groups of another size."""
 
@@ -219,6 +229,7 @@ class OtherGroups(GroupInt8Codec):
     [
         (Elsewhere, "test_kernels_decode_any_part_to_the_same_numbers"),
         (OtherGroups, "test_kernels_decode_any_groups_to_integers"),
+        (Forgetful, "test_kernels_multiply_any_matrices"),
         (TooSure, "test_a_round_trip_stays_within_the_declared_error"),
         (Spilling, "test_every_declared_byte_is_written_and_no_other"),
         (Mixing, "test_many_tensors_at_once_are_each_as_if_alone"),
@@ -240,6 +251,7 @@ def test_a_broken_codec_is_caught(broken: type[GroupInt8Codec], test: str) -> No
     arguments = {
         "test_kernels_decode_any_part_to_the_same_numbers": ("float32", (64,)),
         "test_kernels_decode_any_groups_to_integers": ("float32", (2, 80)),
+        "test_kernels_multiply_any_matrices": ((3, 4, 64), 0.0),
         "test_every_declared_byte_is_written_and_no_other": ("float32", (7,)),
         "test_many_tensors_at_once_are_each_as_if_alone": ("float32", (64,)),
         "test_bytes_of_earlier_versions_are_still_read": ("float32",),

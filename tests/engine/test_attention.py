@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -51,7 +52,7 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.
     """q [S, heads, d] of the last S of the tokens of k and v [T, kv_heads, d] -> [S, heads * d], in float32."""
     groups = q.shape[1] // k.shape[1]
     q, k, v = q.float(), k.float().repeat_interleave(groups, dim=1), v.float().repeat_interleave(groups, dim=1)
-    scores = torch.einsum("shd,thd->hst", q, k) * SCALE
+    scores = torch.einsum("shd,thd->hst", q, k) * q.shape[2] ** -0.5
     new, cached = q.shape[0], k.shape[0]
     future = torch.arange(cached)[None, :] > torch.arange(cached - new, cached)[:, None]
     return torch.einsum("hst,thd->shd", scores.masked_fill(future, float("-inf")).softmax(-1), v).flatten(1)
@@ -158,7 +159,7 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
     gpu_batch_size, page_tokens, steps = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)), 7
     numbers = sorted(data.draw(st.sets(st.integers(0, gpu_batch_size - 1), min_size=1)))
     prompts = {row: data.draw(st.integers(1, 11)) for row in numbers}
-    head_dim, seed = data.draw(st.sampled_from([5, HEAD_DIM, 20])), data.draw(st.integers(0, 99))
+    head_dim, seed = data.draw(st.sampled_from([5, HEAD_DIM, 20, 64, 128])), data.draw(st.integers(0, 99))
     layout = place_kv(
         num_layers=1,
         gpu_batch_size=gpu_batch_size,
@@ -188,14 +189,45 @@ def test_tokens_attend_to_their_cached_past_wherever_its_pages_lie(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(workspace, "_DECODED_NUMBERS", decoded_numbers)
             patch.setattr(workspace, "_ATTENDED_NBYTES", attended_nbytes)
-            attended = attend_tokens(rows, q.clone(), cache, gpu_batch_size, SCALE)
-        by_pieces = attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, SCALE)
+            attended = attend_tokens(rows, q.clone(), cache, gpu_batch_size, head_dim**-0.5)
+        by_pieces = attend_tokens_by_pieces(rows, q, cache, gpu_batch_size, head_dim**-0.5)
         torch.testing.assert_close(attended, by_pieces, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype] / 2)
         if codec.keeps_bytes:
             expected = [_last_token(past[row.row], row.context) for row in rows]
             torch.testing.assert_close(
                 attended.float(), torch.stack(expected), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype] / 2
             )
+
+
+@pytest.mark.parametrize(
+    "codec", [GroupInt8Codec(), GroupInt4Codec(GroupInt4Options(encoder="fit"))], ids=["int8", "int4"]
+)
+@pytest.mark.parametrize("page", [(40, 4, 64), (6, 16, 128)], ids=["small pages", "large pages"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_pages_that_a_codec_multiplies_are_not_decoded(
+    workers: Workers, codec: Codec, page: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """Among them one whose keys are all one number, and one of keys that are none."""
+    if codec.kernel_decoder(page).products is None:
+        pytest.skip("this processor has no products of encoded pages")
+    heads, tokens = page[0], 2 * page[1] + 1
+    with pytest.MonkeyPatch.context() as patch:
+        decoder = codec.kernel_decoder(page)
+        leaving = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5)(lambda *_: None)
+        address = ctypes.cast(leaving, ctypes.c_void_p).value or 0
+        patch.setattr(type(codec), "kernel_decoder", lambda *_: replace(decoder, addresses={"float32": address}))
+        tile = KVTile(rectangles=(Rectangle("far", "kv", 0, 2, 0, 3),), slotted=(), tail_rows=range(2))
+        cache = stale_cache(tile, page, codec, dtype, workers)
+    past = [RowStep(row=row, sequence=row, new_tokens=tokens, context=0) for row in range(2)]
+    _, k, v = random_qkv(2 * tokens, heads, heads, dtype, seed=1, head_dim=page[2])
+    k[: page[1], 0], k[tokens : tokens + page[1], 1] = 0.5, torch.nan
+    cache.write_prompts(past, k, v)
+    rows = [RowStep(row=row, sequence=row, new_tokens=1, context=tokens - 1) for row in range(2)]
+    q, _, _ = random_qkv(2, heads, heads, dtype, seed=2, head_dim=page[2])
+    attended = attend_tokens(rows, q.clone(), cache, 2, page[2] ** -0.5)
+    by_pieces = attend_tokens_by_pieces(rows, q, cache, 2, page[2] ** -0.5)
+    assert attended.isnan().any()
+    torch.testing.assert_close(attended, by_pieces, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype] / 2, equal_nan=True)
 
 
 @pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec(GroupInt4Options(encoder="fit"))], ids=["none", "int4"])

@@ -31,18 +31,18 @@ _BFLOATS = ir.VectorType(ir.IntType(16), 2 * _PART)
 _TABLES = [[code * (bits % 8 + 1) - LOW_EIGHTHS * (bits // 8) for code in range(_PART)] for bits in range(_NUM_TABLES)]
 
 
-def multiples_looked_up(builder: Any, source: Any, grids: Any) -> Iterator[Any]:
+def multiples_looked_up(builder: Any, source: Any, grids: Any, order: Sequence[int] = range(_PART)) -> Iterator[Any]:
     """The multiples of each part, float32 [16]. source: pointer to the group's 32 bytes. grids: as
-    `decode_group_integers` has them.
+    `decode_group_integers` has them. order: which of a part's numbers is at each place.
     """
     kind = ir.FunctionType(_FLOATS, [_FLOATS, _CODES])
     look_up = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", [], kind)  # by the four lowest bits
-    shifts = ir.Constant(_CODES, [4 * (number % 8) for number in range(_PART)])
+    shifts = ir.Constant(_CODES, [4 * (number % 8) for number in order])
     rows = [[float(m) for m in row] for row in _TABLES]
     for part, table in enumerate(_tables(builder, _FLOATS, rows, _table_numbers(builder, grids))):
         place = builder.gep(source, [_LONG(part * _PART // 2)])
         halves = builder.load(builder.bitcast(place, ir.VectorType(_WORD, 2).as_pointer()), align=1)
-        eight_times = shuffled(builder, halves, halves, [n // 8 for n in range(_PART)])
+        eight_times = shuffled(builder, halves, halves, [number // 8 for number in order])
         yield builder.call(look_up, [table, builder.lshr(eight_times, shifts)])
 
 

@@ -39,7 +39,7 @@ _INTEGERS = ir.VectorType(ir.IntType(8), GROUP_SIZE)
 _SHORTS, _GRIDS = ir.VectorType(ir.IntType(16), GROUP_SIZE), ir.VectorType(ir.IntType(32), NUM_PARTS)
 _WORDS, _FLOATS = ir.VectorType(ir.IntType(32), GROUP_SIZE), ir.VectorType(ir.FloatType(), GROUP_SIZE)
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
-_FIRST_OF_EIGHTHS = FIRST_EXPONENT - 3 * 8
+FIRST_OF_EIGHTHS = FIRST_EXPONENT - 3 * 8
 """What is to be added to a step's eight bits to have the upper bits of its eighth."""
 
 
@@ -84,7 +84,7 @@ def _decoded(builder: Any, source: Any, word: Any, number: Any) -> Iterator[Any]
         several = multiples_looked_up(builder, source, grids)
     else:
         several = [builder.sitofp(builder.sext(_multiples(builder, source, grids), _WORDS), _FLOATS)]
-    eighth = builder.bitcast(builder.shl(builder.add(exponent, _WORD(_FIRST_OF_EIGHTHS)), _WORD(20)), ir.FloatType())
+    eighth = builder.bitcast(builder.shl(builder.add(exponent, _WORD(FIRST_OF_EIGHTHS)), _WORD(20)), ir.FloatType())
     floats = (builder.fmul(some, everywhere(builder, eighth, some.type.count)) for some in several)
     return (rounded(builder, some, number) for some in floats)
 

@@ -49,7 +49,7 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
             if decode_groups(offset(encoded, begin // 2), word, several, numbers):
                 _decode_others(encoded, word, (begin, several), numbers)
         else:
-            _decode_group(encoded, _word(word, 0), (start, begin, end), group_size, numbers)
+            _decode_group(encoded, word_at(word, 0), (start, begin, end), group_size, numbers)
         group += several
         begin = end
 
@@ -61,7 +61,7 @@ def _decode_others(encoded: Any, words: Any, groups: Any, numbers: Any) -> None:
     """
     first, count = groups
     for group in range(count):
-        word, start = _word(words, 4 * group), first + group * GROUP_SIZE
+        word, start = word_at(words, 4 * group), first + group * GROUP_SIZE
         if not has_grids(word):
             span = start, start, start + GROUP_SIZE
             _decode_group(encoded, word, span, GROUP_SIZE, offset(numbers, group * GROUP_SIZE))
@@ -106,7 +106,7 @@ def decode_integers(  # noqa: PLR0917  # a C function's
     size, group_size = settings[0], settings[1]
     words, begin = (size + 1) // 2, first // group_size
     for group in range(begin, (first + count) // group_size):
-        word, numbers = _word(encoded, words + 4 * group), offset(integers, (group - begin) * group_size)
+        word, numbers = word_at(encoded, words + 4 * group), offset(integers, (group - begin) * group_size)
         step, grids = step_of(word), np.uint32(word >> np.uint32(8))
         scale = constant_of(word) if step == 0 else step * np.float32(0.125)
         scales[group - begin] = scale
@@ -205,7 +205,7 @@ def _store_word(encoded: Any, place: Any, word: Any) -> None:
 
 
 @kernel
-def _word(encoded: Any, place: Any) -> Any:
+def word_at(encoded: Any, place: Any) -> Any:
     """Little-endian, and at any place: a tensor's bytes need not start at a multiple of four."""
     low = np.uint32(encoded[place]) | (np.uint32(encoded[place + 1]) << np.uint32(8))
     return np.uint32(

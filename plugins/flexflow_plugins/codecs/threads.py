@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexflow_engine.abc.codec import IntegerDecoder, KernelDecoder
+from flexflow_engine.abc.codec import IntegerDecoder, KernelDecoder, KernelProducts
 from flexflow_engine.cpu.arrays import ARRAY_TYPES
 from flexflow_engine.cpu.workers import Workers
 
@@ -40,13 +40,33 @@ class Format(Protocol):
         """`search`, `fit` or `minmax`; min/max writes groups of one grid, the others groups of four."""
 
 
-def decoder(form: Format, size: int) -> KernelDecoder:
-    """Of tensors of `size` numbers."""
+def decoder(form: Format, shape: tuple[int, ...]) -> KernelDecoder:
+    """Of tensors of this shape."""
     from flexflow_plugins.codecs import kernels, parts  # noqa: PLC0415  # Numba takes half a second to import
 
     functions = kernels.DECODERS if form.encoder == "minmax" else parts.DECODERS
     addresses = {dtype: function.address for dtype, function in functions.items()}
-    return KernelDecoder(addresses, (size, form.group_size, form.bits), functions)
+    settings, products = (prod(shape), form.group_size, form.bits), _products(form, shape)
+    if products is None:
+        return KernelDecoder(addresses, settings, functions)
+    multiply, accumulate = products
+    matrices = KernelProducts(multiply.address, accumulate.address)
+    return KernelDecoder(addresses, (*settings, *shape[1:]), (functions, products), matrices)
+
+
+def _products(form: Format, shape: tuple[int, ...]) -> tuple[Any, Any] | None:
+    """With tensors of this shape, as C functions, if there are some for it."""
+    from flexflow_plugins.codecs import (  # noqa: PLC0415  # as above
+        byte_products,
+        part_products,
+        row_products,
+    )
+
+    if not row_products.suits(shape, form.group_size):
+        return None
+    if form.encoder != "minmax":
+        return part_products.products()
+    return byte_products.products() if form.bits == 8 else None
 
 
 def integer_decoder(form: Format, size: int) -> IntegerDecoder:
@@ -64,7 +84,10 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     target = out if _is_dense(out) and out.dtype in ARRAY_TYPES else torch.empty(out.shape, dtype=torch.float32)
     source = encoded if _is_dense(encoded) else encoded.contiguous()
     size = prod(out.shape[1:])
-    compiled, place = decoder(form, size), Target(target.data_ptr(), target.stride(0) * target.itemsize, target.dtype)
+    compiled, place = (
+        decoder(form, tuple(out.shape[1:])),
+        Target(target.data_ptr(), target.stride(0) * target.itemsize, target.dtype),
+    )
     parts = min(torch.get_num_threads(), out.numel() // _NUMBERS_PER_THREAD["decode"])
     share(lambda first, stop: decode_numbers(compiled, source, size, range(first, stop), place), out.numel(), parts)
     if target is not out:
