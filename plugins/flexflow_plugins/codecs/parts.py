@@ -26,12 +26,14 @@ import numpy as np
 
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
-from flexflow_engine.cpu.numbers import narrow
-from flexflow_engine.cpu.pointers import offset
-from flexflow_plugins.codecs.kernels import HALF_BYTE, INTEGER_DECODER, NIBBLE, decode_nibbles, load
+from flexflow_engine.cpu.numbers import narrow, widen
+from flexflow_engine.cpu.pointers import offset, pointer
+from flexflow_plugins.codecs.kernels import HALF_BYTE, INTEGER_DECODER, NIBBLE, decode_nibbles
 from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, NUM_PARTS
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, constant_of, grid_of, has_grids, part_size, step_of
-from flexflow_plugins.codecs.part_search import GROUPS_AT_ONCE, find_grids, make_room, quantise
+from flexflow_plugins.codecs.part_lanes import CODES_A_WORD, GROUPS_AT_ONCE, LANES, WORD_NBYTES, spread
+from flexflow_plugins.codecs.part_lanes import padded as _padded
+from flexflow_plugins.codecs.part_search import find_grids, make_room, quantise
 from flexflow_plugins.codecs.part_vectors import decode_group_integers, decode_groups
 
 
@@ -52,6 +54,9 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
             _decode_group(encoded, word_at(word, 0), (start, begin, end), group_size, numbers)
         group += several
         begin = end
+
+
+padded = kernel(_padded)
 
 
 @kernel
@@ -141,67 +146,85 @@ def encode(values: Any, encoded: Any, shape: Any, span: Any, reach: Any) -> None
     (data, data_stride), (source, stride), (size, group_size, _), (first, stop) = encoded, values, shape, span
     num_groups = (size + group_size - 1) // group_size
     words, part = (size + 1) // 2, part_size(group_size)
-    numbers = np.empty(NUM_PARTS * part, np.float32)
-    lanes, grids = np.zeros((part, NUM_PARTS * GROUPS_AT_ONCE), np.float32), np.empty(GROUPS_AT_ONCE, np.uint32)
+    width = padded(part)
+    numbers = np.zeros((GROUPS_AT_ONCE, NUM_PARTS * width), np.float32)
+    lanes, grids = np.empty((width, LANES), np.float32), np.empty(GROUPS_AT_ONCE, np.uint32)
     room, finite = make_room(), np.empty(GROUPS_AT_ONCE, np.bool_)
-    pairs = np.empty((part // 2, NUM_PARTS * GROUPS_AT_ONCE), np.uint8)
+    codes = np.empty(((part + CODES_A_WORD - 1) // CODES_A_WORD, LANES), np.uint32)
+    inputs, outputs = pointer(source.ctypes.data, source), pointer(data.ctypes.data, data)
+    rows, columns = pointer(numbers.ctypes.data, numbers), pointer(codes.ctypes.data, codes)
     for start in range(first, stop, GROUPS_AT_ONCE):
         count = min(GROUPS_AT_ONCE, stop - start)
+        tensor, group = start // num_groups, start % num_groups
         for k in range(count):
-            begin, end = _numbers_of(start + k, num_groups, size, group_size)
-            place = (start + k) // num_groups * stride
-            finite[k] = load(source[place + begin : place + end], numbers)
-            _complete(numbers, end - begin if finite[k] else 0)
-            _spread(numbers, lanes, k)
-        find_grids(lanes, grids, room, reach)
+            begin, row = group * group_size, offset(rows, k * NUM_PARTS * width)
+            several = min(group_size, size - begin)
+            finite[k] = _take(offset(inputs, tensor * stride + begin), several, NUM_PARTS * part, row)
+            if part < width:
+                _move_apart(row, part, width)
+            tensor, group = _next(tensor, group, num_groups)
+        spread(numbers, lanes)
+        find_grids(lanes, part, grids, room, reach)
         for k in range(count):
             grids[k] = grids[k] if finite[k] else NO_NUMBER
-        quantise(lanes, grids, room, pairs)
+        quantise(lanes, part, grids, room, codes)
+        tensor, group = start // num_groups, start % num_groups
         for k in range(count):
-            begin, end = _numbers_of(start + k, num_groups, size, group_size)
-            base = (start + k) // num_groups * data_stride
-            _gather(pairs, k, data[base + begin // 2 : base + (end + 1) // 2])
-            _store_word(data, base + words + 4 * (begin // group_size), grids[k])
+            begin, out = group * group_size, offset(outputs, tensor * data_stride)
+            _put(offset(columns, k), part, offset(out, begin // 2), (min(group_size, size - begin) + 1) // 2)
+            _store_word(offset(out, words + 4 * group), grids[k])
+            tensor, group = _next(tensor, group, num_groups)
 
 
 @kernel
-def _numbers_of(index: Any, num_groups: Any, size: Any, group_size: Any) -> Any:
-    """First and last + 1 of the numbers of a group, counted through all tensors, in its tensor."""
-    begin = index % num_groups * group_size
-    return begin, min(begin + group_size, size)
+def _next(tensor: Any, group: Any, num_groups: Any) -> Any:
+    return (tensor, group + 1) if group + 1 < num_groups else (tensor + 1, 0)
 
 
 @kernel
-def _complete(numbers: Any, count: Any) -> None:
-    """Clip the first `count` numbers and repeat the last one to the end; or have zeros."""
-    last = numbers[count - 1] if count else np.float32(0)
-    numbers[count:] = last
-    for i in range(len(numbers)):
-        numbers[i] = min(max(numbers[i], -HUGE), HUGE)
+def _take(values: Any, count: Any, room: Any, numbers: Any) -> Any:
+    """A group's `count` numbers, clipped, and the last one again until there are `room`; zeros if any is not finite.
+
+    Whether all are. By pointers, as what follows.
+    """
+    infinite = False
+    for i in range(count):
+        number = np.float32(widen(values[i]))
+        numbers[i] = min(max(number, -HUGE), HUGE)
+        infinite |= (number.view(np.uint32) & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    last = np.float32(0) if infinite else numbers[count - 1]
+    for i in range(0 if infinite else count, room):
+        numbers[i] = last
+    return not infinite
 
 
 @kernel
-def _spread(numbers: Any, lanes: Any, k: Any) -> None:
-    """A group's numbers into the four columns of `lanes` of group k."""
-    part = len(lanes)
-    for i in range(part):
-        for q in range(NUM_PARTS):
-            lanes[i, NUM_PARTS * k + q] = numbers[q * part + i]
+def _move_apart(numbers: Any, part: Any, width: Any) -> None:
+    """Parts that lie one behind the other, so that each has room for `width` numbers."""
+    for q in range(NUM_PARTS - 1, 0, -1):
+        for i in range(part - 1, -1, -1):
+            numbers[q * width + i] = numbers[q * part + i]
 
 
 @kernel
-def _gather(pairs: Any, k: Any, out: Any) -> None:
-    """The pairs of codes in the four columns of group k, as many as there is room for."""
-    half = len(pairs)
+def _put(codes: Any, part: Any, out: Any, nbytes: Any) -> None:
+    """The codes of a group, two a byte, as many as there is room for. codes: from the group's column on."""
+    half = part // 2
     for q in range(NUM_PARTS):
-        for i in range(min(half, len(out) - q * half)):
-            out[q * half + i] = pairs[i, NUM_PARTS * k + q]
+        words, place = offset(codes, q * GROUPS_AT_ONCE), offset(out, q * half)
+        several = max(0, min(half, nbytes - q * half))
+        whole, rest = several // WORD_NBYTES, several % WORD_NBYTES
+        for word in range(whole):
+            _store_word(offset(place, WORD_NBYTES * word), words[word * LANES])
+        for byte in range(rest):
+            bits = words[whole * LANES] >> np.uint32(8 * byte)
+            place[WORD_NBYTES * whole + byte] = np.uint8(bits & np.uint32(0xFF))
 
 
 @kernel
-def _store_word(encoded: Any, place: Any, word: Any) -> None:
-    for byte in range(4):
-        encoded[place + byte] = np.uint8((word >> np.uint32(8 * byte)) & np.uint32(0xFF))
+def _store_word(place: Any, word: Any) -> None:
+    for byte in range(WORD_NBYTES):
+        place[byte] = np.uint8((word >> np.uint32(8 * byte)) & np.uint32(0xFF))
 
 
 @kernel
