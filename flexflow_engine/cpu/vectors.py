@@ -11,6 +11,7 @@ from llvmlite.binding import llvm_version_info  # type: ignore[import-untyped]  
 from flexflow_engine.cpu.jit import has_feature
 
 _BYTE, _WORD, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_FLOAT_NBYTES = 4
 _BFLOAT_SINCE = (20,)
 """The version of LLVM that makes instructions of operations on vectors of bfloat16. Older ones call functions that are
 not there.
@@ -120,6 +121,17 @@ def repeated(
     builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
     builder.position_at_end(after)
     return results
+
+
+def vector_at(builder: Any, kind: Any, numbers: Any, place: Any) -> Any:
+    """So many of the numbers, float32 by pointer, that lie from a place on."""
+    return builder.load(builder.bitcast(builder.gep(numbers, [place]), kind.as_pointer()), align=_FLOAT_NBYTES)
+
+
+def put_vector(builder: Any, vector: Any, numbers: Any, place: Any) -> None:
+    """A vector to these."""
+    target = builder.bitcast(builder.gep(numbers, [place]), vector.type.as_pointer())
+    builder.store(vector, target, align=_FLOAT_NBYTES)
 
 
 def at(builder: Any, address: Any, nbytes: Any, kind: Any) -> Any:

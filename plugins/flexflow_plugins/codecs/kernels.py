@@ -21,8 +21,9 @@ import numpy as np
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
 from flexflow_engine.cpu.numbers import NAN_HALF, half_to_float, narrow, put_pair, widen
-from flexflow_engine.cpu.pointers import offset
+from flexflow_engine.cpu.pointers import offset, pointer
 from flexflow_plugins.codecs.byte_vectors import LANES, decode_bytes
+from flexflow_plugins.codecs.fitting import LANES as FITTED
 from flexflow_plugins.codecs.fitting import cover, quantise
 
 NIBBLE, HALF_BYTE = np.uint8(15), np.uint8(4)
@@ -100,47 +101,59 @@ def decode_nibbles(encoded: Any, start: Any, end: Any, scale: Any, low: Any, num
 def encode(values: Any, encoded: Any, shape: Any, span: Any) -> None:
     """Fill the groups' places in `encoded`."""
     (data, data_stride), (source, stride), (size, group_size, bits), (first, stop) = encoded, values, shape, span
-    num_groups = (size + group_size - 1) // group_size
-    scales = (size * bits + 7) // 8
+    num_groups, places = (size + group_size - 1) // group_size, _grid_places(size, group_size, bits)
+    inputs, outputs = pointer(source.ctypes.data, source), pointer(data.ctypes.data, data)
     levels = np.float32(2**bits - 1)
-    numbers = np.empty(group_size, np.float32)
-    codes = np.empty(group_size, np.uint8)
+    most = (group_size + FITTED - 1) // FITTED * FITTED
+    room = np.empty(most, np.float32), np.empty(most, np.uint8)
+    numbers, codes = pointer(room[0].ctypes.data, room[0]), pointer(room[1].ctypes.data, room[1])
     tensor, group = first // num_groups, first % num_groups
     for _ in range(first, stop):
-        start, base = group * group_size, tensor * data_stride
+        start, out = group * group_size, offset(outputs, tensor * data_stride)
         count = min(group_size, size - start)
-        scale, low = np.uint32(0), NAN_HALF
-        codes[:] = 0
-        if load(source[tensor * stride + start : tensor * stride + start + count], numbers):
-            low, scale = cover(numbers[:count], levels)
-            quantise(numbers[:count], half_to_float(low), half_to_float(scale), levels, codes)
-        store_codes(codes, bits, data[base + start * bits // 8 : base + ((start + count) * bits + 7) // 8])
-        _store_half(data, base + scales + 2 * group, scale)
-        _store_half(data, base + scales + 2 * (num_groups + group), low)
+        if load(offset(inputs, tensor * stride + start), count, numbers):
+            low, scale = cover(numbers, count, levels)
+            quantise(numbers, count, (half_to_float(low), half_to_float(scale)), levels, codes)
+        else:
+            low, scale = NAN_HALF, np.uint32(0)
+            for i in range(count):
+                codes[i] = 0
+        if bits == 4:
+            _store_pairs(codes, count, offset(out, start // 2))
+        else:
+            _copy(codes, count, offset(out, start))
+        _store_half(offset(out, places[0] + 2 * group), scale)
+        _store_half(offset(out, places[1] + 2 * group), low)
         group += 1
         if group == num_groups:
             tensor, group = tensor + 1, 0
 
 
 @kernel
-def load(values: Any, numbers: Any) -> Any:
-    """`values` into `numbers`; whether all of them are finite."""
+def load(values: Any, count: Any, numbers: Any) -> Any:
+    """So many `values` into `numbers`, and the last one until they are a multiple of FITTED; whether all are finite."""
     infinite = False
-    for i in range(len(values)):
+    for i in range(count):
         number = np.float32(widen(values[i]))
         numbers[i] = number
         infinite |= (number.view(np.uint32) & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    for i in range(count, (count + FITTED - 1) // FITTED * FITTED):
+        numbers[i] = numbers[count - 1]
     return not infinite
 
 
 @kernel
-def store_codes(codes: Any, bits: Any, out: Any) -> None:
-    if bits == 4:
-        for i in range(len(out)):
-            out[i] = codes[2 * i] | (codes[2 * i + 1] << np.uint8(4))
-    else:
-        for i in range(len(out)):
-            out[i] = codes[i]
+def _store_pairs(codes: Any, count: Any, out: Any) -> None:
+    for i in range(count // 2):
+        out[i] = codes[2 * i] | (codes[2 * i + 1] << HALF_BYTE)
+    if count % 2:
+        out[count // 2] = codes[count - 1]
+
+
+@kernel
+def _copy(codes: Any, count: Any, out: Any) -> None:
+    for i in range(count):
+        out[i] = codes[i]
 
 
 @kernel
@@ -150,9 +163,9 @@ def _half_bits(encoded: Any, place: Any) -> Any:
 
 
 @kernel
-def _store_half(encoded: Any, place: Any, bits: Any) -> None:
-    encoded[place] = np.uint8(bits & np.uint32(0xFF))
-    encoded[place + 1] = np.uint8(bits >> np.uint32(8))
+def _store_half(place: Any, bits: Any) -> None:
+    place[0] = np.uint8(bits & np.uint32(0xFF))
+    place[1] = np.uint8(bits >> np.uint32(8))
 
 
 def _decoder(number: str) -> Any:

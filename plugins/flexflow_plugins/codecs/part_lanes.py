@@ -11,8 +11,9 @@ from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
 from flexflow_engine.cpu.jit import intrinsic
-from flexflow_engine.cpu.vectors import filled, multiplied_and_added, repeated, transposed
+from flexflow_engine.cpu.vectors import filled, multiplied_and_added, put_vector, repeated, transposed, vector_at
 from flexflow_plugins.codecs.part_format import LEVELS, NUM_PARTS
+from flexflow_plugins.codecs.rounding import codes_at
 
 GROUPS_AT_ONCE = 32
 LANES = NUM_PARTS * GROUPS_AT_ONCE
@@ -46,10 +47,10 @@ def spread(_: Any, numbers: Any, lanes: Any) -> Any:
                 for group in range(_WIDTH):
                     number = builder.add(builder.mul(builder.add(groups, _LONG(group)), _LONG(NUM_PARTS)), part)
                     place = builder.add(builder.mul(number, rows), row)
-                    vectors.append(_load(builder, _FLOATS, source, place))
+                    vectors.append(vector_at(builder, _FLOATS, source, place))
                 for number, column in enumerate(transposed(builder, vectors)):
                     place = builder.mul(builder.add(row, _LONG(number)), _LONG(LANES))
-                    _store(builder, column, target, builder.add(place, begin))
+                    put_vector(builder, column, target, builder.add(place, begin))
                 return []
 
             repeated(builder, builder.udiv(rows, _LONG(_WIDTH)), [], turn_rows)
@@ -73,17 +74,17 @@ def sum_errors(_: Any, lanes: Any, count: Any, room: Any, places: Any) -> Any:
 
         def sum_column(block: Any, _: Sequence[Any]) -> list[Any]:
             lane = builder.mul(block, _LONG(_WIDTH))
-            low, inverse, scale = (_load(builder, _FLOATS, values, builder.add(place, lane)) for place in given)
+            low, inverse, scale = (vector_at(builder, _FLOATS, values, builder.add(place, lane)) for place in given)
 
             def add(row: Any, sums: Sequence[Any]) -> list[Any]:
-                number = _load(builder, _FLOATS, numbers, builder.add(builder.mul(row, _LONG(LANES)), lane))
+                number = vector_at(builder, _FLOATS, numbers, builder.add(builder.mul(row, _LONG(LANES)), lane))
                 above = builder.fsub(number, low)
-                code = _code(builder, builder.fmul(above, inverse))
+                code = codes_at(builder, builder.fmul(above, inverse), filled(_FLOATS, LEVELS))
                 error = multiplied_and_added(builder, code, scale, builder.fneg(above))
                 return [multiplied_and_added(builder, error, error, sums[0])]
 
             (total,) = repeated(builder, arguments[1], [filled(_FLOATS, 0.0)], add)
-            _store(builder, total, values, builder.add(result, lane))
+            put_vector(builder, total, values, builder.add(result, lane))
             return []
 
         repeated(builder, _LONG(LANES // _WIDTH), [], sum_column)
@@ -105,7 +106,7 @@ def find_codes(_: Any, lanes: Any, count: Any, room: Any, places: Any, codes: An
 
         def find_columns(block: Any, _: Sequence[Any]) -> list[Any]:
             lane = builder.mul(block, _LONG(_WIDTH))
-            low, inverse = (_load(builder, _FLOATS, values, builder.add(place, lane)) for place in given)
+            low, inverse = (vector_at(builder, _FLOATS, values, builder.add(place, lane)) for place in given)
 
             def find_word(word: Any, _: Sequence[Any]) -> list[Any]:
                 first = builder.mul(word, _LONG(CODES_A_WORD))
@@ -117,12 +118,13 @@ def find_codes(_: Any, lanes: Any, count: Any, room: Any, places: Any, codes: An
                 def add(step: Any, found: Sequence[Any]) -> list[Any]:
                     """The last number first."""
                     place = builder.add(builder.mul(builder.sub(last, step), _LONG(LANES)), lane)
-                    above = builder.fsub(_load(builder, _FLOATS, numbers, place), low)
-                    code = builder.fptosi(_code(builder, builder.fmul(above, inverse)), _WORDS)
-                    return [builder.or_(builder.shl(found[0], filled(_WORDS, 4)), code)]
+                    above = builder.fsub(vector_at(builder, _FLOATS, numbers, place), low)
+                    code = codes_at(builder, builder.fmul(above, inverse), filled(_FLOATS, LEVELS))
+                    before = builder.shl(found[0], filled(_WORDS, 4))
+                    return [builder.or_(before, builder.fptosi(code, _WORDS))]
 
                 (found,) = repeated(builder, several, [filled(_WORDS, 0)], add)
-                _store(builder, found, target, builder.add(builder.mul(word, _LONG(LANES)), lane))
+                put_vector(builder, found, target, builder.add(builder.mul(word, _LONG(LANES)), lane))
                 return []
 
             repeated(builder, words, [], find_word)
@@ -135,24 +137,7 @@ def find_codes(_: Any, lanes: Any, count: Any, room: Any, places: Any, codes: An
     return types.void(lanes, types.int64, room, two, codes), generate
 
 
-def _code(builder: Any, places: Any) -> Any:
-    """The whole numbers next to places among 0 ... LEVELS, as float32."""
-    kind, none, most = places.type, filled(places.type, 0.0), filled(places.type, LEVELS)
-    inside = builder.select(builder.fcmp_ordered(">", places, none), places, none)
-    inside = builder.select(builder.fcmp_ordered("<", inside, most), inside, most)
-    floor = builder.module.declare_intrinsic(f"llvm.floor.v{_WIDTH}f32", [], ir.FunctionType(kind, [kind]))
-    return builder.call(floor, [builder.fadd(inside, filled(kind, 0.5))])
-
-
 def _array(context: Any, builder: Any, signature: Any, arguments: Any, index: int) -> tuple[Any, Any]:
     """Pointer to the first number of an argument, and its length."""
     array = context.make_array(signature.args[index])(context, builder, arguments[index])
     return array.data, builder.extract_value(array.shape, 0)
-
-
-def _load(builder: Any, kind: Any, numbers: Any, place: Any) -> Any:
-    return builder.load(builder.bitcast(builder.gep(numbers, [place]), kind.as_pointer()), align=4)
-
-
-def _store(builder: Any, vector: Any, numbers: Any, place: Any) -> None:
-    builder.store(vector, builder.bitcast(builder.gep(numbers, [place]), vector.type.as_pointer()), align=4)

@@ -18,6 +18,15 @@ def rounded(builder: Any, numbers: Any, number: Any) -> Any:
     return (bfloat_bits if number == numba.uint16 else _half_bits)(builder, numbers)
 
 
+def codes_at(builder: Any, places: Any, most: Any) -> Any:
+    """The whole numbers next to places, none below 0 or above `most`, as float32."""
+    kind, none = places.type, filled(places.type, 0.0)
+    inside = builder.select(builder.fcmp_ordered(">", places, none), places, none)
+    inside = builder.select(builder.fcmp_ordered("<", inside, most), inside, most)
+    floor = builder.module.declare_intrinsic(f"llvm.floor.v{kind.count}f32", [], ir.FunctionType(kind, [kind]))
+    return builder.call(floor, [builder.fadd(inside, filled(kind, 0.5))])
+
+
 def _half_bits(builder: Any, numbers: Any) -> Any:
     """Of the finite float16 next to each number; NaN stays NaN."""
     most, least = (filled(numbers.type, float(end)) for end in (MAX_HALF, -MAX_HALF))

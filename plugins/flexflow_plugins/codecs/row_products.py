@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 
-from flexflow_engine.cpu.vectors import filled, multiplied_and_added, repeated, shuffled, sums
+from flexflow_engine.cpu.vectors import filled, multiplied_and_added, put_vector, repeated, shuffled, sums, vector_at
 from flexflow_plugins.codecs.part_format import GROUP_SIZE
 
 LANES, ROWS_AT_ONCE = 16, 4
@@ -79,7 +79,7 @@ def multiplying(rows: type[Rows]) -> Generate:
                 return [builder.or_(carried[0], some.left_out), total]
 
             left_out, totals = repeated(builder, num_groups, [found[0], filled(FEW_FLOATS, 0.0)], multiply_group)
-            _store(builder, totals, weights, first)
+            put_vector(builder, totals, weights, first)
             return [left_out]
 
         return _any(builder, repeated(builder, _blocks(builder, num_rows), [FLAGS(0)], multiply_rows)[0])
@@ -98,7 +98,7 @@ def accumulating(rows: type[Rows]) -> Generate:
             def add_rows(block: Any, carried: Sequence[Any]) -> list[Any]:
                 first = builder.mul(block, _LONG(ROWS_AT_ONCE))
                 some = rows(builder, codes, grids, _places(builder, first, group, num_groups))
-                chosen = _load(builder, FEW_FLOATS, weights, first)
+                chosen = vector_at(builder, FEW_FLOATS, weights, first)
                 factors, (left_out, each, *totals) = builder.fmul(chosen, some.scales), carried
                 for row in range(ROWS_AT_ONCE):
                     factor = _spread(builder, factors, row, LANES)
@@ -117,7 +117,7 @@ def accumulating(rows: type[Rows]) -> Generate:
                 totals = [builder.fadd(total, lows) for total in totals]
             for number, total in enumerate(totals):
                 straight = shuffled(builder, total, total, [rows.order.index(place) for place in range(LANES)])
-                _store(builder, straight, vector, _place(builder, group, number))
+                put_vector(builder, straight, vector, _place(builder, group, number))
             return [left_out]
 
         return _any(builder, repeated(builder, num_groups, [FLAGS(0)], add_group)[0])
@@ -149,7 +149,7 @@ def _product(builder: Any, numbers: Iterable[Any], others: Sequence[Any]) -> Any
 
 def _vectors(builder: Any, vector: Any, group: Any, order: Sequence[int]) -> list[Any]:
     """A group's numbers of the vector, in `order`."""
-    straight = [_load(builder, FLOATS, vector, _place(builder, group, number)) for number in range(VECTORS)]
+    straight = [vector_at(builder, FLOATS, vector, _place(builder, group, number)) for number in range(VECTORS)]
     return [shuffled(builder, numbers, numbers, order) for numbers in straight]
 
 
@@ -161,11 +161,3 @@ def _place(builder: Any, group: Any, number: int) -> Any:
 def _spread(builder: Any, vector: Any, place: int, count: int) -> Any:
     """A vector of what is at a place of another."""
     return shuffled(builder, vector, vector, [place] * count)
-
-
-def _load(builder: Any, kind: Any, numbers: Any, place: Any) -> Any:
-    return builder.load(builder.bitcast(builder.gep(numbers, [place]), kind.as_pointer()), align=4)
-
-
-def _store(builder: Any, vector: Any, numbers: Any, place: Any) -> None:
-    builder.store(vector, builder.bitcast(builder.gep(numbers, [place]), vector.type.as_pointer()), align=4)
