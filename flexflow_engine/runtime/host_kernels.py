@@ -142,7 +142,7 @@ def _walk(read: Any, column: Any, vectors: Any, weights: Any, numbers: Any) -> N
         page, encoded, nbytes = pages[p, column], pages[p, 3], pages[p, 4]
         following = _next_page(pages, p, count, column)
         sizes, place = (group, head_dim, cached, pages[p, 2]), offset(scores, p * page_tokens)
-        if encoded and product:
+        if encoded and product and pages[p, 2] == page_tokens:
             _multiply((product, decoder[1]), (page, following, nbytes), heads, (vectors, head_dim), (place, cached))
             continue
         ahead = stop - first if encoded else min(stop - first, (_AHEAD_NBYTES + nbytes - 1) // nbytes)

@@ -28,6 +28,7 @@ from flexflow_engine.runtime.executor import RunTask, SequentialExecutor
 from flexflow_engine.runtime.host_attention import HostPages, HostTile
 from flexflow_engine.runtime.kv_cache import KVPart, TileCache
 from flexflow_engine.runtime.kv_pages import Pages
+from flexflow_engine.runtime.token_places import TileCut, TokenPlaces
 from flexflow_engine.testing.allocations import PeakAllocations
 from flexflow_plugins.codecs.group_quant import GroupInt4Codec, GroupInt4Options, GroupInt8Codec
 from flexflow_plugins.codecs.none import NoneCodec
@@ -228,6 +229,30 @@ def test_pages_that_a_codec_multiplies_are_not_decoded(
     by_pieces = attend_tokens_by_pieces(rows, q, cache, 2, page[2] ** -0.5)
     assert attended.isnan().any()
     torch.testing.assert_close(attended, by_pieces, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype] / 2, equal_nan=True)
+
+
+@pytest.mark.parametrize("context", [0, 2, 3, 4])
+def test_of_an_encoded_page_only_the_tokens_that_a_row_has_are_attended_to(workers: Workers, context: int) -> None:
+    """All others would outweigh them."""
+    codec, page, rectangle = GroupInt8Codec(), (3, 4, 64), Rectangle("far", "kv", 0, 1, 0, 2)
+    keys, values = torch.full((2, *page), 50.0), torch.full((2, *page), 100.0)
+    for token in range(context + 1):
+        keys[token // 4, :, token % 4], values[token // 4, :, token % 4] = 0, torch.arange(64) + 64.0 * token
+    stored = [torch.empty((2, 1, codec.encoded_nbytes(page, "float32")), dtype=torch.uint8) for _ in range(2)]
+    for numbers, encoded in zip((keys, values), stored, strict=True):
+        codec.encode(numbers, encoded[:, 0])
+    host = HostTile(
+        [HostPages(rectangle, stored[0], stored[1], takes_tokens=True, decoder=codec.kernel_decoder(page))],
+        tail_rows=range(0),
+        tails=None,
+        page=page,
+        dtype=torch.float32,
+        workers=workers,
+    )
+    cut = TileCut.of(num_kv_heads=3, page_tokens=4, parts=[(rectangle, True)], tail_rows=range(0))
+    rows = [RowStep(row=0, sequence=0, new_tokens=1, context=context)]
+    attended = host.attend(TokenPlaces(rows, cut, torch.device("cpu")), torch.ones((1, 3, 64)), 1.0)
+    torch.testing.assert_close(attended, torch.arange(64.0).repeat(1, 3) + 32 * context, atol=0.5, rtol=0)
 
 
 @pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec(GroupInt4Options(encoder="fit"))], ids=["none", "int4"])
