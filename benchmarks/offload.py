@@ -9,7 +9,7 @@ a GPU (--configurations opt-13b-16GB-gpu) the cap is of the GPU's memory, what a
 the page cache is left alone.
 Our job runs in full. The baseline's steps are all alike: of each batch size its prefill, its first steps and its last
 ones are timed and extrapolated to the whole job, and its best batch size is what counts. Rates of links, matmuls and
-memory are measured before each of our runs; what they bound is the roofline. Figures are medians.
+memory are measured before and after each of our runs; what they bound is the roofline. Figures are medians.
 """
 
 from __future__ import annotations
@@ -149,13 +149,15 @@ def _engine_runs(
     runs: list[EngineRun] = []
     for number in range(1, options.repeats + 1):
         say(f"{configuration.name}: rates")
-        rates = engine.measure_rates(configuration, work)
+        before = engine.measure_rates(configuration, work)
         _prepare_caches(configuration)
         say(f"{configuration.name}: our run {number} of {options.repeats}")
         outcome = engine.run(configuration, recipe, limit_s=options.engine_timeout)
         say(f"{configuration.name}: {engine.describe(outcome)}")
         if not isinstance(outcome, Done):
             return runs, str(outcome)
+        say(f"{configuration.name}: rates once more")
+        rates = before.between(engine.measure_rates(configuration, work))
         runs.append(EngineRun(metrics=outcome.answer, peak_bytes=outcome.peak_bytes, rates=rates))
         say(f"{configuration.name}: roofline {roofline_tokens_per_s(configuration, runs[-1]):.2f} tokens/s")
     return runs, ""

@@ -28,7 +28,7 @@ class EngineRun:
     """As `--json` prints them."""
     peak_bytes: int
     rates: Rates
-    """Measured right before the run."""
+    """Measured right before the run and right after it, the two taken together."""
 
     @property
     def tokens_per_s(self) -> float:

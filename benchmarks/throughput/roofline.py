@@ -34,6 +34,12 @@ class Rates:
     memory_read: float
     """Bytes a second, of the processor that computes."""
 
+    def between(self, after: Rates) -> Rates:
+        """At which work takes the mean of what it takes at these and at those measured later."""
+        return Rates(
+            **{name: 2 / (1 / getattr(self, name) + 1 / getattr(after, name)) for name in self.__dataclass_fields__}
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
