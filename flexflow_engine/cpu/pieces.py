@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.cpu.jit import kernel
-from flexflow_engine.cpu.pointers import call_checksum, pointer
+from flexflow_engine.cpu.pointers import call_checksum, pointer, prefetch
 
+_CHECKED_NBYTES, _AHEAD_NBYTES, _LINE_NBYTES = 1024, 4096, 64
+"""Of a checksum that are computed at a time, and how far ahead of them others are asked for: what a disk has delivered
+is in no near cache, and the checksum's function asks for nothing.
+"""
 _pread: Any = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uintp, types.int64))
 
 
@@ -41,16 +45,28 @@ def read_pieces(descriptor: int, offsets: NDArray[np.int64], nbytes: NDArray[np.
 
 @kernel
 def checksums(function: int, address: int, step: int, nbytes: int, out: NDArray[np.uint32]) -> None:
-    """By the C function at address `function`: of len(out) pieces of `nbytes` each, one every `step` bytes."""
+    """Of len(out) pieces of `nbytes` each, one every `step` bytes. function: address of a C function, uint32 f(uint32
+    checksum, const uint8 *data, size_t nbytes), that goes on with a checksum.
+    """
     for i in range(len(out)):
-        out[i] = call_checksum(function, address + i * step, nbytes)
+        out[i] = _checksum(function, address + i * step, nbytes)
+
+
+@kernel
+def _checksum(function: int, address: int, nbytes: int) -> Any:
+    checksum = np.uint32(0)
+    for first in range(0, nbytes, _CHECKED_NBYTES):
+        count = min(_CHECKED_NBYTES, nbytes - first)
+        for line in range(0, count, _LINE_NBYTES):
+            prefetch(address + first + _AHEAD_NBYTES + line)
+        checksum = call_checksum(function, checksum, address + first, count)
+    return checksum
 
 
 @kernel
 def take_units(function: int, address: int, step: int, starts: NDArray[np.int64], out: HostBytes) -> int:
     """Units, each followed by its checksum, into the rows of `out`, uint8 [n, nbytes]: unit i from address + i * step +
-    starts[i]. How many of the first ones match their checksum by the C function at address `function`; the next one
-    does not.
+    starts[i]. How many of the first ones match their checksum; the next one does not. function: as of `checksums`.
     """
     nbytes = out.shape[1]
     for i in range(len(out)):
@@ -60,6 +76,6 @@ def take_units(function: int, address: int, step: int, starts: NDArray[np.int64]
         stored = np.uint32(0)
         for j in range(4):
             stored |= np.uint32(unit[nbytes + j]) << np.uint32(8 * j)
-        if call_checksum(function, row.ctypes.data, nbytes) != stored:
+        if _checksum(function, row.ctypes.data, nbytes) != stored:
             return i
     return len(out)

@@ -158,15 +158,16 @@ def call_integer_decoder(_: Any, function: Any, encoded: Any, settings: Any, spa
 
 
 @intrinsic
-def call_checksum(_: Any, function: Any, data: Any, nbytes: Any) -> Any:
-    """In a kernel: uint32 f(const uint8 *data, size_t nbytes), the C function f being at address `function`; all
-    arguments are integers.
+def call_checksum(_: Any, function: Any, checksum: Any, data: Any, nbytes: Any) -> Any:
+    """In a kernel: uint32 f(uint32 checksum, const uint8 *data, size_t nbytes), the C function f being at address
+    `function`; all arguments are integers.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(_WORD, [address, ir.IntType(64)])
-        target, place, count = arguments
-        return builder.call(builder.inttoptr(target, kind.as_pointer()), [builder.inttoptr(place, address), count])
+        kind = ir.FunctionType(_WORD, [_WORD, address, ir.IntType(64)])
+        target, before, place, count = arguments
+        function = builder.inttoptr(target, kind.as_pointer())
+        return builder.call(function, [before, builder.inttoptr(place, address), count])
 
-    return types.uint32(*[types.int64] * 3), generate
+    return types.uint32(types.int64, types.uint32, types.int64, types.int64), generate

@@ -32,13 +32,13 @@ def checksums_of(units: HostBytes) -> NDArray[np.uint32]:
 
 @cache
 def _library_function() -> int | None:
-    """The address of `uint32_t crc32c_value(const uint8_t*, size_t)`, of the library that google-crc32c comes with."""
+    """The address of `uint32_t crc32c_extend(uint32_t, const uint8_t *, size_t)` in the library behind google-crc32c."""
     if google_crc32c.implementation != "c":
         return None
     from google_crc32c import _crc32c  # noqa: PLC0415  # only there where the library is
 
     try:
-        return ctypes.cast(ctypes.CDLL(_crc32c.__file__).crc32c_value, ctypes.c_void_p).value
+        return ctypes.cast(ctypes.CDLL(_crc32c.__file__).crc32c_extend, ctypes.c_void_p).value
     except (OSError, AttributeError):  # a build that keeps its symbols to itself
         return None
 
