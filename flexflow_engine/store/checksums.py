@@ -32,7 +32,7 @@ def checksums_of(units: HostBytes) -> NDArray[np.uint32]:
 
 @cache
 def _library_function() -> int | None:
-    """The address of `uint32_t crc32c_extend(uint32_t, const uint8_t *, size_t)` in the library behind google-crc32c."""
+    """The address of `uint32_t crc32c_extend(uint32_t, const uint8_t *, size_t)` in google-crc32c's library."""
     if google_crc32c.implementation != "c":
         return None
     from google_crc32c import _crc32c  # noqa: PLC0415  # only there where the library is

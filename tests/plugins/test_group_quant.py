@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from hashlib import sha256
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -209,6 +211,34 @@ def test_any_grids_are_read_alike_by_processors_with_fewer_instructions(
     lacking: tuple[str, ...], tmp_path: Path
 ) -> None:
     run_without(lacking, f"{__file__}::test_any_grids_are_read_alike", cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("codec", "digest"),
+    [
+        (FIT, "4c97e50c6f631b36"),
+        (GroupInt4Codec(), "b6ff2b89ae7529c9"),
+        (UNLIKE[2], "3c7651c06b429f13"),
+        (MINMAX, "3a9e62343a2c05b7"),
+        (GroupInt8Codec(), "1b1da06b4cda26c0"),
+    ],
+    ids=lambda value: value.key if isinstance(value, GroupQuantCodec) else "",
+)
+def test_groups_are_written_alike_by_all_processors_and_versions(codec: GroupQuantCodec, digest: str) -> None:
+    """Numbers of any size and few different ones, ends of groups that are cut short, equal ones, and none."""
+    shape = (3, 5, 77)
+    places = torch.arange(40 * prod(shape)).view(40, *shape)
+    values = (places * 7919 % 2003 - 1001) * (2.0 ** (places % 1009 / 64).floor()) / 4096
+    values[5], values[6, 1], values[7] = 0.3, torch.inf, values[7].round()
+    written = torch.zeros(40, codec.encoded_nbytes(shape, "float32"), dtype=torch.uint8)
+    codec.encode(values, written)
+    assert sha256(written.numpy().tobytes()).hexdigest()[:16] == digest
+
+
+def test_groups_are_written_alike_by_processors_with_fewer_instructions(tmp_path: Path) -> None:
+    run_without(
+        ("avx512", "evex"), f"{__file__}::test_groups_are_written_alike_by_all_processors_and_versions", cache=tmp_path
+    )
 
 
 @pytest.mark.cuda
