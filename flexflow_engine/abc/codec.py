@@ -31,7 +31,7 @@ class NoCodecOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelProducts:
+class PageProducts:
     """Products with matrices of an encoded tensor [matrices, rows, columns], for kernels of the host's processor, which
     attend to pages of keys and values without decoding them.
 
@@ -42,7 +42,10 @@ class KernelProducts:
 
     `encoded` is one encoded tensor, at any address, and `settings` those of its `KernelDecoder`. Each of its matrices
     [first, first + count) has a vector of `columns` numbers, one behind the other, and `rows` weights, those of the
-    next matrix `stride` numbers further. All is computed in float32, in any order.
+    next matrix `stride` numbers further, at least `rows`. All is computed in float32, in any order.
+
+    Only pages whose rows are all there are multiplied, and only where every head of a query has keys of its own; others
+    are decoded.
     """
 
     multiply: int
@@ -68,7 +71,7 @@ class KernelDecoder:
     """Handed to each call; what the codec's options and the tensor's shape decide."""
     owner: Any
     """Whatever keeps the functions in memory."""
-    products: KernelProducts | None = None
+    products: PageProducts | None = None
     """Of a tensor of three dimensions, if that is faster than decoding it and multiplying its numbers."""
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from flexflow_engine.abc.tier import HostBytes
 from flexflow_engine.cpu.jit import kernel
-from flexflow_engine.cpu.pointers import call_checksum, pointer, prefetch
+from flexflow_engine.cpu.pointers import LINE_NBYTES, call_checksum, pointer, prefetch
 
-_CHECKED_NBYTES, _AHEAD_NBYTES, _LINE_NBYTES = 1024, 4096, 64
+_CHECKED_NBYTES, _AHEAD_NBYTES = 1024, 4096
 """Of a checksum that are computed at a time, and how far ahead of them others are asked for: what a disk has delivered
 is in no near cache, and the checksum's function asks for nothing.
 """
@@ -57,10 +57,15 @@ def _checksum(function: int, address: int, nbytes: int) -> Any:
     checksum = np.uint32(0)
     for first in range(0, nbytes, _CHECKED_NBYTES):
         count = min(_CHECKED_NBYTES, nbytes - first)
-        for line in range(0, count, _LINE_NBYTES):
-            prefetch(address + first + _AHEAD_NBYTES + line)
+        _ask_for(address + first + _AHEAD_NBYTES, count)
         checksum = call_checksum(function, checksum, address + first, count)
     return checksum
+
+
+@kernel
+def _ask_for(address: int, nbytes: int) -> None:
+    for line in range(0, nbytes, LINE_NBYTES):
+        prefetch(address + line)
 
 
 @kernel
@@ -70,12 +75,17 @@ def take_units(function: int, address: int, step: int, starts: NDArray[np.int64]
     """
     nbytes = out.shape[1]
     for i in range(len(out)):
-        unit, row = pointer(address + i * step + starts[i], out), out[i]
-        for j in range(nbytes):
-            row[j] = unit[j]
+        place, row, checksum = address + i * step + starts[i], out[i], np.uint32(0)
+        unit = pointer(place, out)
+        for first in range(0, nbytes, _CHECKED_NBYTES):
+            count = min(_CHECKED_NBYTES, nbytes - first)
+            _ask_for(place + first + _AHEAD_NBYTES, count)
+            for j in range(first, first + count):
+                row[j] = unit[j]
+            checksum = call_checksum(function, checksum, row.ctypes.data + first, count)
         stored = np.uint32(0)
         for j in range(4):
             stored |= np.uint32(unit[nbytes + j]) << np.uint32(8 * j)
-        if _checksum(function, row.ctypes.data, nbytes) != stored:
+        if checksum != stored:
             return i
     return len(out)

@@ -13,12 +13,18 @@ from numba import types
 from flexflow_engine.cpu.jit import intrinsic
 from flexflow_engine.cpu.vectors import ask_for
 
+LINE_NBYTES = 64
+"""Of a cache line that is asked for. Where lines are longer, some are asked for twice."""
 _WORD = ir.IntType(32)
 
 
 @intrinsic
 def pointer(_: Any, address: Any, like: Any) -> Any:
-    """In a kernel: `address`, an integer, as a pointer to elements of the type of the array `like`."""
+    """In a kernel: `address`, an integer, as a pointer to elements of the type of the array `like`.
+
+    An array that a kernel made itself is freed after the last use of its name, whatever points to it: let it be the
+    argument of another kernel, which takes its address.
+    """
     result = types.CPointer(like.dtype)  # type: ignore[no-untyped-call]  # numba says no types
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -120,7 +126,7 @@ def call_decoder(_: Any, function: Any, encoded: Any, settings: Any, first: Any,
 
 @intrinsic
 def call_product(_: Any, function: Any, encoded: Any, settings: Any, span: Any, out: Any) -> Any:
-    """In a kernel: call the C function at address `function`, one of `KernelProducts`. span: first and count, integers
+    """In a kernel: call the C function at address `function`, one of `PageProducts`. span: first and count, integers
     as are function, encoded and settings; out: pointers to vectors and weights, and the stride.
     """
 

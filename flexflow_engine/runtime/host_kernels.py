@@ -20,11 +20,9 @@ import numpy as np
 
 from flexflow_engine.cpu.jit import finite_kernel, kernel, summing_kernel
 from flexflow_engine.cpu.numbers import narrow, widen
-from flexflow_engine.cpu.pointers import call_decoder, call_product, offset, pointer, prefetch
+from flexflow_engine.cpu.pointers import LINE_NBYTES, call_decoder, call_product, offset, pointer, prefetch
 
 _FLOATS = np.empty(0, np.float32)
-_LINE_NBYTES = 64
-"""Of a cache line. Where lines are longer, some are asked for twice."""
 _AHEAD_NBYTES = 8192
 """How far ahead of plain pages' numbers those are that are asked for."""
 _MULTIPLIED_NBYTES = 1024
@@ -95,7 +93,7 @@ def _find_pages(pages: Any, parts: Any, tails: Any, row: Any, shape: Any, item: 
                 pages[count - 1, 0], pages[count - 1, 1] = tails[0] + tail_bytes, tails[1] + tail_bytes
                 pages[count - 1, 3], pages[count - 1, 4] = 0, page_tokens * head_dim * item
     pages[count - 1, 2] = context % page_tokens + 1
-    span = max(1, page_tokens // 4) * _LINE_NBYTES
+    span = max(1, page_tokens // 4) * LINE_NBYTES
     for page in range(count):
         pages[page, 5] = (pages[page, 4] + span - 1) // span
     return count
@@ -176,7 +174,7 @@ def _multiply(function: Any, memory: Any, heads: Any, vectors: Any, weights: Any
     at_once = max(1, _MULTIPLIED_NBYTES // nbytes)
     while head < stop:
         count = min(at_once, stop - head)
-        for line in range(0, count * nbytes, _LINE_NBYTES):
+        for line in range(0, count * nbytes, LINE_NBYTES):
             prefetch(following + head * nbytes + line)
         out = offset(numbers, head * size), offset(places, head * stride), stride
         call_product(product, page, settings, (head, count), out)
@@ -208,7 +206,7 @@ def _ask_for(following: Any, four: Any) -> None:
     """
     address, lines = following
     for line in range(four * lines, (four + 1) * lines):
-        prefetch(address + _LINE_NBYTES * line)
+        prefetch(address + LINE_NBYTES * line)
 
 
 @summing_kernel

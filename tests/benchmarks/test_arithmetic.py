@@ -66,11 +66,13 @@ def test_a_phase_takes_as_long_as_its_slowest_resource(work: PhaseWork, slowest:
     assert prefill_bound(work, RATES).seconds["compute"] == 2.0
 
 
-def test_rates_of_before_and_after_a_run_bound_it_by_the_mean_of_both() -> None:
+def test_between_two_measurements_each_resource_takes_the_mean_of_both() -> None:
     work = PhaseWork(flops=400, cached_nbytes=100, far_read_nbytes=20, far_write_nbytes=10)
-    later = replace(RATES, decode_matmul=50, memory_read=25)
-    assert decode_bound(work, later).total_s == 12.0
-    assert decode_bound(work, RATES.between(later)).total_s == pytest.approx((3.0 + 12.0) / 2)
+    later = replace(RATES, decode_matmul=50, memory_read=25, far_read=1)
+    seconds = decode_bound(work, RATES.between(later)).seconds
+    assert seconds["compute"] == pytest.approx((3.0 + 12.0) / 2)
+    assert seconds["read"] == pytest.approx((2.0 + 20.0) / 2)
+    assert seconds["write"] == pytest.approx(2.0)
 
 
 def run_of(metrics: dict[str, Any]) -> EngineRun:

@@ -255,26 +255,33 @@ def test_of_an_encoded_page_only_the_tokens_that_a_row_has_are_attended_to(worke
     torch.testing.assert_close(attended, torch.arange(64.0).repeat(1, 3) + 32 * context, atol=0.5, rtol=0)
 
 
-@pytest.mark.parametrize("codec", [NoneCodec(), GroupInt4Codec(GroupInt4Options(encoder="fit"))], ids=["none", "int4"])
+@pytest.mark.parametrize(
+    "codec",
+    [NoneCodec(), GroupInt4Codec(GroupInt4Options(encoder="fit")), GroupInt8Codec()],
+    ids=["none", "int4", "int8"],
+)
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2)])
+@pytest.mark.parametrize("head_dim", [HEAD_DIM, 64])
 @pytest.mark.parametrize("num_threads", [2, 3, 7])
 def test_threads_change_no_bit(
-    monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], num_threads: int, codec: Codec
+    monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int], head_dim: int, num_threads: int, codec: Codec
 ) -> None:
-    """Rows of very different context, so that a share ends inside a row; encoded heads are decoded two at a time."""
+    """Rows of very different context, so that a share ends inside a row; encoded heads are decoded two at a time, or
+    multiplied where they have 64 numbers.
+    """
     contexts, page_tokens = (100, 3, 1, 17), 4
     tail_rows = range(0 if codec.keeps_bytes else 4)
     tile = KVTile(rectangles=(Rectangle("device", "kv", 0, 4, 0, 26),), slotted=(), tail_rows=tail_rows)
     rows = [RowStep(row=row, sequence=row, new_tokens=1, context=context) for row, context in enumerate(contexts)]
     past = [RowStep(row=row.row, sequence=row.row, new_tokens=row.context + 1, context=0) for row in rows]
-    _, k, v = random_qkv(sum(row.new_tokens for row in past), *heads, torch.bfloat16, seed=1)
-    q, _, _ = random_qkv(len(rows), *heads, torch.bfloat16, seed=2)
+    _, k, v = random_qkv(sum(row.new_tokens for row in past), *heads, torch.bfloat16, seed=1, head_dim=head_dim)
+    q, _, _ = random_qkv(len(rows), *heads, torch.bfloat16, seed=2, head_dim=head_dim)
     monkeypatch.setattr(workspace, "_ATTENDED_NBYTES", 64)
-    monkeypatch.setattr(workspace, "_DECODED_NUMBERS", 2 * page_tokens * HEAD_DIM)
+    monkeypatch.setattr(workspace, "_DECODED_NUMBERS", 2 * page_tokens * head_dim)
     found = []
     for threads in (1, num_threads):
         with closing(Workers(threads)) as workers:
-            cache = stale_cache(tile, (heads[1], page_tokens, HEAD_DIM), codec, torch.bfloat16, workers)
+            cache = stale_cache(tile, (heads[1], page_tokens, head_dim), codec, torch.bfloat16, workers)
             cache.write_prompts(past, k, v)
             found.append(attend_tokens(rows, q.clone(), cache, 4, SCALE))
     assert torch.equal(*found)

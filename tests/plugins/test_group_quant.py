@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -307,18 +308,40 @@ def test_a_call_is_shared_by_as_many_threads_as_it_asks_for() -> None:
     assert sorted(shares) == [(first, first + 2) for first in range(0, 16, 2)]
 
 
-def test_many_threads_make_the_same_bytes() -> None:
-    values = normal(1, (1 << 20,), "bfloat16")
+@pytest.mark.parametrize(
+    "codec",
+    [
+        MINMAX,
+        FIT,
+        GroupInt8Codec(GroupInt8Options(group_size=4096)),
+        GroupInt4Codec(GroupInt4Options(group_size=4096, encoder="minmax")),
+        GroupInt4Codec(GroupInt4Options(group_size=4096, encoder="fit")),
+    ],
+    ids=lambda codec: codec.key,
+)
+def test_many_threads_make_the_same_bytes(codec: GroupQuantCodec) -> None:
+    values = normal(1, (1 << 21,), "bfloat16")
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 3):
+        for count in (1, *[3] * 8):
             torch.set_num_threads(count)
-            data = encoded(MINMAX, values, "bfloat16")
-            results.append((data, round_trip(MINMAX, values, "bfloat16")))
+            data = encoded(codec, values, "bfloat16")
+            results.append((data, round_trip(codec, values, "bfloat16")))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    for again in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], again, strict=True))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the variable is glibc's")
+def test_what_a_thread_works_in_is_not_given_to_another() -> None:
+    """All threads allocate from one arena, so that what is freed too early is another's at once."""
+    test = f"{__file__}::test_many_threads_make_the_same_bytes"
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", test]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def groups(kind: str) -> torch.Tensor:

@@ -35,7 +35,7 @@ class ByteRows(Rows):
     has_lows = True
 
     def __init__(self, builder: Any, codes: Any, grids: Any, places: Sequence[Any]) -> None:
-        """grids: addresses of scales and of lows."""
+        """grids: of scales and of lows."""
         self._builder, self._codes, self._places = builder, codes, places
         self.scales, self.lows = (self._halves(builder.extract_value(grids, i)) for i in range(2))
 
@@ -70,7 +70,7 @@ def _accumulate_rows(_: Any, codes: Any, grids: Any, shape: Any, vector: Any, we
 def multiply(  # noqa: PLR0917  # a C function's
     encoded: Any, settings: Any, first: Any, count: Any, vectors: Any, weights: Any, stride: Any
 ) -> None:
-    """See `KernelProducts`. settings: numbers of a tensor, of a group, bits of a code, rows and columns of a matrix."""
+    """See `PageProducts`. settings: numbers of a tensor, of a group, bits of a code, rows and columns of a matrix."""
     shape = settings[3], settings[4] // GROUP_SIZE
     for matrix in range(count):
         codes, grids = _matrix(encoded, settings, first + matrix)
@@ -81,7 +81,7 @@ def multiply(  # noqa: PLR0917  # a C function's
 def accumulate(  # noqa: PLR0917  # a C function's
     encoded: Any, settings: Any, first: Any, count: Any, vectors: Any, weights: Any, stride: Any
 ) -> None:
-    """See `KernelProducts`. settings: as of `multiply`."""
+    """See `PageProducts`. settings: as of `multiply`."""
     shape = settings[3], settings[4] // GROUP_SIZE
     for matrix in range(count):
         codes, grids = _matrix(encoded, settings, first + matrix)

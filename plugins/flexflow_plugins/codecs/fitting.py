@@ -1,7 +1,7 @@
 """The grid that covers a group of numbers: low + code * scale, code 0 ... levels; low and scale in float16.
 
 From the smallest to the largest number: no number is further than half a step from it. Numbers and codes come by
-pointers, and are worked on LANES at a time: there is room for a multiple of these, and numbers fill it.
+pointers, and are worked on FITTED_AT_ONCE at a time: there is room for a multiple of these, and numbers fill it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from flexflow_engine.cpu.numbers import MAX_HALF, half_at_least, half_at_most, h
 from flexflow_engine.cpu.vectors import everywhere, repeated, shuffled, vector_at
 from flexflow_plugins.codecs.rounding import codes_at
 
-LANES = 16
-_BYTES = ir.VectorType(ir.IntType(8), LANES)
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+FITTED_AT_ONCE = 16
+"""Numbers that are compared, or coded, by one instruction."""
+_BYTES = ir.VectorType(ir.IntType(8), FITTED_AT_ONCE)
+_FLOATS = ir.VectorType(ir.FloatType(), FITTED_AT_ONCE)
 _LONG = ir.IntType(64)
 
 
@@ -53,13 +54,15 @@ def _extremes(_: Any, numbers: Any, count: Any) -> Any:
         numbers, count = arguments
 
         def compare(step: Any, found: Sequence[Any]) -> list[Any]:
-            some = vector_at(builder, _FLOATS, numbers, builder.mul(step, _LONG(LANES)))
+            some = vector_at(builder, _FLOATS, numbers, builder.mul(step, _LONG(FITTED_AT_ONCE)))
             return _further(builder, found, (some, some))
 
         first = vector_at(builder, _FLOATS, numbers, _LONG(0))
         found = repeated(builder, _steps(builder, count), [first, first], compare)
         for half in (8, 4, 2, 1):
-            others = [shuffled(builder, vector, vector, [lane ^ half for lane in range(LANES)]) for vector in found]
+            others = [
+                shuffled(builder, vector, vector, [lane ^ half for lane in range(FITTED_AT_ONCE)]) for vector in found
+            ]
             found = _further(builder, found, others)
         ends = [builder.extract_element(vector, _LONG(0)) for vector in found]
         return context.make_tuple(builder, signature.return_type, ends)
@@ -73,10 +76,10 @@ def _quantise(_: Any, numbers: Any, count: Any, grid: Any, codes: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         numbers, count, grid, codes = arguments
-        low, inverse, most = (everywhere(builder, builder.extract_value(grid, i), LANES) for i in range(3))
+        low, inverse, most = (everywhere(builder, builder.extract_value(grid, i), FITTED_AT_ONCE) for i in range(3))
 
         def quantise_some(step: Any, _: Sequence[Any]) -> list[Any]:
-            place = builder.mul(step, _LONG(LANES))
+            place = builder.mul(step, _LONG(FITTED_AT_ONCE))
             above = builder.fsub(vector_at(builder, _FLOATS, numbers, place), low)
             found = builder.fptoui(codes_at(builder, builder.fmul(above, inverse), most), _BYTES)
             builder.store(found, builder.bitcast(builder.gep(codes, [place]), _BYTES.as_pointer()), align=1)
@@ -90,7 +93,7 @@ def _quantise(_: Any, numbers: Any, count: Any, grid: Any, codes: Any) -> Any:
 
 
 def _steps(builder: Any, count: Any) -> Any:
-    return builder.udiv(builder.add(count, _LONG(LANES - 1)), _LONG(LANES))
+    return builder.udiv(builder.add(count, _LONG(FITTED_AT_ONCE - 1)), _LONG(FITTED_AT_ONCE))
 
 
 def _further(builder: Any, ends: Sequence[Any], others: Sequence[Any]) -> list[Any]:

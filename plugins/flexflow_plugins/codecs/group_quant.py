@@ -163,7 +163,7 @@ class GroupQuantCodec(Codec):
         return notices
 
     def kernel_decoder(self, shape: tuple[int, ...]) -> KernelDecoder:
-        return threads.decoder(self, shape)
+        return threads.multiplying_decoder(self, shape)
 
     def integer_decoder(self, shape: tuple[int, ...]) -> IntegerDecoder:
         return threads.integer_decoder(self, prod(shape))

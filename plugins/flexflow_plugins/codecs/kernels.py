@@ -23,8 +23,7 @@ from flexflow_engine.cpu.jit import c_function, kernel
 from flexflow_engine.cpu.numbers import NAN_HALF, half_to_float, narrow, put_pair, widen
 from flexflow_engine.cpu.pointers import offset, pointer
 from flexflow_plugins.codecs.byte_vectors import LANES, decode_bytes
-from flexflow_plugins.codecs.fitting import LANES as FITTED
-from flexflow_plugins.codecs.fitting import cover, quantise
+from flexflow_plugins.codecs.fitting import FITTED_AT_ONCE, cover, quantise
 
 NIBBLE, HALF_BYTE = np.uint8(15), np.uint8(4)
 
@@ -100,13 +99,18 @@ def decode_nibbles(encoded: Any, start: Any, end: Any, scale: Any, low: Any, num
 @kernel
 def encode(values: Any, encoded: Any, shape: Any, span: Any) -> None:
     """Fill the groups' places in `encoded`."""
+    room = (shape[1] + FITTED_AT_ONCE - 1) // FITTED_AT_ONCE * FITTED_AT_ONCE
+    _encode(values, encoded, shape, span, (np.empty(room, np.float32), np.empty(room, np.uint8)))
+
+
+@kernel
+def _encode(values: Any, encoded: Any, shape: Any, span: Any, room: Any) -> None:
+    """room: for the numbers of a group and their codes; the caller's, as only pointers to it are used here."""
     (data, data_stride), (source, stride), (size, group_size, bits), (first, stop) = encoded, values, shape, span
     num_groups, places = (size + group_size - 1) // group_size, _grid_places(size, group_size, bits)
     inputs, outputs = pointer(source.ctypes.data, source), pointer(data.ctypes.data, data)
-    levels = np.float32(2**bits - 1)
-    most = (group_size + FITTED - 1) // FITTED * FITTED
-    room = np.empty(most, np.float32), np.empty(most, np.uint8)
     numbers, codes = pointer(room[0].ctypes.data, room[0]), pointer(room[1].ctypes.data, room[1])
+    levels = np.float32(2**bits - 1)
     tensor, group = first // num_groups, first % num_groups
     for _ in range(first, stop):
         start, out = group * group_size, offset(outputs, tensor * data_stride)
@@ -131,13 +135,13 @@ def encode(values: Any, encoded: Any, shape: Any, span: Any) -> None:
 
 @kernel
 def load(values: Any, count: Any, numbers: Any) -> Any:
-    """So many `values` into `numbers`, and the last one until they are a multiple of FITTED; whether all are finite."""
+    """So many `values` into `numbers`, filled up with the last one for `fitting`; whether all are finite."""
     infinite = False
     for i in range(count):
         number = np.float32(widen(values[i]))
         numbers[i] = number
         infinite |= (number.view(np.uint32) & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
-    for i in range(count, (count + FITTED - 1) // FITTED * FITTED):
+    for i in range(count, (count + FITTED_AT_ONCE - 1) // FITTED_AT_ONCE * FITTED_AT_ONCE):
         numbers[i] = numbers[count - 1]
     return not infinite
 
@@ -187,7 +191,7 @@ INTEGER_DECODER = (
 
 
 PRODUCT = "void(CPointer(uint8), CPointer(int64), int64, int64, CPointer(float32), CPointer(float32), int64)"
-"""Of a product with matrices, as a C function; see `KernelProducts`."""
+"""Of a product with matrices, as a C function; see `PageProducts`."""
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
 from numba import types
 
-from flexflow_engine.cpu.jit import intrinsic
+from flexflow_engine.cpu.jit import intrinsic, kernel
 from flexflow_engine.cpu.vectors import filled, multiplied_and_added, put_vector, repeated, transposed, vector_at
 from flexflow_plugins.codecs.part_format import LEVELS, NUM_PARTS
 from flexflow_plugins.codecs.rounding import codes_at
@@ -24,7 +24,8 @@ _LONG = ir.IntType(64)
 _FLOATS, _WORDS = ir.VectorType(ir.FloatType(), _WIDTH), ir.VectorType(ir.IntType(32), _WIDTH)
 
 
-def padded(part: int) -> int:
+@kernel
+def padded(part: Any) -> Any:
     """Numbers a part, and what fills them up."""
     return (part + _WIDTH - 1) // _WIDTH * _WIDTH
 

@@ -70,7 +70,7 @@ def _accumulate_rows(_: Any, codes: Any, words: Any, shape: Any, vector: Any, we
 def multiply(  # noqa: PLR0917  # a C function's
     encoded: Any, settings: Any, first: Any, count: Any, vectors: Any, weights: Any, stride: Any
 ) -> None:
-    """See `KernelProducts`. settings: numbers of a tensor, of a group, bits of a code, rows and columns of a matrix."""
+    """See `PageProducts`. settings: numbers of a tensor, of a group, bits of a code, rows and columns of a matrix."""
     rows, columns = settings[3], settings[4]
     shape = rows, columns // GROUP_SIZE
     for matrix in range(count):
@@ -87,7 +87,7 @@ def multiply(  # noqa: PLR0917  # a C function's
 def accumulate(  # noqa: PLR0917  # a C function's
     encoded: Any, settings: Any, first: Any, count: Any, vectors: Any, weights: Any, stride: Any
 ) -> None:
-    """See `KernelProducts`. settings: as of `multiply`."""
+    """See `PageProducts`. settings: as of `multiply`."""
     rows, columns = settings[3], settings[4]
     shape = rows, columns // GROUP_SIZE
     for matrix in range(count):

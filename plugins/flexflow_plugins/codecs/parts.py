@@ -31,8 +31,7 @@ from flexflow_engine.cpu.pointers import offset, pointer
 from flexflow_plugins.codecs.kernels import HALF_BYTE, INTEGER_DECODER, NIBBLE, decode_nibbles
 from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, NUM_PARTS
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, constant_of, grid_of, has_grids, part_size, step_of
-from flexflow_plugins.codecs.part_lanes import CODES_A_WORD, GROUPS_AT_ONCE, LANES, WORD_NBYTES, spread
-from flexflow_plugins.codecs.part_lanes import padded as _padded
+from flexflow_plugins.codecs.part_lanes import CODES_A_WORD, GROUPS_AT_ONCE, LANES, WORD_NBYTES, padded, spread
 from flexflow_plugins.codecs.part_search import find_grids, make_room, quantise
 from flexflow_plugins.codecs.part_vectors import decode_group_integers, decode_groups
 
@@ -54,9 +53,6 @@ def decode(encoded: Any, settings: Any, first: Any, count: Any, out: Any) -> Non
             _decode_group(encoded, word_at(word, 0), (start, begin, end), group_size, numbers)
         group += several
         begin = end
-
-
-padded = kernel(_padded)
 
 
 @kernel

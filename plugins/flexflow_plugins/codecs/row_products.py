@@ -2,7 +2,7 @@
 
 What is multiplied are whole numbers, as codes say them; a group's scale is a factor of their sum, or of the weight of
 their row. Four rows are taken at a time, and of each the same group: their scales are one vector, and so are their
-sums. Codecs say what a group's numbers are (`Rows`); functions have the arguments of `KernelProducts`.
+sums. Codecs say what a group's numbers are (`Rows`); functions have the arguments of `PageProducts`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
+from math import prod
 from typing import Any, ClassVar
 
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
@@ -20,7 +21,8 @@ from flexflow_plugins.codecs.part_format import GROUP_SIZE
 LANES, ROWS_AT_ONCE = 16, 4
 """Numbers of a vector, and rows that are taken at a time: a matrix has a multiple of these."""
 VECTORS = GROUP_SIZE // LANES
-_LONG, FLAGS = ir.IntType(64), ir.IntType(ROWS_AT_ONCE)
+_LONG = ir.IntType(64)
+FLAGS = ir.IntType(ROWS_AT_ONCE)
 FLOATS, FEW_FLOATS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.FloatType(), ROWS_AT_ONCE)
 Generate = Callable[[Any, Any, Any, Sequence[Any]], Any]
 """What Numba calls for an intrinsic's instructions."""
@@ -29,9 +31,9 @@ Generate = Callable[[Any, Any, Any, Sequence[Any]], Any]
 def suits(shape: tuple[int, ...], group_size: int) -> bool:
     """Whether tensors of this shape are matrices of such rows."""
     dimensions = 3
-    return (
-        len(shape) == dimensions and group_size == GROUP_SIZE and shape[1] % ROWS_AT_ONCE == shape[2] % GROUP_SIZE == 0
-    )
+    if len(shape) != dimensions or group_size != GROUP_SIZE or not prod(shape):
+        return False
+    return shape[1] % ROWS_AT_ONCE == shape[2] % GROUP_SIZE == 0
 
 
 class Rows(ABC):
@@ -43,13 +45,15 @@ class Rows(ABC):
     scales: Any
     """FEW_FLOATS, as lows are."""
     lows: Any
-    """Only if it has some; zeros otherwise."""
+    """Only where `has_lows`."""
     left_out: Any = FLAGS(0)
     """A bit for each row whose group is to be left out; its scale is 0."""
 
     @abstractmethod
     def __init__(self, builder: Any, codes: Any, grids: Any, places: Sequence[Any]) -> None:
-        """codes, grids: pointers, to the matrix's first. places: of the groups, counted from there."""
+        """codes, grids: pointers to the matrix's first; of grids one or several, as the codec's kernel hands them over.
+        places: of the groups, counted from there.
+        """
 
     @abstractmethod
     def numbers(self, row: int) -> Iterable[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from math import ceil, prod
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexflow_engine.abc.codec import IntegerDecoder, KernelDecoder, KernelProducts
+from flexflow_engine.abc.codec import IntegerDecoder, KernelDecoder, PageProducts
 from flexflow_engine.cpu.arrays import ARRAY_TYPES
 from flexflow_engine.cpu.workers import Workers
 
@@ -40,33 +41,27 @@ class Format(Protocol):
         """`search`, `fit` or `minmax`; min/max writes groups of one grid, the others groups of four."""
 
 
-def decoder(form: Format, shape: tuple[int, ...]) -> KernelDecoder:
-    """Of tensors of this shape."""
+def decoder(form: Format, size: int) -> KernelDecoder:
+    """Of tensors of `size` numbers."""
     from flexflow_plugins.codecs import kernels, parts  # noqa: PLC0415  # Numba takes half a second to import
 
     functions = kernels.DECODERS if form.encoder == "minmax" else parts.DECODERS
     addresses = {dtype: function.address for dtype, function in functions.items()}
-    settings, products = (prod(shape), form.group_size, form.bits), _products(form, shape)
-    if products is None:
-        return KernelDecoder(addresses, settings, functions)
-    multiply, accumulate = products
-    matrices = KernelProducts(multiply.address, accumulate.address)
-    return KernelDecoder(addresses, (*settings, *shape[1:]), (functions, products), matrices)
+    return KernelDecoder(addresses, (size, form.group_size, form.bits), functions)
 
 
-def _products(form: Format, shape: tuple[int, ...]) -> tuple[Any, Any] | None:
-    """With tensors of this shape, as C functions, if there are some for it."""
-    from flexflow_plugins.codecs import (  # noqa: PLC0415  # as above
-        byte_products,
-        part_products,
-        row_products,
-    )
+def multiplying_decoder(form: Format, shape: tuple[int, ...]) -> KernelDecoder:
+    """The same with products, if there are some with tensors of this shape."""
+    from flexflow_plugins.codecs import byte_products, part_products  # noqa: PLC0415  # as above
+    from flexflow_plugins.codecs.row_products import suits  # noqa: PLC0415  # as above
 
-    if not row_products.suits(shape, form.group_size):
-        return None
-    if form.encoder != "minmax":
-        return part_products.products()
-    return byte_products.products() if form.bits == 8 else None
+    plain, functions = decoder(form, prod(shape)), None
+    if suits(shape, form.group_size) and (form.encoder, form.bits) != ("minmax", 4):
+        functions = (byte_products if form.encoder == "minmax" else part_products).products()
+    if functions is None:
+        return plain
+    products = PageProducts(*(function.address for function in functions))
+    return replace(plain, settings=(*plain.settings, *shape[1:]), owner=(plain.owner, functions), products=products)
 
 
 def integer_decoder(form: Format, size: int) -> IntegerDecoder:
@@ -84,10 +79,7 @@ def decode(form: Format, encoded: torch.Tensor, out: torch.Tensor) -> None:
     target = out if _is_dense(out) and out.dtype in ARRAY_TYPES else torch.empty(out.shape, dtype=torch.float32)
     source = encoded if _is_dense(encoded) else encoded.contiguous()
     size = prod(out.shape[1:])
-    compiled, place = (
-        decoder(form, tuple(out.shape[1:])),
-        Target(target.data_ptr(), target.stride(0) * target.itemsize, target.dtype),
-    )
+    compiled, place = decoder(form, size), Target(target.data_ptr(), target.stride(0) * target.itemsize, target.dtype)
     parts = min(torch.get_num_threads(), out.numel() // _NUMBERS_PER_THREAD["decode"])
     share(lambda first, stop: decode_numbers(compiled, source, size, range(first, stop), place), out.numel(), parts)
     if target is not out:
