@@ -190,10 +190,6 @@ INTEGER_DECODER = (
 """Type of a decoder to integers, as a C function."""
 
 
-PRODUCT = "void(CPointer(uint8), CPointer(int64), int64, int64, CPointer(float32), CPointer(float32), int64)"
-"""Of a product with matrices, as a C function; see `PageProducts`."""
-
-
 @cache
 def integer_decoder() -> Any:
     """`decode_integers` as a C function; few runs need it."""

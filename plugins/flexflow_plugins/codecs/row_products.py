@@ -2,7 +2,7 @@
 
 What is multiplied are whole numbers, as codes say them; a group's scale is a factor of their sum, or of the weight of
 their row. Four rows are taken at a time, and of each the same group: their scales are one vector, and so are their
-sums. Codecs say what a group's numbers are (`Rows`); functions have the arguments of `PageProducts`.
+sums. What a group's numbers are, `Rows` say.
 """
 
 from __future__ import annotations

@@ -52,16 +52,15 @@ def decoder(form: Format, size: int) -> KernelDecoder:
 
 def multiplying_decoder(form: Format, shape: tuple[int, ...]) -> KernelDecoder:
     """The same with products, if there are some with tensors of this shape."""
-    from flexflow_plugins.codecs import byte_products, part_products  # noqa: PLC0415  # as above
+    from flexflow_plugins.codecs.products import products  # noqa: PLC0415  # as above
     from flexflow_plugins.codecs.row_products import suits  # noqa: PLC0415  # as above
 
-    plain, functions = decoder(form, prod(shape)), None
-    if suits(shape, form.group_size) and (form.encoder, form.bits) != ("minmax", 4):
-        functions = (byte_products if form.encoder == "minmax" else part_products).products()
+    plain, has_products = decoder(form, prod(shape)), (form.encoder, form.bits) != ("minmax", 4)
+    functions = products() if has_products and suits(shape, form.group_size) else None
     if functions is None:
         return plain
-    products = PageProducts(*(function.address for function in functions))
-    return replace(plain, settings=(*plain.settings, *shape[1:]), owner=(plain.owner, functions), products=products)
+    pages = PageProducts(*(function.address for function in functions))
+    return replace(plain, settings=(*plain.settings, *shape[1:]), owner=(plain.owner, functions), products=pages)
 
 
 def integer_decoder(form: Format, size: int) -> IntegerDecoder:
