@@ -20,7 +20,6 @@ from flexflow_plugins.codecs.parts import word_at
 from flexflow_plugins.codecs.row_products import accumulating, multiplying
 from flexflow_plugins.codecs.rows import ByteRows, PartRows
 
-_BYTE_BITS = 8
 _PRODUCT = "void(CPointer(uint8), CPointer(int64), int64, int64, CPointer(float32), CPointer(float32), int64)"
 
 
@@ -28,11 +27,13 @@ def multiply(  # noqa: PLR0917  # a C function's
     encoded: Any, settings: Any, first: Any, count: Any, vectors: Any, weights: Any, stride: Any
 ) -> None:
     """Of matrices [first, first + count)."""
-    shape = settings[3], settings[4] // GROUP_SIZE
+    shape, (begins, steps), has_bytes = (settings[3], settings[4] // GROUP_SIZE), _matrices(settings), settings[2] == 8
     for matrix in range(count):
-        codes, grids, lows = _matrix(encoded, settings, first + matrix)
+        codes = offset(encoded, begins[0] + (first + matrix) * steps[0])
+        grids = offset(encoded, begins[1] + (first + matrix) * steps[1])
         vector, chosen = offset(vectors, matrix * settings[4]), offset(weights, matrix * stride)
-        if settings[2] == _BYTE_BITS:
+        if has_bytes:
+            lows = offset(encoded, begins[2] + (first + matrix) * steps[1])
             _multiply_bytes(codes, (grids, lows), shape, vector, chosen)
         elif _multiply_parts(codes, grids, shape, vector, chosen):
             for place in range(shape[0] * shape[1]):
@@ -46,11 +47,13 @@ def accumulate(  # noqa: PLR0917  # a C function's
     encoded: Any, settings: Any, first: Any, count: Any, vectors: Any, weights: Any, stride: Any
 ) -> None:
     """The same."""
-    shape = settings[3], settings[4] // GROUP_SIZE
+    shape, (begins, steps), has_bytes = (settings[3], settings[4] // GROUP_SIZE), _matrices(settings), settings[2] == 8
     for matrix in range(count):
-        codes, grids, lows = _matrix(encoded, settings, first + matrix)
+        codes = offset(encoded, begins[0] + (first + matrix) * steps[0])
+        grids = offset(encoded, begins[1] + (first + matrix) * steps[1])
         vector, chosen = offset(vectors, matrix * settings[4]), offset(weights, matrix * stride)
-        if settings[2] == _BYTE_BITS:
+        if has_bytes:
+            lows = offset(encoded, begins[2] + (first + matrix) * steps[1])
             _accumulate_bytes(codes, (grids, lows), shape, vector, chosen)
         elif _accumulate_parts(codes, grids, shape, vector, chosen):
             for place in range(shape[0] * shape[1]):
@@ -85,16 +88,14 @@ def _accumulate_bytes(_: Any, codes: Any, grids: Any, shape: Any, vector: Any, w
 
 
 @kernel
-def _matrix(encoded: Any, settings: Any, number: Any) -> Any:
-    """Pointers to a matrix's first codes, to its first word or scale, and to its first low if it has some."""
-    size, bits = settings[0], settings[2]
-    begin, codes_nbytes = number * settings[3] * settings[4] // GROUP_SIZE, size * bits // 8
-    codes = offset(encoded, begin * GROUP_SIZE * bits // 8)
-    if bits == _BYTE_BITS:
-        scales = offset(encoded, codes_nbytes + 2 * begin)
-        return codes, scales, offset(scales, 2 * (size // GROUP_SIZE))
-    words = offset(encoded, codes_nbytes + 4 * begin)
-    return codes, words, words
+def _matrices(settings: Any) -> Any:
+    """Where the first one's codes begin, its words or scales, and its lows if it has some; and bytes of a matrix's
+    codes, and of its words or scales.
+    """
+    size, bits, groups = settings[0], settings[2], settings[3] * settings[4] // GROUP_SIZE
+    codes_nbytes, grid_nbytes = size * bits // 8, 2 if bits == 8 else 4
+    begins = 0, codes_nbytes, codes_nbytes + grid_nbytes * (size // GROUP_SIZE)
+    return begins, (groups * GROUP_SIZE * bits // 8, groups * grid_nbytes)
 
 
 @kernel
