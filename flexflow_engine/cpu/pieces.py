@@ -75,17 +75,22 @@ def take_units(function: int, address: int, step: int, starts: NDArray[np.int64]
     """
     nbytes = out.shape[1]
     for i in range(len(out)):
-        place, row, checksum = address + i * step + starts[i], out[i], np.uint32(0)
-        unit = pointer(place, out)
+        place, target, checksum = address + i * step + starts[i], out[i].ctypes.data, np.uint32(0)
         for first in range(0, nbytes, _CHECKED_NBYTES):
             count = min(_CHECKED_NBYTES, nbytes - first)
             _ask_for(place + first + _AHEAD_NBYTES, count)
-            for j in range(first, first + count):
-                row[j] = unit[j]
-            checksum = call_checksum(function, checksum, row.ctypes.data + first, count)
-        stored = np.uint32(0)
+            _copy(pointer(place + first, out), pointer(target + first, out), count)
+            checksum = call_checksum(function, checksum, target + first, count)
+        unit, stored = pointer(place + nbytes, out), np.uint32(0)
         for j in range(4):
-            stored |= np.uint32(unit[nbytes + j]) << np.uint32(8 * j)
+            stored |= np.uint32(unit[j]) << np.uint32(8 * j)
         if checksum != stored:
             return i
     return len(out)
+
+
+@kernel
+def _copy(source: Any, target: Any, nbytes: int) -> None:
+    """By pointers: an index that might be negative would be copied alone."""
+    for j in range(nbytes):
+        target[j] = source[j]
