@@ -79,7 +79,7 @@ def take_units(function: int, address: int, step: int, starts: NDArray[np.int64]
         for first in range(0, nbytes, _CHECKED_NBYTES):
             count = min(_CHECKED_NBYTES, nbytes - first)
             _ask_for(place + first + _AHEAD_NBYTES, count)
-            _copy(pointer(place + first, out), pointer(target + first, out), count)
+            copy_bytes(pointer(place + first, out), pointer(target + first, out), count)
             checksum = call_checksum(function, checksum, target + first, count)
         unit, stored = pointer(place + nbytes, out), np.uint32(0)
         for j in range(4):
@@ -90,7 +90,7 @@ def take_units(function: int, address: int, step: int, starts: NDArray[np.int64]
 
 
 @kernel
-def _copy(source: Any, target: Any, nbytes: int) -> None:
-    """By pointers: an index that might be negative would be copied alone."""
+def copy_bytes(source: Any, target: Any, nbytes: int) -> None:
+    """By pointers: where an index might be negative, bytes are copied one by one."""
     for j in range(nbytes):
         target[j] = source[j]

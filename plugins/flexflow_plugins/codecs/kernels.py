@@ -21,6 +21,7 @@ import numpy as np
 from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
 from flexflow_engine.cpu.numbers import NAN_HALF, half_to_float, narrow, put_pair, widen
+from flexflow_engine.cpu.pieces import copy_bytes
 from flexflow_engine.cpu.pointers import offset, pointer
 from flexflow_plugins.codecs.byte_vectors import LANES, decode_bytes
 from flexflow_plugins.codecs.fitting import FITTED_AT_ONCE, cover, quantise
@@ -125,12 +126,22 @@ def _encode(values: Any, encoded: Any, shape: Any, span: Any, room: Any) -> None
         if bits == 4:
             _store_pairs(codes, count, offset(out, start // 2))
         else:
-            _copy(codes, count, offset(out, start))
+            copy_bytes(codes, offset(out, start), count)
         _store_half(offset(out, places[0] + 2 * group), scale)
         _store_half(offset(out, places[1] + 2 * group), low)
-        group += 1
-        if group == num_groups:
-            tensor, group = tensor + 1, 0
+        tensor, group = next_group(tensor, group, num_groups)
+
+
+@kernel
+def next_group(tensor: Any, group: Any, num_groups: Any) -> Any:
+    """Which tensor's, and which of its groups, follows."""
+    return (tensor, group + 1) if group + 1 < num_groups else (tensor + 1, 0)
+
+
+@kernel
+def is_finite(number: Any) -> Any:
+    """Of a float32, in a loop that is vectorised."""
+    return (np.float32(number).view(np.uint32) & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
 
 
 @kernel
@@ -140,7 +151,7 @@ def load(values: Any, count: Any, numbers: Any) -> Any:
     for i in range(count):
         number = np.float32(widen(values[i]))
         numbers[i] = number
-        infinite |= (number.view(np.uint32) & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+        infinite |= not is_finite(number)
     for i in range(count, (count + FITTED_AT_ONCE - 1) // FITTED_AT_ONCE * FITTED_AT_ONCE):
         numbers[i] = numbers[count - 1]
     return not infinite
@@ -152,12 +163,6 @@ def _store_pairs(codes: Any, count: Any, out: Any) -> None:
         out[i] = codes[2 * i] | (codes[2 * i + 1] << HALF_BYTE)
     if count % 2:
         out[count // 2] = codes[count - 1]
-
-
-@kernel
-def _copy(codes: Any, count: Any, out: Any) -> None:
-    for i in range(count):
-        out[i] = codes[i]
 
 
 @kernel

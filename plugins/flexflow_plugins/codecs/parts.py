@@ -28,7 +28,7 @@ from flexflow_engine.abc.dtypes import DType
 from flexflow_engine.cpu.jit import c_function, kernel
 from flexflow_engine.cpu.numbers import narrow, widen
 from flexflow_engine.cpu.pointers import offset, pointer
-from flexflow_plugins.codecs.kernels import HALF_BYTE, INTEGER_DECODER, NIBBLE, decode_nibbles
+from flexflow_plugins.codecs.kernels import HALF_BYTE, INTEGER_DECODER, NIBBLE, decode_nibbles, is_finite, next_group
 from flexflow_plugins.codecs.part_format import GROUP_SIZE, LEAST, LOW_EIGHTHS, NUM_PARTS
 from flexflow_plugins.codecs.part_grids import HUGE, NO_NUMBER, constant_of, grid_of, has_grids, part_size, step_of
 from flexflow_plugins.codecs.part_lanes import CODES_A_WORD, GROUPS_AT_ONCE, LANES, WORD_NBYTES, padded, spread
@@ -158,7 +158,7 @@ def encode(values: Any, encoded: Any, shape: Any, span: Any, reach: Any) -> None
             finite[k] = _take(offset(inputs, tensor * stride + begin), several, NUM_PARTS * part, row)
             if part < width:
                 _move_apart(row, part, width)
-            tensor, group = _next(tensor, group, num_groups)
+            tensor, group = next_group(tensor, group, num_groups)
         spread(numbers, lanes)
         find_grids(lanes, part, grids, room, reach)
         for k in range(count):
@@ -169,12 +169,7 @@ def encode(values: Any, encoded: Any, shape: Any, span: Any, reach: Any) -> None
             begin, out = group * group_size, offset(outputs, tensor * data_stride)
             _put(offset(columns, k), part, offset(out, begin // 2), (min(group_size, size - begin) + 1) // 2)
             _store_word(offset(out, words + 4 * group), grids[k])
-            tensor, group = _next(tensor, group, num_groups)
-
-
-@kernel
-def _next(tensor: Any, group: Any, num_groups: Any) -> Any:
-    return (tensor, group + 1) if group + 1 < num_groups else (tensor + 1, 0)
+            tensor, group = next_group(tensor, group, num_groups)
 
 
 @kernel
@@ -187,7 +182,7 @@ def _take(values: Any, count: Any, room: Any, numbers: Any) -> Any:
     for i in range(count):
         number = np.float32(widen(values[i]))
         numbers[i] = min(max(number, -HUGE), HUGE)
-        infinite |= (number.view(np.uint32) & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+        infinite |= not is_finite(number)
     last = np.float32(0) if infinite else numbers[count - 1]
     for i in range(0 if infinite else count, room):
         numbers[i] = last

@@ -27,13 +27,11 @@ def multiply(  # noqa: PLR0917  # a C function's
     encoded: Any, settings: Any, first: Any, count: Any, vectors: Any, weights: Any, stride: Any
 ) -> None:
     """Of matrices [first, first + count)."""
-    shape, (begins, steps), has_bytes = (settings[3], settings[4] // GROUP_SIZE), _matrices(settings), settings[2] == 8
+    shape, places, has_bytes = (settings[3], settings[4] // GROUP_SIZE), _places(settings), settings[2] == 8
     for matrix in range(count):
-        codes = offset(encoded, begins[0] + (first + matrix) * steps[0])
-        grids = offset(encoded, begins[1] + (first + matrix) * steps[1])
+        codes, grids, lows = _matrix(encoded, places, first + matrix)
         vector, chosen = offset(vectors, matrix * settings[4]), offset(weights, matrix * stride)
         if has_bytes:
-            lows = offset(encoded, begins[2] + (first + matrix) * steps[1])
             _multiply_bytes(codes, (grids, lows), shape, vector, chosen)
         elif _multiply_parts(codes, grids, shape, vector, chosen):
             for place in range(shape[0] * shape[1]):
@@ -47,13 +45,11 @@ def accumulate(  # noqa: PLR0917  # a C function's
     encoded: Any, settings: Any, first: Any, count: Any, vectors: Any, weights: Any, stride: Any
 ) -> None:
     """The same."""
-    shape, (begins, steps), has_bytes = (settings[3], settings[4] // GROUP_SIZE), _matrices(settings), settings[2] == 8
+    shape, places, has_bytes = (settings[3], settings[4] // GROUP_SIZE), _places(settings), settings[2] == 8
     for matrix in range(count):
-        codes = offset(encoded, begins[0] + (first + matrix) * steps[0])
-        grids = offset(encoded, begins[1] + (first + matrix) * steps[1])
+        codes, grids, lows = _matrix(encoded, places, first + matrix)
         vector, chosen = offset(vectors, matrix * settings[4]), offset(weights, matrix * stride)
         if has_bytes:
-            lows = offset(encoded, begins[2] + (first + matrix) * steps[1])
             _accumulate_bytes(codes, (grids, lows), shape, vector, chosen)
         elif _accumulate_parts(codes, grids, shape, vector, chosen):
             for place in range(shape[0] * shape[1]):
@@ -88,7 +84,16 @@ def _accumulate_bytes(_: Any, codes: Any, grids: Any, shape: Any, vector: Any, w
 
 
 @kernel
-def _matrices(settings: Any) -> Any:
+def _matrix(encoded: Any, places: Any, number: Any) -> Any:
+    """Pointers to a matrix's first codes, to its first word or scale, and to its first low if it has some."""
+    begins, (codes_step, grids_step) = places
+    codes = offset(encoded, begins[0] + number * codes_step)
+    grids, lows = (offset(encoded, begins[1] + number * grids_step), offset(encoded, begins[2] + number * grids_step))
+    return codes, grids, lows
+
+
+@kernel
+def _places(settings: Any) -> Any:
     """Where the first one's codes begin, its words or scales, and its lows if it has some; and bytes of a matrix's
     codes, and of its words or scales.
     """
